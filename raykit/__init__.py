@@ -1,0 +1,79 @@
+"""A Jupyter-native toolkit for Ray: clusters, elastic training and multi-stage pipelines from notebook cells.
+
+Names are imported when they are first used: ``import raykit`` brings in neither ray nor torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+if sys.version_info < (3, 11) or sys.version_info >= (3, 14):  # noqa: UP036  (a copy on the path knows no metadata)
+    raise ImportError(f"raykit works with Python 3.11 to 3.13; this is {sys.version.split()[0]}.")
+
+if TYPE_CHECKING:
+    from raykit.client.pipeline import Pipeline, stage
+    from raykit.client.result import Result
+    from raykit.client.run import Run, run, train
+    from raykit.client.session import clusters, connect, doctor, down, resume, runs, status, stop, up, use, watch
+    from raykit.engine.device import device
+    from raykit.engine.training.job import elastic
+    from raykit.errors import RaykitError
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "raykit.client.pipeline": ("Pipeline", "stage"),
+    "raykit.client.result": ("Result",),
+    "raykit.client.run": ("Run", "run", "train"),
+    "raykit.client.session": (
+        *("clusters", "connect", "doctor", "down", "resume", "runs", "status", "stop", "up", "use", "watch"),
+    ),
+    "raykit.engine.device": ("device",),
+    "raykit.engine.training.job": ("elastic",),
+    "raykit.errors": ("RaykitError",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Pipeline",
+    "RaykitError",
+    "Result",
+    "Run",
+    "clusters",
+    "connect",
+    "device",
+    "doctor",
+    "down",
+    "elastic",
+    "resume",
+    "run",
+    "runs",
+    "stage",
+    "status",
+    "stop",
+    "train",
+    "up",
+    "use",
+    "watch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'raykit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Answer ``%load_ext raykit``."""
+    from raykit.jupyter.magics import register
+
+    register(shell)

@@ -1,0 +1,124 @@
+"""What is written down of a cluster, so that any later process finds it by name."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from raykit.cluster.home import clusters_home, private_folder
+from raykit.codec import validate
+from raykit.spec import ClusterSpec
+
+MARK = "RAYKIT_CLUSTER"
+"""Every process of a cluster carries its folder under this name in its environment: so they are found again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessMark:
+    """A process that cannot be mistaken for a later one with the same id."""
+
+    pid: int
+    created_unix_s: float
+
+    @staticmethod
+    def of(pid: int) -> ProcessMark:
+        return ProcessMark(pid=pid, created_unix_s=psutil.Process(pid).create_time())
+
+    def is_alive(self) -> bool:
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.created_unix_s) < 1
+            return same and process.status() != psutil.STATUS_ZOMBIE
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterRecord:
+    """A cluster's place on this machine. The token's text stands in its file only."""
+
+    spec: ClusterSpec
+    head: ProcessMark
+    gcs_address: str
+    door_url: str
+    dashboard_url: str | None
+    token_file: str
+    ray_temp: str
+    created_unix_s: float
+    python_version: str
+    ray_version: str
+    raykit_version: str
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def folder(self) -> Path:
+        return cluster_folder(self.name)
+
+    @property
+    def token(self) -> str:
+        return Path(self.token_file).read_text()
+
+    def is_alive(self) -> bool:
+        """Whether the head's process is there."""
+        return self.head.is_alive()
+
+    def save(self) -> None:
+        """Write the record in one move: a reader sees the old one or the new one."""
+        draft = self.folder / "record.json.new"
+        draft.write_text(json.dumps(asdict(self), indent=2))
+        draft.chmod(0o600)
+        draft.replace(self.folder / "record.json")
+
+    def remove(self) -> None:
+        """Forget the cluster; its log and its runs stay."""
+        (self.folder / "record.json").unlink(missing_ok=True)
+
+
+def cluster_folder(name: str) -> Path:
+    return clusters_home() / name
+
+
+def find(name: str) -> ClusterRecord | None:
+    """Give the record of a cluster, alive or not; one that cannot be read counts as none."""
+    file = cluster_folder(name) / "record.json"
+    try:
+        return validate(ClusterRecord, json.loads(file.read_text()))  # type: ignore[no-any-return]
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def find_all() -> list[ClusterRecord]:
+    """Give the records of all clusters, the newest first."""
+    records = [find(folder.name) for folder in clusters_home().iterdir()]
+    return sorted((each for each in records if each), key=lambda each: each.created_unix_s, reverse=True)
+
+
+def processes(name: str) -> list[psutil.Process]:
+    """Give every process of a cluster, by the mark in its environment."""
+    mark = str(cluster_folder(name))
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(MARK) == mark:
+                found.append(process)
+    return found
+
+
+@contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Let one process at a time make or end a cluster: two notebooks that click at once get one."""
+    import fcntl
+
+    folder = private_folder(cluster_folder(name))
+    with (folder / "lock").open("w") as file:
+        os.chmod(file.fileno(), 0o600)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,25 @@
+"""What a person asks of a run that goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """End at the next commit or batch and keep what is there."""
+
+    run: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drill:
+    """Break something on purpose, and judge how the run mends it."""
+
+    run: str
+    action: Literal["kill-worker", "kill-host"] = "kill-worker"
+    after_s: float = 0.0
+
+
+Command = Stop | Drill

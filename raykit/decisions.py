@@ -1,0 +1,30 @@
+"""What to do next, as a policy says it. The host carries it out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Start this many workers; ``hold_slots`` for ranks, without for spares."""
+
+    num_ranks: int = 0
+    num_spares: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """Form a world of these workers, rank by rank."""
+
+    workers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GiveUp:
+    """End the run: it cannot go on."""
+
+    reason: str
+
+
+Decision = Start | Form | GiveUp

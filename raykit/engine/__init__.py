@@ -1,0 +1,1 @@
+"""What runs in the cluster: the only rooms that import ray."""

@@ -1,0 +1,74 @@
+"""What the cluster holds, and whether a run could ever fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+from raykit.engine.setting import ClusterSetting
+from raykit.errors import CapacityError
+from raykit.spec import RunSpec
+
+Slot = tuple[float, float]
+
+
+def check(spec: RunSpec, setting: ClusterSetting) -> None:
+    """Refuse a run that the whole cluster could not hold, even when nothing else ran.
+
+    Raises:
+        CapacityError: what is asked and what is there.
+    """
+    nodes = [_slots_of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    if fits(spec.demand, nodes):
+        return
+    cpus, gpus = sum(node[0] for node in nodes), sum(node[1] for node in nodes)
+    asked_cpus, asked_gpus = sum(slot[0] for slot in spec.demand), sum(slot[1] for slot in spec.demand)
+    problem = (
+        f"{spec.name} asks for {asked_cpus:g} CPUs and {asked_gpus:g} GPUs in {len(spec.demand)} slots; "
+        f"the cluster {setting.name} has {cpus:g} CPUs and {gpus:g} GPUs on {len(nodes)} nodes."
+    )
+    if asked_gpus and not gpus:
+        raise CapacityError(problem, "Leave the GPUs out, or try it with slots that stand for them: %ray up sim --simulate-gpus 1")
+    raise CapacityError(problem, "Ask for less, or make a larger cluster: %ray up NAME --cpus N")
+
+
+def fits(demand: tuple[Slot, ...], nodes: list[Slot]) -> bool:
+    """Say whether whole slots fit on whole nodes, the largest placed first."""
+    free = [list(node) for node in nodes]
+    for cpus, gpus in sorted(demand, key=lambda slot: (slot[1], slot[0]), reverse=True):
+        node = next((node for node in free if node[0] >= cpus and node[1] >= gpus), None)
+        if node is None:
+            return False
+        node[0] -= cpus
+        node[1] -= gpus
+    return True
+
+
+def status(setting: ClusterSetting) -> dict[str, Any]:
+    """Give nodes, slots and devices as JSON values. Slots are logical: held, not used."""
+    total, free = ray.cluster_resources(), ray.available_resources()
+    nodes = [
+        {
+            "node": node["NodeID"][:8],
+            "alive": node["Alive"],
+            "num_cpus": node["Resources"].get("CPU", 0),
+            "num_gpus": node["Resources"].get("GPU", 0),
+            "labels": node.get("Labels", {}),
+        }
+        for node in ray.nodes()
+    ]
+    return {
+        "name": setting.name,
+        "simulated_gpus": setting.simulated_gpus,
+        "nodes": nodes,
+        "num_cpus": total.get("CPU", 0),
+        "num_cpus_free": free.get("CPU", 0),
+        "num_gpus": total.get("GPU", 0),
+        "num_gpus_free": free.get("GPU", 0),
+        "object_store_bytes": int(total.get("object_store_memory", 0)),
+    }
+
+
+def _slots_of(resources: dict[str, float]) -> Slot:
+    return resources.get("CPU", 0), resources.get("GPU", 0)

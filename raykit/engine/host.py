@@ -1,0 +1,147 @@
+"""A host: the detached, restartable actor that owns one run.
+
+Ray starts it again after a kill -9. It then reads from the log that it is not the first, and the run's kind takes up
+what is left: training adopts its workers, a pipeline begins again with an empty sink, a cell is lost and says so.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Sequence
+
+import ray
+
+from raykit.commands import Command, Drill, Stop
+from raykit.engine.run import RunContext, RunKind, StoppedError, UserCodeError, describe
+from raykit.engine.setting import NAMESPACE, ClusterSetting
+from raykit.events import Event, HostStarted, RunAccepted, RunEnded, StopAsked, UserFailed
+from raykit.spec import PipelineSpec, RunSpec, TaskSpec
+from raykit.store.log import Log
+
+PREFIX = "host:"
+
+
+def find_host(run: str) -> ray.actor.ActorHandle:
+    """Give the host of a run that goes on.
+
+    Raises:
+        ValueError: it has none.
+    """
+    return ray.get_actor(PREFIX + run, namespace=NAMESPACE)
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=1000)
+class Host:
+    """Owns a run from its acceptance to its end, and then ends itself."""
+
+    def __init__(self, cluster: ClusterSetting, run: str, spec: RunSpec) -> None:
+        self._journal = _Journal(Log(cluster.log_path), run)
+        records = list(self._journal.log.read_all(run=run, kinds=(RunAccepted, HostStarted, RunEnded, StopAsked)))
+        accepted = max(place for place, record in enumerate(records) if isinstance(record.event, RunAccepted))
+        since = [record.event for record in records[accepted:]]
+        if any(isinstance(event, RunEnded) for event in since):
+            threading.Thread(target=self._leave, daemon=True).start()
+            return
+        attempt = 1 + sum(isinstance(event, HostStarted) for event in since)
+        self._context = RunContext(
+            name=run,
+            spec=spec,
+            cluster=cluster,
+            emit=self._journal.emit,
+            attempt=attempt,
+            resumed=since[0].resumed,  # type: ignore[union-attr]
+            host=ray.get_runtime_context().current_actor,
+        )
+        if any(isinstance(event, StopAsked) for event in since):
+            self._context.stop_asked.set()
+        self._journal.emit(HostStarted(pid=os.getpid(), attempt=attempt))
+        self._kind = _make(self._context)
+        threading.Thread(target=self._run, name="raykit-run", daemon=True).start()
+
+    async def report(self, source: str, events: Sequence[Event]) -> None:
+        """Take what a worker reports; the beat of a worker is an empty report."""
+        if events:
+            self._kind.report(source, events)
+            self._journal.emit(*events)
+
+    async def command(self, command: Command) -> None:
+        """Take a command; returns before it is carried out."""
+        if isinstance(command, Stop):
+            self._context.emit(StopAsked())
+        if isinstance(command, Drill) and command.action == "kill-host":
+            from raykit.engine.drills import kill_host
+
+            kill_host(self._context, command)
+            return
+        self._kind.command(command)
+
+    async def ping(self) -> int:
+        return os.getpid()
+
+    def _run(self) -> None:
+        try:
+            self._kind.execute()
+            ended = RunEnded(state="done")
+        except StoppedError:
+            ended = RunEnded(state="stopped")
+        except UserCodeError as exc:
+            where, error, traceback_text = exc.args
+            self._context.emit(UserFailed(where=where, error=error, traceback_text=traceback_text))
+            ended = RunEnded(state="failed", error=error)
+        except Exception as exc:  # whatever broke, the run must not stay open
+            import traceback
+
+            self._context.emit(UserFailed(where="raykit", error=describe(exc), traceback_text=traceback.format_exc()))
+            ended = RunEnded(state="failed", error=describe(exc))
+        self._context.emit(ended)
+        self._leave()
+
+    def _leave(self) -> None:
+        self._journal.close()
+        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+
+
+def _make(context: RunContext) -> RunKind:
+    if isinstance(context.spec, TaskSpec):
+        from raykit.engine.task import TaskRun
+
+        return TaskRun(context)
+    if isinstance(context.spec, PipelineSpec):
+        from raykit.engine.pipeline.run import PipelineRun
+
+        return PipelineRun(context)
+    from raykit.engine.training.run import TrainingRun
+
+    return TrainingRun(context)
+
+
+class _Journal:
+    """Writes a run's events in their order from one thread: a host's loop never waits for the disk."""
+
+    def __init__(self, log: Log, run: str) -> None:
+        self.log = log
+        self._run = run
+        self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write, name="raykit-journal", daemon=True)
+        self._thread.start()
+
+    def emit(self, *events: Event) -> None:
+        for event in events:
+            self._queue.put(event)
+
+    def close(self) -> None:
+        """Write what waits."""
+        self._queue.put(None)
+        self._thread.join(30)
+
+    def _write(self) -> None:
+        open_ = True
+        while open_:
+            batch = [self._queue.get()]
+            while not self._queue.empty():
+                batch.append(self._queue.get())
+            open_ = None not in batch
+            if events := [event for event in batch if event is not None]:
+                self.log.append(self._run, events)

@@ -1,0 +1,195 @@
+"""The hub: the detached, restartable actor that serves a cluster's door, and the registry of its runs.
+
+It holds no state of its own. What runs there are, and what they did, stands in the log; so a hub that is killed is
+back when Ray has started its process, and no run notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from aiohttp import web
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raykit.codec import decode, encode
+from raykit.commands import Command, Stop
+from raykit.engine import capacity
+from raykit.engine.host import PREFIX, Host, find_host
+from raykit.engine.registry import Registry
+from raykit.engine.setting import NAMESPACE, ClusterSetting
+from raykit.errors import RaykitError, RunError, RunNotFoundError, to_wire
+from raykit.events import RunEnded, record_to_json
+from raykit.spec import RunSpec
+
+HUB = "hub"
+MAX_PAYLOAD_BYTES = 2**31
+LOOK_S = 0.01  # a look at the log's version costs microseconds, and is made only while somebody waits
+MAX_WAIT_S = 30.0
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def on_this_node() -> NodeAffinitySchedulingStrategy:
+    """Keep an actor where the log's file is."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+@ray.remote(num_cpus=0, max_concurrency=1000)
+class Hub:
+    """Serves the door from its constructor on: after a restart Ray calls nothing else."""
+
+    def __init__(self, setting: ClusterSetting) -> None:
+        self._setting = setting
+        self._token = Path(setting.token_file).read_text()
+        self._registry = Registry(setting)
+        self._started_unix_s = time.time()
+        self._starting = asyncio.Lock()
+        self._serving = asyncio.get_event_loop().create_task(self._serve())
+
+    async def ready(self) -> int:
+        """Wait until the door is open."""
+        await self._serving
+        return os.getpid()
+
+    async def _serve(self) -> None:
+        await asyncio.to_thread(self._close_lost_runs)
+        app = web.Application(middlewares=[self._guard], client_max_size=MAX_PAYLOAD_BYTES)
+        app.add_routes(
+            [
+                web.get("/ping", self._ping),
+                web.get("/status", self._status),
+                web.get("/runs", self._runs),
+                web.post("/runs", self._start),
+                web.post("/runs/resume", self._resume),
+                web.post("/commands", self._command),
+                web.get("/events", self._events),
+                web.get("/outputs/{run}/{name}", self._output),
+                web.get("/logs/{run}", self._logs),
+            ]
+        )
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", self._setting.port, reuse_address=True).start()
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "")
+        if not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
+            return web.json_response({"error": "RunError", "facts": ["The door asks for the cluster's token.", ""]}, status=401)
+        try:
+            return await handler(request)
+        except RaykitError as exc:
+            return web.json_response(to_wire(exc), status=409)
+        except (LookupError, ValueError) as exc:
+            facts = [f"The door does not understand the request: {exc!r}", "Is the kernel's raykit of another version?"]
+            return web.json_response({"error": "RunError", "facts": facts}, status=400)
+
+    async def _ping(self, _: web.Request) -> web.Response:
+        import raykit
+
+        versions = {"ray": ray.__version__, "raykit": raykit.__version__}
+        return web.json_response({"name": self._setting.name, "pid": os.getpid(), "started_unix_s": self._started_unix_s} | versions)
+
+    async def _status(self, _: web.Request) -> web.Response:
+        return web.json_response(await asyncio.to_thread(capacity.status, self._setting))
+
+    async def _runs(self, _: web.Request) -> web.Response:
+        views = await asyncio.to_thread(self._registry.views)
+        return web.json_response({"runs": [asdict(view) for view in views]})
+
+    async def _start(self, request: web.Request) -> web.Response:
+        parts = await request.post()
+        spec: RunSpec = decode(RunSpec, json.loads(_part(parts["spec"])))
+        capacity.check(spec, self._setting)
+        async with self._starting:
+            run = self._registry.accept(spec, _part(parts["payload"]))
+            self._make_host(run, replace(spec, name=run))
+        return web.json_response({"run": run})
+
+    async def _resume(self, request: web.Request) -> web.Response:
+        asked = str((await request.json())["run"])
+        async with self._starting:
+            run, spec = self._registry.accept_again(asked)
+            capacity.check(spec, self._setting)
+            self._make_host(run, spec)
+        return web.json_response({"run": run})
+
+    async def _command(self, request: web.Request) -> web.Response:
+        command: Command = decode(Command, await request.json())
+        run = self._registry.newest(command.run)
+        try:
+            host = find_host(run)
+        except ValueError as exc:
+            if isinstance(command, Stop):
+                return web.json_response({"run": run})  # it is over: stopping twice is fine
+            raise RunError(f"The run {run} is over.", f"Start it again: %ray resume {run}") from exc
+        await host.command.remote(replace(command, run=run))
+        return web.json_response({"run": run})
+
+    async def _events(self, request: web.Request) -> web.Response:
+        run = self._registry.newest(request.query["run"])
+        after = int(request.query["after"])
+        deadline = time.monotonic() + min(float(request.query.get("wait_s", 0)), MAX_WAIT_S)
+        log = self._registry.log
+        while True:
+            version = log.version()
+            records = await asyncio.to_thread(log.read, after=after, run=run)
+            if records:
+                return web.json_response({"records": [record_to_json(record) for record in records]})
+            while log.version() == version:
+                if time.monotonic() > deadline or request.transport is None:
+                    return web.json_response({"records": []})
+                await asyncio.sleep(LOOK_S)
+
+    async def _output(self, request: web.Request) -> web.StreamResponse:
+        run = self._registry.newest(request.match_info["run"])
+        name = request.match_info["name"]
+        file = self._setting.run_folder(run) / "outputs" / f"{name}.pkl"
+        if not name.isidentifier() or not file.is_file():
+            raise RunNotFoundError(f"The run {run} has no output {name}.", f"See what it has: %ray watch {run}")
+        return web.FileResponse(file)
+
+    async def _logs(self, request: web.Request) -> web.Response:
+        run = self._registry.newest(request.match_info["run"])
+        source, tail = request.query.get("source", ""), int(request.query.get("tail", 200))
+        folder = self._setting.run_folder(run) / "logs"
+        text = await asyncio.to_thread(_read_logs, folder, source, tail)
+        return web.Response(text=text)
+
+    def _make_host(self, run: str, spec: RunSpec) -> None:
+        Host.options(
+            name=PREFIX + run, namespace=NAMESPACE, lifetime="detached", scheduling_strategy=on_this_node()
+        ).remote(self._setting, run, spec)
+
+    def _close_lost_runs(self) -> None:
+        """Say of runs that were open when an earlier head died that they are lost."""
+        for view in self._registry.views():
+            if view.ended:
+                continue
+            try:
+                find_host(view.name)
+            except ValueError:
+                ended = RunEnded(state="lost", error="The cluster's head died while the run went on.")
+                self._registry.log.append(view.name, [ended])
+
+
+def _part(part: Any) -> bytes:
+    return bytes(part.file.read()) if hasattr(part, "file") else str(part).encode()
+
+
+def _read_logs(folder: Path, source: str, tail: int) -> str:
+    parts = []
+    for file in sorted(folder.glob("*.log")):
+        if source in ("", file.stem):
+            lines = file.read_text(errors="replace").splitlines()[-tail:]
+            parts.extend(f"{file.stem} | {line}" for line in lines)
+    return "\n".join(parts)

@@ -1,0 +1,110 @@
+"""The runs of a cluster: their names, folders and views, as the log has them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+from raykit.codec import decode, encode
+from raykit.engine.setting import ClusterSetting
+from raykit.errors import RunError, RunNameTakenError, RunNotFoundError
+from raykit.events import RunAccepted
+from raykit.spec import PipelineSpec, RunSpec, TaskSpec, TrainSpec
+from raykit.store.log import Log
+from raykit.views import RunView, fold
+
+RUN_KINDS = {TaskSpec: "task", PipelineSpec: "pipeline", TrainSpec: "training"}
+
+
+class Registry:
+    """Views of all runs, kept up by folding what the log has gained."""
+
+    def __init__(self, setting: ClusterSetting) -> None:
+        self.log = Log(setting.log_path)
+        self._setting = setting
+        self._views: dict[str, RunView] = {}
+        self._number = 0
+
+    def views(self) -> list[RunView]:
+        """Give all runs as they stand, newest first."""
+        while records := self.log.read(after=self._number):
+            for record in records:
+                view = self._views.get(record.run) or RunView(name=record.run)
+                self._views[record.run] = fold(view, record)
+            self._number = records[-1].number
+        return sorted(self._views.values(), key=lambda view: view.accepted_at_unix_s or 0, reverse=True)
+
+    def newest(self, name: str) -> str:
+        """Give the full name: ``digits`` means the newest of ``digits``, ``digits#2``, ...
+
+        Raises:
+            RunNotFoundError: there is none; those that are there are named.
+        """
+        views = self.views()
+        for view in views:
+            if name in (view.name, _base(view.name)):
+                return view.name
+        known = ", ".join(view.name for view in views[:8])
+        raise RunNotFoundError(f"There is no run {name}.", f"There are: {known}." if known else "No run was started yet.")
+
+    def accept(self, spec: RunSpec, payload: bytes) -> str:
+        """Write a new run down and give its name.
+
+        Raises:
+            RunNameTakenError: a run of that name goes on; a name that was not chosen gets a number instead.
+        """
+        base = _base(spec.name)
+        same = [view for view in self.views() if _base(view.name) == base]
+        going_on = next((view.name for view in same if not view.ended), None)
+        if going_on and base != type(spec)().name:
+            raise RunNameTakenError(
+                f"The run {going_on} goes on.", f"Stop it (%ray stop {going_on}), or give this one another name."
+            )
+        run = base if not same else f"{base}#{1 + max(_number(view.name) for view in same)}"
+        folder = self._setting.run_folder(run)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700, parents=True)
+        (folder / "spec.json").write_text(json.dumps(encode(spec)))
+        (folder / "payload").write_bytes(payload)
+        self._write_accepted(run, spec, resumed=False)
+        return run
+
+    def accept_again(self, name: str) -> tuple[str, RunSpec]:
+        """Open a run that is over again and give its name and its spec.
+
+        Raises:
+            RunNameTakenError: it still goes on.
+            RunError: it is done, or cannot be taken up again.
+        """
+        run = self.newest(name)
+        view = self._views[run]
+        if not view.ended:
+            raise RunNameTakenError(f"The run {run} goes on.", f"See it: %ray watch {run}")
+        if view.state == "done":
+            raise RunError(f"The run {run} is done; there is nothing to resume.", "Run its cell again for a new one.")
+        file = self._setting.run_folder(run) / "spec.json"
+        if not file.is_file():
+            raise RunError(f"The folder of {run} is gone: {file.parent}.", "Run its cell again.")
+        spec: RunSpec = replace(decode(RunSpec, json.loads(file.read_text())), name=run)
+        self._write_accepted(run, spec, resumed=True)
+        return run, spec
+
+    def _write_accepted(self, run: str, spec: RunSpec, *, resumed: bool) -> None:
+        stages = tuple(stage.name for stage in spec.stages) if isinstance(spec, PipelineSpec) else ()
+        accepted = RunAccepted(
+            run_kind=RUN_KINDS[type(spec)],  # type: ignore[arg-type]
+            folder=str(self._setting.run_folder(run)),
+            stages=stages,
+            resumed=resumed,
+            simulated_gpus=self._setting.simulated_gpus,
+        )
+        self.log.append(run, [accepted])
+
+
+def _base(name: str) -> str:
+    return name.partition("#")[0]
+
+
+def _number(name: str) -> int:
+    return int(name.partition("#")[2] or 1)

@@ -1,0 +1,136 @@
+"""What a host and the three kinds of run share: the context of a run, and the two ways in which it can break off."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from raykit.commands import Command
+from raykit.engine.setting import ClusterSetting
+from raykit.events import Event, OutputReady
+from raykit.wire.payload import Payload
+
+
+class Emit(Protocol):
+    """Takes events in their order; returns before they are written."""
+
+    def __call__(self, *events: Event) -> None: ...
+
+
+class StoppedError(Exception):
+    """The run ended because a person asked."""
+
+
+class UserCodeError(Exception):
+    """The user's code raised. Facts: where, the error's one line, the user's frames."""
+
+    def __init__(self, where: str, error: str, traceback_text: str) -> None:
+        super().__init__(where, error, traceback_text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """What a kind of run gets from its host."""
+
+    name: str
+    spec: Any
+    cluster: ClusterSetting
+    emit: Emit
+    attempt: int
+    resumed: bool
+    host: Any
+    stop_asked: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def folder(self) -> Path:
+        return self.cluster.run_folder(self.name)
+
+    def payload(self) -> Payload:
+        """Read what travelled with the spec."""
+        return Payload.from_bytes((self.folder / "payload").read_bytes())
+
+
+class RunKind(Protocol):
+    """A kind of run, as its host drives it."""
+
+    def execute(self) -> None:
+        """Run to the end, in a thread of the host; blocking.
+
+        Raises:
+            StoppedError: a Stop was carried out.
+            UserCodeError: the user's code raised.
+        """
+
+    def command(self, command: Command) -> None:
+        """Take a command; returns at once."""
+
+    def report(self, source: str, events: Sequence[Event]) -> None:
+        """Take what a worker reported, before it is written to the log."""
+
+
+def describe(error: BaseException) -> str:
+    """Give an exception in one line, as Python's tracebacks end."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+
+
+def as_user_error(error: BaseException, payload: Payload, where: str) -> UserCodeError:
+    """Give the user's part of an exception, as plain text that crosses processes."""
+    return UserCodeError(where, describe(error), payload.traceback_of(error))
+
+
+def save_outputs(namespace: dict[str, Any], names: Sequence[str], folder: Path, where: str) -> list[OutputReady]:
+    """Write the named values, on the CPU, as files of the run's folder, each in one move.
+
+    Raises:
+        UserCodeError: the cell never set the name, or its value does not pickle.
+    """
+    saved = []
+    for name in names:
+        if name not in namespace:
+            raise UserCodeError(where, f"NameError: -o {name}: the cell did not set {name!r}", "")
+        file = folder / "outputs" / f"{name}.pkl"
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        draft = file.with_suffix(".new")
+        try:
+            draft.write_bytes(_pickled(namespace[name]))
+        except Exception as exc:
+            kind = type(namespace[name]).__name__
+            raise UserCodeError(where, f"-o {name}: a {kind} does not pickle ({describe(exc)})", "") from exc
+        draft.replace(file)
+        saved.append(OutputReady(name=name, file=file.name, num_bytes=file.stat().st_size))
+    return saved
+
+
+def _pickled(value: Any) -> bytes:
+    import cloudpickle
+
+    if "torch" in sys.modules:
+        import torch
+
+        # A tensor's own pickling keeps its device; a kernel without that device could not read it.
+        if isinstance(value, torch.nn.Module):
+            value = value.to("cpu")
+        elif isinstance(value, torch.Tensor):
+            value = value.detach().cpu()
+    return bytes(cloudpickle.dumps(value))
+
+
+def limit_threads(num_cpus: float) -> None:
+    """Give the thread pools of the numeric libraries as many threads as the slot has CPUs, at least one."""
+    threads = max(1, int(num_cpus))
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(threads)
+    if "cv2" in sys.modules:
+        import cv2
+
+        cv2.setNumThreads(threads)

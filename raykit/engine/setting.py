@@ -1,0 +1,29 @@
+"""What hub and hosts need to know of their cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+NAMESPACE = "raykit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSetting:
+    """Told once, when the cluster is made; it survives restarts in the actors' own creation arguments."""
+
+    name: str
+    address: str
+    port: int
+    token_file: str
+    folder: str
+    profile: str = "standard"
+    simulated_gpus: bool = False
+
+    @property
+    def log_path(self) -> Path:
+        return Path(self.folder) / "log.sqlite"
+
+    def run_folder(self, run: str) -> Path:
+        """The folder of a run; ``digits#2`` lies in ``digits-2``."""
+        return Path(self.folder) / "runs" / run.replace("#", "-")

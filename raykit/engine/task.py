@@ -1,0 +1,82 @@
+"""A run of one cell or function on one node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from raykit.commands import Command, Stop
+from raykit.engine.reporter import Reporter, captured
+from raykit.engine.run import RunContext, StoppedError, UserCodeError, as_user_error, limit_threads, save_outputs
+from raykit.events import Event, RunStarted, SlotsHeld, SlotsReleased
+from raykit.spec import TaskSpec
+
+HOLDER = "cell"
+
+
+class TaskRun:
+    """Drives one Ray task."""
+
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        self._task: Any = None
+
+    def execute(self) -> None:
+        context = self._context
+        spec: TaskSpec = context.spec
+        if context.attempt > 1:
+            raise UserCodeError(HOLDER, "The run's host died, and the cell's process with it. Run the cell again.", "")
+        options = _work.options(num_cpus=spec.num_cpus, num_gpus=spec.num_gpus, max_retries=0)
+        self._task = options.remote(context.host, context.folder, spec)
+        try:
+            context.emit(*ray.get(self._task))
+        except ray.exceptions.TaskCancelledError as exc:
+            raise StoppedError from exc
+        except ray.exceptions.RayTaskError as exc:
+            if isinstance(exc.cause, UserCodeError):
+                raise exc.cause from None
+            raise
+        except ray.exceptions.RayError as exc:
+            if context.stop_asked.is_set():
+                raise StoppedError from exc
+            raise UserCodeError(HOLDER, _died(exc), "") from exc
+        finally:
+            context.emit(SlotsReleased(holder=HOLDER))
+
+    def command(self, command: Command) -> None:
+        if isinstance(command, Stop):
+            self._context.stop_asked.set()
+            if self._task is not None:
+                ray.cancel(self._task, force=True)
+
+    def report(self, source: str, events: Sequence[Event]) -> None:
+        """Nothing here depends on what the cell's process reports."""
+
+
+@ray.remote
+def _work(host: Any, folder: Any, spec: TaskSpec) -> list[Event]:
+    from raykit.wire.payload import Payload
+
+    reporter = Reporter(host, HOLDER, folder / "logs" / f"{HOLDER}.log").start()
+    node = ray.get_runtime_context().get_node_id()[:8]
+    held = SlotsHeld(holder=HOLDER, num_cpus=spec.num_cpus, num_gpus=spec.num_gpus, node=node)
+    reporter.emit(held, RunStarted())
+    payload = Payload.from_bytes((folder / "payload").read_bytes())
+    try:
+        limit_threads(spec.num_cpus)
+        with captured(reporter):
+            try:
+                namespace = payload.open().run()
+            except BaseException as exc:
+                raise as_user_error(exc, payload, HOLDER) from None
+        return list(save_outputs(namespace, spec.outputs, folder, HOLDER))
+    finally:
+        reporter.close()
+
+
+def _died(error: Exception) -> str:
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return "The cell's process was ended because the node ran out of memory. Ask for a larger node, or work in parts."
+    return f"The cell's process died ({type(error).__name__}): a crash in native code, or it was killed."

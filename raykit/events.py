@@ -1,0 +1,290 @@
+"""What happened, in past tense: the only words in which a run speaks.
+
+A host emits events, the log numbers them, and :func:`raykit.views.fold` makes views of them. Times are Unix seconds of
+the head's clock and stand in the :class:`Record`; durations are measured where the thing happened.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from raykit.codec import SCHEMA_VERSION, decode, encode
+
+RunKind = Literal["task", "pipeline", "training"]
+EndState = Literal["done", "failed", "stopped", "lost"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunAccepted:
+    """The door took the run; its folder exists."""
+
+    run_kind: RunKind
+    folder: str
+    stages: tuple[str, ...] = ()
+    resumed: bool = False
+    simulated_gpus: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostStarted:
+    """The run's host is there; a number above one says that it came back."""
+
+    pid: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted:
+    """The user's code began to run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunWaited:
+    """The run cannot start yet, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnded:
+    """The run is over. ``error`` is the sentence for the card when it did not end well."""
+
+    state: EndState
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputReady:
+    """A name that came back, as a file in the run's folder."""
+
+    name: str
+    file: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserFailed:
+    """The user's code raised; the traceback holds the user's frames only."""
+
+    where: str
+    error: str
+    traceback_text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinesPrinted:
+    """What a worker printed, and how many lines were left out of the view (the file has them)."""
+
+    source: str
+    lines: tuple[str, ...]
+    num_dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotsHeld:
+    """Slots went to ``holder``. They are logical: held, not used."""
+
+    holder: str
+    num_cpus: float
+    num_gpus: float
+    node: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotsReleased:
+    """``holder`` gave back what it held."""
+
+    holder: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaStarted:
+    """A replica of a stage is built and takes rows. ``start_s`` is the time of the user's ``__init__``."""
+
+    stage: str
+    replica: str
+    pid: int
+    node: str
+    start_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaSampled:
+    """Totals of one replica since its start: counted in its process."""
+
+    stage: str
+    replica: str
+    rows_in: int
+    rows_out: int
+    busy_s: float
+    waiting_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSampled:
+    """What the executor knows of a stage: replicas alive and rows of work that wait before it (None: unknown)."""
+
+    stage: str
+    num_replicas: int
+    queued_blocks: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceCounted:
+    """How many rows the source has, where that is known."""
+
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStarted:
+    """A training worker is there: it runs the user's code up to the first step."""
+
+    worker: str
+    pid: int
+    node: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorldFormed:
+    """The ranks, in their order, agreed on the step from which they go on."""
+
+    generation: int
+    workers: tuple[str, ...]
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCommitted:
+    """A step is in the model. ``metrics`` are means over the global batch."""
+
+    step: int
+    epoch: int
+    num_rows: int
+    total_steps: int | None
+    metrics: dict[str, float] = field(default_factory=dict)
+    step_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerBusy:
+    """A rank does something outside the step while the others wait, or is back (an empty ``what``)."""
+
+    worker: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLost:
+    """A worker is gone: a rank, or a spare (rank None)."""
+
+    worker: str
+    rank: int | None
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovered:
+    """The first step after a loss is committed: the recovery card.
+
+    ``detected_after_s`` is None where the moment of death is not known.
+    """
+
+    what: str
+    detected_after_s: float | None
+    recovered_after_s: float
+    world_before: int
+    world_after: int
+    step_before: int
+    steps_lost: int
+    steps_redone: int
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSaved:
+    """The state up to ``step`` lies in ``path``."""
+
+    step: int
+    path: str
+    save_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopAsked:
+    """A person asked the run to end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrillStarted:
+    """Something is about to be broken on purpose; ``target`` says what."""
+
+    action: str
+    target: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrillEnded:
+    """The verdict of a drill."""
+
+    action: str
+    passed: bool
+    verdict: str
+
+
+Event = (
+    RunAccepted
+    | HostStarted
+    | RunStarted
+    | RunWaited
+    | RunEnded
+    | OutputReady
+    | UserFailed
+    | LinesPrinted
+    | SlotsHeld
+    | SlotsReleased
+    | ReplicaStarted
+    | ReplicaSampled
+    | StageSampled
+    | SourceCounted
+    | WorkerStarted
+    | WorldFormed
+    | StepCommitted
+    | WorkerBusy
+    | WorkerLost
+    | Recovered
+    | CheckpointSaved
+    | StopAsked
+    | DrillStarted
+    | DrillEnded
+)
+
+SAMPLES = (ReplicaSampled, StageSampled, StepCommitted)
+"""Events of which a reader may miss some: a later one says more. All others are written through."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """An event with its place in the log: ``number`` grows by one, over all runs of the cluster."""
+
+    number: int
+    at_unix_s: float
+    run: str
+    event: Event
+
+
+def record_to_json(record: Record) -> dict[str, Any]:
+    """Give a record as JSON values."""
+    return {"v": SCHEMA_VERSION, "number": record.number, "at_unix_s": record.at_unix_s, "run": record.run} | {
+        "event": encode(record.event)
+    }
+
+
+def record_from_json(data: dict[str, Any]) -> Record:
+    """Rebuild the record that :func:`record_to_json` described."""
+    return Record(
+        number=data["number"], at_unix_s=data["at_unix_s"], run=data["run"], event=decode(Event, data["event"])
+    )

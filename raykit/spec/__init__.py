@@ -1,0 +1,10 @@
+"""What is wanted: plain values, checked when they are made, that a magic's line or Python code builds."""
+
+from raykit.spec.cluster import ClusterSpec
+from raykit.spec.pipeline import PipelineSpec, SourceSpec, StageSpec
+from raykit.spec.task import TaskSpec
+from raykit.spec.training import TrainSpec
+
+RunSpec = TaskSpec | PipelineSpec | TrainSpec
+
+__all__ = ["ClusterSpec", "PipelineSpec", "RunSpec", "SourceSpec", "StageSpec", "TaskSpec", "TrainSpec"]

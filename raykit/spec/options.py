@@ -1,0 +1,86 @@
+"""The fields of a spec as the options of a magic's line: one description for parsing, help and completion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import field
+from typing import Any
+
+from raykit.errors import OptionError
+
+
+def option(
+    *flags: str,
+    default: Any,
+    help: str,  # noqa: A002  (argparse's own word for it)
+    read: Callable[[str], Any] | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """Describe a dataclass field that a magic's line can set.
+
+    Args:
+        flags: ``--workers``; a name without dashes is a positional argument.
+        default: the field's default.
+        help: one line for ``--help``.
+        read: text to value; raises ValueError with a sentence. Without it the option is a switch.
+        metavar: how the value is called in the help.
+    """
+    return field(default=default, metadata={"option": (flags, help, read, metavar)})
+
+
+def count(text: str) -> int:
+    """Read a whole number, zero or more."""
+    if not text.isdigit():
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def amount(text: str) -> float:
+    """Read a number, zero or more; fractions of a GPU are such numbers."""
+    value = float(text)
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{text!r} is not an amount")
+    return value
+
+
+def counts(text: str) -> tuple[int, int]:
+    """Read ``3`` as (3, 3) and ``1:4`` as (1, 4)."""
+    low, _, high = text.partition(":")
+    pair = count(low), count(high or low)
+    if pair[0] > pair[1]:
+        raise ValueError(f"{text} goes from more to less: write {pair[1]}:{pair[0]}")
+    return pair
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Read ``a,b`` as ("a", "b"); each must be a Python name."""
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    for name in found:
+        if not name.isidentifier():
+            raise ValueError(f"{name!r} is not a name")
+    return found
+
+
+def seconds(text: str) -> float:
+    """Read ``90``, ``90s``, ``5m`` or ``2h`` as seconds."""
+    factor = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
+    return amount(text[:-1]) * factor if factor else amount(text)
+
+
+def memory(text: str) -> int:
+    """Read ``200M`` or ``2G`` as bytes."""
+    factor = {"K": 10**3, "M": 10**6, "G": 10**9}.get(text[-1:].upper(), 0)
+    return int(amount(text[:-1]) * factor) if factor else count(text)
+
+
+def check_range(what: str, low: float, high: float, *, least: float = 0) -> None:
+    """Refuse a range that is empty or starts below ``least``.
+
+    Raises:
+        OptionError: with the range that was given.
+    """
+    if not least <= low <= high:
+        raise OptionError(
+            f"{what} is {low:g}:{high:g}.", f"Give the smaller number first, and at least {least:g}: 1:4 for one to four."
+        )

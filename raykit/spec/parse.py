@@ -1,0 +1,111 @@
+"""A magic's line to a spec, with help and completion from the same fields. No IPython here."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import shlex
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, NoReturn, TypeVar
+
+from raykit.errors import OptionError
+
+Spec = TypeVar("Spec")
+
+
+class HelpAsked(Exception):  # noqa: N818  (a request, not an error)
+    """``--help`` stood in the line; the argument is the text to show."""
+
+
+def parse(kind: type[Spec], line: str, *, command: str) -> Spec:
+    """Build a ``kind`` from the options in ``line``.
+
+    Raises:
+        OptionError: an unknown option (the nearest is named), a value that does not fit, a missing argument.
+        HelpAsked: the line asks for help.
+    """
+    words = split(line)
+    parser = _parser(kind, command)
+    if "--help" in words or "-h" in words:
+        raise HelpAsked(parser.format_help())
+    found, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise _unknown(unknown[0], _flags(kind), command)
+    try:
+        return kind(**vars(found))
+    except OptionError:
+        raise
+    except (TypeError, ValueError) as exc:
+        raise OptionError(f"{command}: {exc}", f"See {command} --help.") from exc
+
+
+def split(line: str) -> list[str]:
+    """Split a line as a shell would, without a trailing ``# comment``; ``digits#2`` is one word.
+
+    Raises:
+        OptionError: a quote is not closed.
+    """
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=False)
+    lexer.whitespace_split = True
+    lexer.commenters = ""
+    try:
+        words = list(lexer)
+    except ValueError as exc:
+        raise OptionError(f"{line.strip()}: {exc}.", "Close the quote.") from exc
+    comment = next((place for place, word in enumerate(words) if word.startswith("#")), len(words))
+    return words[:comment]
+
+
+def complete(kind: type, text: str) -> list[str]:
+    """Give the options of ``kind`` that start with ``text``."""
+    return sorted(flag for flag in _flags(kind) if flag.startswith(text))
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Give ``Did you mean X?`` or nothing."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"Did you mean {close[0]}?" if close else f"There are: {', '.join(known)}."
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise OptionError(f"{self.prog}: {message}.", f"See {self.prog} --help.")
+
+
+def _parser(kind: type, command: str) -> argparse.ArgumentParser:
+    parser = _Parser(prog=command, description=(kind.__doc__ or "").partition("\n\n")[0], add_help=False, allow_abbrev=False)
+    for each in fields(kind):
+        if "option" not in each.metadata:
+            continue
+        flags, text, read, metavar = each.metadata["option"]
+        if read is None:
+            parser.add_argument(*flags, dest=each.name, action="store_true", help=text)
+        elif flags[0].startswith("-"):
+            parser.add_argument(
+                *flags, dest=each.name, type=_reader(read), default=each.default, help=text, metavar=metavar or "VALUE"
+            )
+        else:
+            parser.add_argument(
+                each.name, type=_reader(read), nargs="?", default=each.default, help=text, metavar=metavar or flags[0]
+            )
+    return parser
+
+
+def _reader(read: Any) -> Any:
+    def with_sentence(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError as exc:
+            raise argparse.ArgumentTypeError(str(exc)) from exc
+
+    return with_sentence
+
+
+def _flags(kind: type) -> list[str]:
+    return [flag for each in fields(kind) if "option" in each.metadata for flag in each.metadata["option"][0] if flag[0] == "-"]
+
+
+def _unknown(word: str, known: list[str], command: str) -> OptionError:
+    what = "option" if word.startswith("-") else "word"
+    return OptionError(f"{command}: unknown {what} {word}.", f"{nearest(word, known)} See {command} --help.")

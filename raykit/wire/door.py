@@ -1,0 +1,124 @@
+"""A client of a cluster's door: plain HTTP with a token, to an address on loopback (a tunnel's end, where it is far).
+
+    GET  /ping                          who is there
+    GET  /status                        nodes, slots, devices
+    GET  /runs                          views of all runs, newest first
+    POST /runs                          start: multipart of `spec` (JSON) and `payload` (bytes)
+    POST /runs/resume                   start a run again from its folder
+    POST /commands                      a Command
+    GET  /events?run=&after=&wait_s=    records by number; waits for the first
+    GET  /outputs/RUN/NAME              the bytes of an output
+    GET  /logs/RUN?source=&tail=        what workers printed, whole
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from raykit.codec import encode, validate
+from raykit.commands import Command
+from raykit.errors import ClusterLostError, from_wire
+from raykit.events import Record, record_from_json
+from raykit.spec import RunSpec
+from raykit.views import RunView
+
+REQUEST_TIMEOUT_S = 30.0
+
+
+class DoorClosedError(ClusterLostError):
+    """Nobody answers at the door's address: the hub restarts (a second or two), or the cluster is gone."""
+
+
+class Door:
+    """The near end of a cluster's door. Not a driver: it needs neither ray nor an open port."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self.url = url
+        self._token = token
+        self._http: httpx.Client | None = None
+
+    def ping(self, *, timeout_s: float = REQUEST_TIMEOUT_S) -> dict[str, Any]:
+        """Say who serves the door: process id, versions, start."""
+        return self._json("GET", "/ping", timeout_s=timeout_s)
+
+    def status(self) -> dict[str, Any]:
+        """Give nodes with their slots and devices, and what is free."""
+        return self._json("GET", "/status")
+
+    def runs(self) -> list[RunView]:
+        """Give the view of every run, newest first."""
+        return [validate(RunView, view) for view in self._json("GET", "/runs")["runs"]]
+
+    def start(self, spec: RunSpec, payload: bytes) -> str:
+        """Start a run and give its name, which gains a number when the name was used before.
+
+        Raises:
+            CapacityError: the whole cluster could not hold it.
+            RunNameTakenError: a run of that name goes on.
+        """
+        files = {"spec": json.dumps(encode(spec)).encode(), "payload": payload}
+        return str(self._json("POST", "/runs", files=files, timeout_s=120)["run"])
+
+    def resume(self, run: str) -> str:
+        """Start a run that is over again, from its last checkpoint or its first row."""
+        return str(self._json("POST", "/runs/resume", json={"run": run}, timeout_s=120)["run"])
+
+    def command(self, command: Command) -> None:
+        """Ask something of a run that goes on."""
+        self._json("POST", "/commands", json=encode(command))
+
+    def events(self, run: str, *, after: int, wait_s: float = 20.0) -> list[Record]:
+        """Give the run's records above ``after``; wait up to ``wait_s`` for the first. An interrupt ends the wait."""
+        query = {"run": run, "after": after, "wait_s": wait_s}
+        answer = self._json("GET", "/events", params=query, timeout_s=wait_s + REQUEST_TIMEOUT_S)
+        return [record_from_json(record) for record in answer["records"]]
+
+    def output(self, run: str, name: str) -> bytes:
+        """Give the pickled value of an output."""
+        return self._request("GET", f"/outputs/{_quoted(run)}/{name}", timeout_s=300).content
+
+    def logs(self, run: str, *, source: str = "", tail: int = 200) -> str:
+        """Give the last lines that the run's workers printed, or those of one ``source``."""
+        query = {"source": source, "tail": tail}
+        return self._request("GET", f"/logs/{_quoted(run)}", params=query).text
+
+    def close(self) -> None:
+        """Close the connection; the next call opens another."""
+        if self._http is not None:
+            self._http.close()
+            self._http = None
+
+    def _json(self, method: str, path: str, **request: Any) -> Any:
+        return self._request(method, path, **request).json()
+
+    def _request(
+        self, method: str, path: str, *, timeout_s: float = REQUEST_TIMEOUT_S, **request: Any
+    ) -> httpx.Response:
+        if self._http is None:
+            headers = {"Authorization": f"Bearer {self._token}"}
+            # The environment's proxies are not asked: the address is always on this machine.
+            self._http = httpx.Client(base_url=self.url, headers=headers, trust_env=False)
+        with _translated(self.url):
+            answer = self._http.request(method, path, timeout=httpx.Timeout(timeout_s, connect=5.0), **request)
+        if answer.status_code == httpx.codes.OK:
+            return answer
+        if answer.headers.get("content-type", "").startswith("application/json"):
+            raise from_wire(answer.json())
+        raise ClusterLostError(f"The door at {self.url} answered {answer.status_code}: {answer.text[:200]}", "See %ray doctor.")
+
+
+@contextmanager
+def _translated(url: str) -> Iterator[None]:
+    try:
+        yield
+    except httpx.TransportError as exc:
+        raise DoorClosedError(f"Nobody answers at the door {url} ({type(exc).__name__}).", "See %ray doctor.") from exc
+
+
+def _quoted(run: str) -> str:
+    return run.replace("#", "%23")

@@ -1,0 +1,142 @@
+"""What travels to the cluster beside a spec: the user's code and values, and the text that tracebacks need.
+
+The envelope is plain data; the user's objects lie inside as bytes, so that the hub can keep a payload without
+importing a line of the user's. It is unpickled only where it runs.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import linecache
+import pickle
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
+from types import CodeType, ModuleType
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceText:
+    """The text of a cell or of a file beside the notebook, and how a person calls it."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleText:
+    """A module beside the notebook, by value."""
+
+    filename: str
+    text: str
+    is_package: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payload:
+    """The user's objects as bytes (cloudpickle), with texts by file name and modules by name."""
+
+    body: bytes
+    texts: dict[str, SourceText] = field(default_factory=dict)
+    modules: dict[str, ModuleText] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        return pickle.dumps(self)
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Payload:
+        payload = pickle.loads(data)  # noqa: S301  (what the door takes has passed its token)
+        if not isinstance(payload, Payload):
+            raise TypeError(f"a payload was wanted, {type(payload).__name__} came")
+        return payload
+
+    def open(self) -> Any:
+        """Make texts and modules known to this process and give the user's objects."""
+        for filename, source in self.texts.items():
+            linecache.cache[filename] = (len(source.text), None, source.text.splitlines(keepends=True), filename)
+        if self.modules:
+            sys.meta_path.append(_ModuleFinder(self.modules))
+        return pickle.loads(self.body)  # noqa: S301
+
+    def traceback_of(self, error: BaseException) -> str:
+        """Give the traceback from the user's first frame on, with cells called as the notebook calls them."""
+        frames = traceback.extract_tb(error.__traceback__)
+        mine = {*self.texts, *(module.filename for module in self.modules.values())}
+        first = next((place for place, frame in enumerate(frames) if frame.filename in mine), len(frames))
+        lines = ["Traceback (most recent call last):\n", *traceback.format_list(self._named(frames[first:]))]
+        return "".join([*lines, *traceback.format_exception_only(error)])
+
+    def _named(self, frames: Iterable[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+        titles = {filename: source.title for filename, source in self.texts.items()}
+        return [
+            traceback.FrameSummary(titles.get(each.filename, each.filename), each.lineno, each.name, line=each.line)
+            for each in frames
+            if "/raykit/engine/" not in each.filename
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellWork:
+    """A cell's text with the names of the notebook that it uses."""
+
+    text: str
+    filename: str
+    names: dict[str, Any]
+
+    def compiled(self) -> CodeType:
+        return compile(self.text, self.filename, "exec", dont_inherit=True)
+
+    def run(self) -> dict[str, Any]:
+        """Run the cell in a namespace of its own and give the namespace."""
+        namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__, **self.names}
+        exec(self.compiled(), namespace)  # noqa: S102  (running the user's cell is the purpose)
+        return namespace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FunctionWork:
+    """A function with its arguments; its result comes back as ``result``."""
+
+    function: Callable[..., Any]
+    args: Sequence[Any] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def run(self) -> dict[str, Any]:
+        return {"result": self.function(*self.args, **self.kwargs)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineWork:
+    """The callables of the stages in their order, and the source's items or its function."""
+
+    stages: Sequence[Callable[..., Any]]
+    source: Any = None
+
+
+class _ModuleFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+    """Imports modules that travelled as text; asked last, after the modules that are installed."""
+
+    def __init__(self, modules: dict[str, ModuleText]) -> None:
+        self._modules = modules
+
+    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        module = self._modules.get(fullname)
+        if module is None:
+            return None
+        return importlib.util.spec_from_loader(fullname, self, origin=module.filename, is_package=module.is_package)
+
+    def get_source(self, fullname: str) -> str:
+        return self._modules[fullname].text
+
+    def is_package(self, fullname: str) -> bool:
+        return self._modules[fullname].is_package
+
+    def get_code(self, fullname: str) -> CodeType:
+        module = self._modules[fullname]
+        lines = module.text.splitlines(keepends=True)
+        linecache.cache[module.filename] = (len(module.text), None, lines, module.filename)
+        return compile(module.text, module.filename, "exec", dont_inherit=True)
