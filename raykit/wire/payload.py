@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -64,10 +65,8 @@ class Payload:
 
     def traceback_of(self, error: BaseException) -> str:
         """Give the traceback from the user's first frame on, with cells called as the notebook calls them."""
-        frames = traceback.extract_tb(error.__traceback__)
-        mine = {*self.texts, *(module.filename for module in self.modules.values())}
-        first = next((place for place, frame in enumerate(frames) if frame.filename in mine), len(frames))
-        lines = ["Traceback (most recent call last):\n", *traceback.format_list(self._named(frames[first:]))]
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_between(frame.filename)]
+        lines = ["Traceback (most recent call last):\n", *traceback.format_list(self._named(frames))]
         return "".join([*lines, *traceback.format_exception_only(error)])
 
     def _named(self, frames: Iterable[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
@@ -75,7 +74,6 @@ class Payload:
         return [
             traceback.FrameSummary(titles.get(each.filename, each.filename), each.lineno, each.name, line=each.line)
             for each in frames
-            if "/raykit/engine/" not in each.filename
         ]
 
 
@@ -140,3 +138,9 @@ class _ModuleFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         lines = module.text.splitlines(keepends=True)
         linecache.cache[module.filename] = (len(module.text), None, lines, module.filename)
         return compile(module.text, module.filename, "exec", dont_inherit=True)
+
+
+def _is_between(filename: str) -> bool:
+    """Say whether a frame is of what lies between the notebook and the user's code: raykit, ray, the interpreter's exec."""
+    here = str(Path(__file__).parents[1])
+    return filename.startswith(here) or "/site-packages/ray/" in filename

@@ -1,0 +1,235 @@
+"""From a cell's text and the notebook's names to what travels: only what the cell uses, checked before it goes."""
+
+from __future__ import annotations
+
+import builtins
+import importlib.util
+import io
+import linecache
+import os
+import re
+import symtable
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import cloudpickle
+
+from raykit.errors import CaptureError, CellError
+from raykit.wire.payload import CellWork, ModuleText, Payload, SourceText
+
+MAX_CAPTURE_BYTES = 100_000_000
+
+
+def capture_cell(text: str, names: Mapping[str, Any], *, title: str, inputs: Iterable[str] = ()) -> Payload:
+    """Pack a cell with the names of the notebook that it uses (or with ``inputs`` alone).
+
+    Raises:
+        CellError: a syntax error, or a name that neither the cell nor the notebook defines.
+        CaptureError: a name that does not pickle, or is larger than 100 MB.
+    """
+    needed = free_names(text, title)
+    if inputs := tuple(inputs):
+        missing = [name for name in inputs if name not in names]
+        needed = set(inputs)
+    else:
+        missing = sorted(name for name in needed if name not in names and not hasattr(builtins, name))
+    if missing:
+        raise CellError(
+            f"name {missing[0]!r} is not defined in the cell or in the notebook.", "Define it, or correct its spelling."
+        )
+    captured = {name: names[name] for name in sorted(needed) if name in names}
+    modules = modules_beside(imported_names(text), captured.values())
+    return pack(CellWork(text=text, filename=title, names=captured), captured, {title: SourceText(title=title, text=text)}, modules)
+
+
+def pack(
+    work: Any, named: Mapping[str, Any], texts: dict[str, SourceText], modules: dict[str, ModuleText] | None = None
+) -> Payload:
+    """Pickle ``work``; when that fails, ``named`` says which of its parts is to blame.
+
+    Raises:
+        CaptureError: the name, what it is, and what to do.
+    """
+    modules = modules if modules is not None else modules_beside((), named.values())
+    for name, value in named.items():
+        _refuse_large(name, value)
+    try:
+        body = _dumps(work, MAX_CAPTURE_BYTES * max(1, len(named)))
+    except Exception as exc:
+        raise _blame(named, exc) from exc
+    for name, value in named.items():
+        if len(body) > MAX_CAPTURE_BYTES:
+            _refuse_large_pickle(name, value)
+    return Payload(body=body, texts=texts | _cells_named_in(body), modules=modules)
+
+
+def free_names(text: str, title: str) -> set[str]:
+    """Give the names that a cell reads and does not set itself.
+
+    Raises:
+        CellError: the text is no Python; line and mark are given.
+    """
+    try:
+        table = symtable.symtable(text, title, "exec")
+    except SyntaxError as exc:
+        mark = f"{(exc.text or '').rstrip()}\n{' ' * max(0, (exc.offset or 1) - 1)}^"
+        raise CellError(f"{title}, line {exc.lineno}: {exc.msg}\n{mark}", "Nothing was started.") from exc
+    if re.search(r"^\s*from\s+\S+\s+import\s+\*", text, re.MULTILINE):
+        return set()  # names may come from anywhere; a missing one shows when the cell runs
+    own = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    own |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_namespace()}
+    read: set[str] = set()
+    _collect(table, read, own)
+    return read - own - {"__name__", "__file__", "__builtins__", "__annotations__", "__class__"}
+
+
+def imported_names(text: str) -> set[str]:
+    """Give the top names of the modules that a cell imports."""
+    return set(re.findall(r"^\s*(?:from|import)\s+([A-Za-z_]\w*)", text, re.MULTILINE))
+
+
+def modules_beside(imports: Iterable[str], values: Iterable[Any]) -> dict[str, ModuleText]:
+    """Give the text of every module beside the notebook that the cell imports or its values come from."""
+    here = Path.cwd().resolve()
+    wanted = {name for name in imports if _file_beside(name, here)}
+    for value in values:
+        home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) or type(value).__module__
+        wanted.add(str(home).partition(".")[0])
+    # What such a module imports in its turn was imported here too, if it was used here.
+    tops = {name for name in wanted if _file_beside(name, here)}
+    if tops:
+        tops |= {name for name in list(sys.modules) if "." not in name and _file_beside(name, here)}
+    found: dict[str, ModuleText] = {}
+    for top in tops:
+        file = _file_beside(top, here)
+        if file is not None:
+            found |= _texts_of(top, file)
+    return found
+
+
+def _file_beside(name: str, here: Path) -> Path | None:
+    module = sys.modules.get(name)
+    try:
+        origin = getattr(module, "__file__", None) if module else getattr(importlib.util.find_spec(name), "origin", None)
+    except (ImportError, ValueError):
+        return None
+    if name == "__main__" or not origin or not str(origin).endswith(".py"):
+        return None
+    file = Path(origin).resolve()
+    installed = any(part in ("site-packages", "dist-packages") for part in file.parts)
+    return file if file.is_relative_to(here) and not installed and not file.is_relative_to(sys.prefix) and name != "raykit" else None
+
+
+def _texts_of(name: str, file: Path) -> dict[str, ModuleText]:
+    if file.name != "__init__.py":
+        return {name: ModuleText(filename=str(file), text=file.read_text(), is_package=False)}
+    found = {}
+    for part in file.parent.rglob("*.py"):
+        words = [name, *part.relative_to(file.parent).with_suffix("").parts]
+        is_package = words[-1] == "__init__"
+        dotted = ".".join(words[:-1] if is_package else words)
+        found[dotted] = ModuleText(filename=str(part), text=part.read_text(), is_package=is_package)
+    return found
+
+
+def _collect(table: symtable.SymbolTable, read: set[str], own: set[str]) -> None:
+    top = table.get_type() == "module"
+    for symbol in table.get_symbols():
+        if symbol.is_referenced() and (top or symbol.is_global()):
+            read.add(symbol.get_name())
+        if not top and symbol.is_declared_global() and symbol.is_assigned():
+            own.add(symbol.get_name())
+    for child in table.get_children():
+        _collect(child, read, own)
+
+
+class _TooLargeError(Exception):
+    pass
+
+
+class _Limited(io.BytesIO):
+    """A buffer that ends a pickling early instead of filling the kernel's memory."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._left = limit
+
+    def write(self, data: Any) -> int:
+        self._left -= memoryview(data).nbytes
+        if self._left < 0:
+            raise _TooLargeError
+        return super().write(data)
+
+
+def _dumps(value: Any, limit: int) -> bytes:
+    buffer = _Limited(limit)
+    cloudpickle.dump(value, buffer)
+    return buffer.getvalue()
+
+
+def _refuse_large(name: str, value: Any) -> None:
+    size = getattr(value, "nbytes", None)
+    if isinstance(size, int) and size > MAX_CAPTURE_BYTES:
+        raise _too_large(name, value, f"{size / 1e6:.0f} MB")
+
+
+def _refuse_large_pickle(name: str, value: Any) -> None:
+    try:
+        _dumps(value, MAX_CAPTURE_BYTES)
+    except _TooLargeError as exc:
+        raise _too_large(name, value, f"more than {MAX_CAPTURE_BYTES / 1e6:.0f} MB") from exc
+
+
+def _too_large(name: str, value: Any, size: str) -> CaptureError:
+    return CaptureError(
+        f"{name!r} ({type(value).__name__}) is {size}; names of the notebook travel up to {MAX_CAPTURE_BYTES / 1e6:.0f} MB.",
+        "Write it to a file and read that in the cell, or build it there.",
+    )
+
+
+def _blame(named: Mapping[str, Any], error: Exception) -> CaptureError:
+    """Find the name that does not pickle, also among the globals of the cell's own functions and classes."""
+    for name, value in {**named, **{key: each for value in named.values() for key, each in _globals_of(value).items()}}.items():
+        if isinstance(value, FunctionType | type) and getattr(value, "__module__", "") == "__main__" and _globals_of(value):
+            continue
+        try:
+            _dumps(value, MAX_CAPTURE_BYTES)
+        except _TooLargeError:
+            return _too_large(name, value, f"more than {MAX_CAPTURE_BYTES / 1e6:.0f} MB")
+        except Exception as exc:
+            return CaptureError(
+                f"{name!r} ({type(value).__module__}.{type(value).__name__}) does not pickle: {exc}",
+                f"Build {name} where it is used: in the cell's own text, or in the __init__ of the stage.",
+            )
+    return CaptureError(f"What the cell uses does not pickle: {error}", "Build it in the cell's own text, or in the __init__ of the stage.")
+
+
+def _globals_of(value: Any) -> dict[str, Any]:
+    functions = [each for each in vars(value).values() if isinstance(each, FunctionType)] if isinstance(value, type) else [value]
+    found: dict[str, Any] = {}
+    for function in functions:
+        if isinstance(function, FunctionType):
+            known = function.__globals__
+            found |= {name: known[name] for name in function.__code__.co_names if name in known and not isinstance(known[name], ModuleType)}
+            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+                found[name] = cell.cell_contents
+    return found
+
+
+def _cells_named_in(body: bytes) -> dict[str, SourceText]:
+    """Give the text of the notebook's cells whose code lies in ``body``, for tracebacks."""
+    found = {}
+    for filename, entry in list(linecache.cache.items()):
+        if len(entry) > 1 and filename.encode() in body and not os.path.exists(filename):  # noqa: PTH110
+            found[filename] = SourceText(title=cell_titles().get(filename, filename), text="".join(entry[2]))
+    return found
+
+
+def cell_titles() -> dict[str, str]:
+    """Give the notebook's own names of its cells by IPython's file names; empty outside IPython."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    numbers = getattr(getattr(shell, "compile", None), "_filename_map", {})
+    return {filename: f"Cell In[{number}]" for filename, number in numbers.items()}

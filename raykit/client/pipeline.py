@@ -1,0 +1,151 @@
+"""Pipelines from Python and from cells: stages, their source, and the run that they become."""
+
+from __future__ import annotations
+
+import glob
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from raykit.client.capture import pack
+from raykit.client.run import Run, start
+from raykit.errors import InputError, SourceError
+from raykit.spec import PipelineSpec, SourceSpec, StageSpec
+from raykit.wire.payload import Payload, PipelineWork, SourceText
+
+Work = TypeVar("Work", bound=Callable[..., Any])
+MARK = "__raykit_stage__"
+
+FORMATS = {
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
+    ".csv": "csv",
+    **dict.fromkeys((".json", ".jsonl"), "json"),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"), "images"),
+    **dict.fromkeys((".txt", ".md"), "text"),
+}
+
+
+def stage(
+    *, cpus: float = 1.0, gpus: float = 0.0, batch: int | None = None, replicas: int | tuple[int, int] = 1, name: str | None = None
+) -> Callable[[Work], Work]:
+    """Make a function or a class a stage of a pipeline; a function stays callable as it was.
+
+    Args:
+        cpus: CPU slots that each replica holds.
+        gpus: GPUs, or a fraction of one, that each replica holds.
+        batch: rows a call. With it the stage takes and gives a dict of arrays whose first axis is the batch; without
+            it one row (a dict), and gives a row, several by ``yield``, or None for no row.
+        replicas: how many, or (least, most).
+        name: how it is called, if not by the name of the function.
+    """
+    least, most = (replicas, replicas) if isinstance(replicas, int) else replicas
+
+    def mark(work: Work) -> Work:
+        title = name or getattr(work, "__name__", "stage")
+        spec = StageSpec(name=title, num_cpus=cpus, num_gpus=gpus, batch_size=batch, min_replicas=least, max_replicas=most)
+        setattr(work, MARK, spec)
+        return work
+
+    return mark
+
+
+class Pipeline:
+    """Stages in their order, ready to run on a source."""
+
+    def __init__(self, stages: Sequence[Callable[..., Any]]) -> None:
+        self.stages = list(stages)
+
+    def run(self, source: Any, *, name: str = "pipeline", limit: int | None = None, output: str | None = None) -> Run:
+        """Start the pipeline and give its viewer; ``.wait().result`` reads the rows.
+
+        Args:
+            source: an iterable of rows (other items become ``{"item": item}``), a path or glob or URL, a table of
+                pandas, or a function that makes a Ray Dataset in the cluster.
+            name: how the run is called.
+            limit: take only so many rows.
+            output: folder or URL for the Parquet parts, if not the run's own folder.
+
+        Raises:
+            InputError: no stage, or an empty or unknown source.
+        """
+        return start(*self.prepare(source, name=name, limit=limit, output=output))
+
+    def prepare(
+        self,
+        source: Any,
+        *,
+        name: str = "pipeline",
+        limit: int | None = None,
+        output: str | None = None,
+        texts: dict[str, SourceText] | None = None,
+    ) -> tuple[PipelineSpec, Payload]:
+        """Check everything that can be checked here, and give what travels."""
+        if not self.stages:
+            raise InputError("The pipeline has no stage.", "Mark a function or a class with @rk.stage(...), or name stages by --stages.")
+        specs = tuple(_spec_of(each) for each in self.stages)
+        described, value = describe_source(source)
+        spec = PipelineSpec(name=name, source=described, stages=specs, limit=limit, output_path=_absolute(output))
+        named = {each.name: work for each, work in zip(specs, self.stages, strict=True)} | {described.label or "source": value}
+        return spec, pack(PipelineWork(stages=self.stages, source=value), named, texts or {})
+
+
+def describe_source(source: Any) -> tuple[SourceSpec, Any]:
+    """Say what a source is, and give what of it must travel.
+
+    Raises:
+        SourceError: it is empty, not there, or of no known form.
+    """
+    if isinstance(source, str | Path):
+        return _describe_path(str(source)), None
+    if callable(source):
+        return SourceSpec(form="dataset", label=getattr(source, "__name__", "function")), source
+    if hasattr(source, "to_dict") and hasattr(source, "columns"):
+        source = source.to_dict("records")
+    if isinstance(source, dict) or not isinstance(source, Iterable):
+        raise SourceError(
+            f"A {type(source).__name__} is no source.", "Give an iterable of rows, a path, or a function that makes a Ray Dataset."
+        )
+    rows = [item if isinstance(item, dict) else {"item": item} for item in source]
+    if not rows:
+        raise SourceError("The source is empty.", "Give at least one row; an iterator that was used up before gives none.")
+    return SourceSpec(form="items"), rows
+
+
+def _describe_path(path: str) -> SourceSpec:
+    if "://" in path:
+        return SourceSpec(form="path", paths=(path,), format=_format_of(path), label=path)
+    if glob.has_magic(path):
+        found = sorted(glob.glob(str(Path(path).expanduser()), recursive=True))
+    else:
+        found = [path] if Path(path).expanduser().exists() else []
+    if not found:
+        raise SourceError(f"Nothing is at {path} (looked from {Path.cwd()}).", "Correct the path, or give an absolute one.")
+    absolute = tuple(str(Path(each).expanduser().resolve()) for each in found)
+    first = Path(absolute[0])
+    if first.is_dir():
+        files = [file for file in sorted(first.rglob("*")) if file.is_file() and not file.name.startswith(("_", "."))]
+        if not files:
+            raise SourceError(f"The folder {path} has no file.", "Give a folder with data.")
+        return SourceSpec(form="path", paths=absolute, format=_format_of(str(files[0])), label=path)
+    return SourceSpec(form="path", paths=absolute, format=_format_of(absolute[0]), label=path)
+
+
+def _format_of(path: str) -> str:
+    return FORMATS.get(Path(path).suffix.lower(), "binary")
+
+
+def _spec_of(work: Callable[..., Any]) -> StageSpec:
+    marked: StageSpec | None = getattr(work, MARK, None)
+    if marked is not None:
+        return marked
+    if not callable(work):
+        raise InputError(f"{work!r} is no stage.", "Give functions or classes marked with @rk.stage(...).")
+    if inspect.isclass(work) and "__call__" not in vars(work):
+        raise InputError(f"The class {work.__name__} has no __call__.", "A stage's class takes a row or a batch in __call__.")
+    return replace(StageSpec(name=getattr(work, "__name__", "stage")))
+
+
+def _absolute(output: str | None) -> str | None:
+    return output if output is None or "://" in output else str(Path(output).expanduser().resolve())

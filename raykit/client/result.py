@@ -1,0 +1,54 @@
+"""What a pipeline wrote, read from its Parquet parts: it outlives the run, the cluster and the kernel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from raykit.errors import RunNotFoundError
+from raykit.views import RunView
+
+HEAD_ROWS = 5
+
+
+class Result:
+    """The rows of a finished pipeline."""
+
+    def __init__(self, view: RunView) -> None:
+        self.run = view.name
+        self.path = next((output.file for output in view.outputs if output.name == "rows"), "")
+
+    def dataset(self) -> Any:
+        """Give the parts as a ``pyarrow.dataset.Dataset``; nothing is read yet.
+
+        Raises:
+            RunNotFoundError: the run has written nothing, or its folder is gone.
+        """
+        import pyarrow.dataset
+
+        if not self.path or ("://" not in self.path and not Path(self.path).is_dir()):
+            raise RunNotFoundError(f"The run {self.run} has no rows at {self.path or 'any path'}.", "Run it to its end first.")
+        return pyarrow.dataset.dataset(self.path, format="parquet")
+
+    def to_pandas(self) -> Any:
+        """Read all rows into a pandas table."""
+        return self.dataset().to_table().to_pandas()
+
+    def count(self) -> int:
+        """Give the number of rows."""
+        return int(self.dataset().count_rows())
+
+    def head(self, rows: int = HEAD_ROWS) -> Any:
+        """Read the first rows into a pandas table."""
+        return self.dataset().head(rows).to_pandas()
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def __repr__(self) -> str:
+        return f"{self.count()} rows of {self.run} in {self.path}\n{self.head()}"
+
+    def _repr_html_(self) -> str:
+        import html
+
+        return f"<p>{self.count()} rows of {html.escape(self.run)} in {html.escape(self.path)}</p>{self.head()._repr_html_()}"

@@ -1,0 +1,176 @@
+"""A run as it is seen from here: a viewer that may come and go."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from raykit.client import session
+from raykit.client.capture import pack
+from raykit.client.session import Cluster
+from raykit.commands import Command, Drill, Stop
+from raykit.errors import ClusterLostError, RunFailedError, RunLostError, RunStoppedError
+from raykit.spec import RunSpec, TaskSpec, TrainSpec
+from raykit.views import RunView, fold_all
+from raykit.wire.door import DoorClosedError
+from raykit.wire.payload import FunctionWork, Payload
+
+POLL_S = 10.0
+
+
+class Run:
+    """A run in a cluster. It goes on without this object."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self.cluster = cluster
+        self.name = name
+        self.view = RunView(name=name)
+
+    def refresh(self, *, wait_s: float = 0.0) -> RunView:
+        """Take in what has happened; wait up to ``wait_s`` for the first news. An interrupt ends the wait.
+
+        Raises:
+            RunLostError: the cluster is gone.
+        """
+        try:
+            while records := self.cluster.door.events(self.name, after=self.view.number, wait_s=wait_s):
+                self.name = records[-1].run
+                self.view = fold_all(RunView(name=self.name) if not self.view.number else self.view, records)
+                wait_s = 0.0
+        except DoorClosedError:
+            try:
+                self.cluster.wait_for_door()
+            except ClusterLostError as exc:
+                raise RunLostError(f"The run {self.name} went down with its cluster: {exc.problem}", exc.remedy) from exc
+        return self.view
+
+    def follow(self) -> Iterator[RunView]:
+        """Give the view at each news until the run is over."""
+        yield self.refresh()
+        while not self.view.ended:
+            before = self.view.number
+            if self.refresh(wait_s=POLL_S).number != before:
+                yield self.view
+
+    def wait(self) -> Run:
+        """Wait for the end.
+
+        Raises:
+            RunFailedError: the user's code raised.
+            RunStoppedError: it was stopped.
+            RunLostError: the cluster went away.
+        """
+        for _ in self.follow():
+            pass
+        self.raise_if_failed()
+        return self
+
+    def raise_if_failed(self) -> None:
+        """Raise what ended the run, if it did not end well."""
+        view = self.view
+        if view.state == "failed":
+            raise RunFailedError(self.name, view.error_where or "raykit", view.error, view.traceback_text or view.error)
+        if view.state == "stopped":
+            raise RunStoppedError(f"The run {self.name} was stopped{_at(view)}.", f"Take it up again: %ray resume {self.name}")
+        if view.state == "lost":
+            raise RunLostError(f"The run {self.name} is lost: {view.error}", f"Take it up again: %ray resume {self.name}")
+
+    def stop(self) -> None:
+        """Ask it to end at its next commit or batch; returns at once."""
+        self.command(Stop(run=self.name))
+
+    def drill(self, action: Any = "kill-worker", *, after_s: float = 0.0) -> None:
+        """Break something on purpose; the verdict becomes a card of the view."""
+        self.command(Drill(run=self.name, action=action, after_s=after_s))
+
+    def command(self, command: Command) -> None:
+        self.cluster.door.command(command)
+
+    def output(self, name: str) -> Any:
+        """Give a value that came back (``-o``).
+
+        Raises:
+            RunNotFoundError: the run has no output of that name.
+        """
+        return pickle.loads(self.cluster.door.output(self.name, name))  # noqa: S301  (our own cluster's, behind its token)
+
+    @property
+    def result(self) -> Any:
+        """What the function returned (of ``rk.run``), or the table of rows (of a pipeline)."""
+        if self.view.run_kind == "pipeline":
+            from raykit.client.result import Result
+
+            return Result(self.view)
+        return self.output("result")
+
+    def logs(self, *, source: str = "", tail: int = 200) -> str:
+        """Give the last lines that its workers printed."""
+        return self.cluster.door.logs(self.name, source=source, tail=tail)
+
+    def __repr__(self) -> str:
+        from raykit.jupyter.render import to_text
+
+        return to_text(self.view)
+
+    def _repr_html_(self) -> str:
+        from raykit.jupyter.render import to_html
+
+        return to_html(self.view)
+
+
+def start(spec: RunSpec, payload: Payload, *, on: str | None = None) -> Run:
+    """Start a run in the cluster ``on`` (the current one if not given) and give its viewer."""
+    cluster = session.get(on)
+    return Run(cluster, cluster.door.start(spec, payload.to_bytes()))
+
+
+def run(function: Callable[..., Any], *args: Any, name: str = "cell", cpus: float = 1, gpus: float = 0, **kwargs: Any) -> Run:
+    """Run ``function(*args, **kwargs)`` on a node; ``.wait().result`` is what it returns."""
+    spec = TaskSpec(name=name, num_cpus=cpus, num_gpus=gpus, outputs=("result",))
+    work = FunctionWork(function=function, args=args, kwargs=kwargs)
+    named = {getattr(function, "__name__", "function"): function, **{f"argument {n}": arg for n, arg in enumerate(args)}, **kwargs}
+    return start(spec, pack(work, named, {}))
+
+
+def train(
+    function: Callable[..., Any],
+    *args: Any,
+    workers: int | tuple[int, int] = 1,
+    name: str = "train",
+    cpus: float = 1,
+    gpus: float = 0,
+    spares: int | None = None,
+    checkpoint_every_s: float = 60.0,
+    **kwargs: Any,
+) -> Run:
+    """Run an elastic training function on every worker; rank 0's result is ``.wait().result``.
+
+    Args:
+        function: a loop over ``rk.elastic(...).batches(...)``, as in a ``%%ray train`` cell.
+        args: given to each worker's call, as ``kwargs`` are.
+        workers: how many ranks, or (least, most).
+        name: how the run is called.
+        cpus: CPU slots of each rank.
+        gpus: GPUs of each rank.
+        spares: warm spares; 1 if not given, 0 on a small cluster.
+        checkpoint_every_s: seconds between checkpoints.
+        kwargs: see ``args``.
+    """
+    spec = TrainSpec(
+        name=name,
+        workers=(workers, workers) if isinstance(workers, int) else workers,
+        cpus_per_worker=cpus,
+        gpus_per_worker=gpus,
+        num_spares=spares,
+        checkpoint_every_s=checkpoint_every_s,
+        outputs=("result",),
+    )
+    work = FunctionWork(function=function, args=args, kwargs=kwargs)
+    return start(spec, pack(work, {getattr(function, "__name__", "function"): function, **kwargs}, {}))
+
+
+def _at(view: RunView) -> str:
+    return f" at step {view.step}" if view.run_kind == "training" else ""
+
+
