@@ -9,7 +9,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-if sys.version_info < (3, 11) or sys.version_info >= (3, 14):  # noqa: UP036  (a copy on the path knows no metadata)
+if sys.version_info < (3, 11) or sys.version_info >= (3, 14):
     raise ImportError(f"raykit works with Python 3.11 to 3.13; this is {sys.version.split()[0]}.")
 
 if TYPE_CHECKING:

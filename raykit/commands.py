@@ -18,8 +18,16 @@ class Drill:
     """Break something on purpose, and judge how the run mends it."""
 
     run: str
-    action: Literal["kill-worker", "kill-host"] = "kill-worker"
+    action: Literal["kill-worker", "hang", "kill-host"] = "kill-worker"
     after_s: float = 0.0
 
 
-Command = Stop | Drill
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resize:
+    """Train on another number of ranks from the next commit on."""
+
+    run: str
+    workers: tuple[int, int]
+
+
+Command = Stop | Drill | Resize

@@ -38,7 +38,7 @@ class RaykitError(Exception):
         return [f"{type(self).__name__}: {self}"]
 
 
-class _Sentence(RaykitError):
+class _SentenceError(RaykitError):
     """An error whose facts are ``problem`` (what was wanted and found) and ``remedy`` (what to do)."""
 
     def __init__(self, problem: str, remedy: str = "") -> None:
@@ -56,7 +56,7 @@ class _Sentence(RaykitError):
         return f"{self.problem}\n{self.remedy}" if self.remedy else self.problem
 
 
-class InputError(_Sentence, ValueError):
+class InputError(_SentenceError, ValueError):
     """What was asked cannot be done as it was written."""
 
 
@@ -87,7 +87,7 @@ class MissingPackageError(RaykitError, ImportError):
         return f"{package} is needed {why} and is not installed.\nInstall it with: pip install 'raykit[{extra}]'"
 
 
-class ClusterError(_Sentence):
+class ClusterError(_SentenceError):
     """A cluster cannot be made, found or reached."""
 
 
@@ -107,7 +107,7 @@ class CapacityError(ClusterError):
     """More is asked than the whole cluster holds; waiting would not help."""
 
 
-class RunError(_Sentence):
+class RunError(_SentenceError):
     """A run cannot be started, found or finished."""
 
 

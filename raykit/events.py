@@ -131,6 +131,15 @@ class StageSampled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StageEnded:
+    """The executor's own totals of a stage, when all rows are through: the replicas' last samples may be missing."""
+
+    stage: str
+    rows_in: int
+    rows_out: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SourceCounted:
     """How many rows the source has, where that is known."""
 
@@ -148,12 +157,28 @@ class WorkerStarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReady:
+    """A worker has run the user's code up to its first step: it can join a world at once."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorldFormed:
     """The ranks, in their order, agreed on the step from which they go on."""
 
     generation: int
     workers: tuple[str, ...]
     step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorldBroken:
+    """A rank could not reach its peers and left the world; it waits for the next one."""
+
+    worker: str
+    generation: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,13 +211,31 @@ class WorkerLost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerEnded:
+    """A worker was let go, because the run was made smaller."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resized:
+    """A person asked for another number of ranks."""
+
+    min_workers: int
+    max_workers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recovered:
     """The first step after a loss is committed: the recovery card.
 
-    ``detected_after_s`` is None where the moment of death is not known.
+    ``detected_after_s`` is None where the moment of death is not known; ``stack`` is where the code of one that hung
+    stood.
     """
 
     what: str
+    cause: str = ""
+    stack: str = ""
     detected_after_s: float | None
     recovered_after_s: float
     world_before: int
@@ -249,12 +292,17 @@ Event = (
     | ReplicaStarted
     | ReplicaSampled
     | StageSampled
+    | StageEnded
     | SourceCounted
     | WorkerStarted
+    | WorkerReady
     | WorldFormed
+    | WorldBroken
     | StepCommitted
     | WorkerBusy
     | WorkerLost
+    | WorkerEnded
+    | Resized
     | Recovered
     | CheckpointSaved
     | StopAsked
@@ -285,6 +333,4 @@ def record_to_json(record: Record) -> dict[str, Any]:
 
 def record_from_json(data: dict[str, Any]) -> Record:
     """Rebuild the record that :func:`record_to_json` described."""
-    return Record(
-        number=data["number"], at_unix_s=data["at_unix_s"], run=data["run"], event=decode(Event, data["event"])
-    )
+    return Record(number=data["number"], at_unix_s=data["at_unix_s"], run=data["run"], event=decode(Event, data["event"]))

@@ -57,14 +57,15 @@ class StageView:
     num_replicas: int = 0
     queued_blocks: int | None = None
     rate: RateView = RateView()
+    final_rows: tuple[int, int] | None = None
 
     @property
     def rows_in(self) -> int:
-        return sum(replica.rows_in for replica in self.replicas)
+        return self.final_rows[0] if self.final_rows else sum(replica.rows_in for replica in self.replicas)
 
     @property
     def rows_out(self) -> int:
-        return sum(replica.rows_out for replica in self.replicas)
+        return self.final_rows[1] if self.final_rows else sum(replica.rows_out for replica in self.replicas)
 
     @property
     def busy_s(self) -> float:
@@ -90,6 +91,7 @@ class RankView:
     node: str
     device: str
     rank: int | None = None
+    ready: bool = False
     lost: bool = False
     busy_with: str = ""
 
@@ -157,6 +159,7 @@ class RunView:
     source_rows: int | None = None
     ranks: tuple[RankView, ...] = ()
     world_size: int = 0
+    resized_to: tuple[int, int] | None = None
     generation: int = 0
     step: int = 0
     total_steps: int | None = None
@@ -268,9 +271,7 @@ def _lines_printed(view: RunView, event: ev.LinesPrinted, _: float) -> RunView:
 
 
 def _slots_held(view: RunView, event: ev.SlotsHeld, at_unix_s: float) -> RunView:
-    slot = SlotView(
-        holder=event.holder, num_cpus=event.num_cpus, num_gpus=event.num_gpus, held_at_unix_s=at_unix_s
-    )
+    slot = SlotView(holder=event.holder, num_cpus=event.num_cpus, num_gpus=event.num_gpus, held_at_unix_s=at_unix_s)
     return replace(view, slots=(*view.slots, slot))
 
 
@@ -318,6 +319,10 @@ def _stage_sampled(view: RunView, event: ev.StageSampled, _: float) -> RunView:
     )
 
 
+def _stage_ended(view: RunView, event: ev.StageEnded, _: float) -> RunView:
+    return _on_stage(view, event.stage, lambda stage: replace(stage, final_rows=(event.rows_in, event.rows_out), queued_blocks=0))
+
+
 def _source_counted(view: RunView, event: ev.SourceCounted, _: float) -> RunView:
     return replace(view, source_rows=event.num_rows)
 
@@ -325,6 +330,15 @@ def _source_counted(view: RunView, event: ev.SourceCounted, _: float) -> RunView
 def _worker_started(view: RunView, event: ev.WorkerStarted, _: float) -> RunView:
     rank = RankView(worker=event.worker, pid=event.pid, node=event.node, device=event.device)
     return replace(view, ranks=(*(each for each in view.ranks if each.worker != event.worker), rank))
+
+
+def _worker_ready(view: RunView, event: ev.WorkerReady, _: float) -> RunView:
+    ranks = tuple(replace(each, ready=True) if each.worker == event.worker else each for each in view.ranks)
+    return replace(view, ranks=ranks)
+
+
+def _world_broken(view: RunView, _: ev.WorldBroken, __: float) -> RunView:
+    return replace(view, state="recovering") if view.state == "running" else view
 
 
 def _world_formed(view: RunView, event: ev.WorldFormed, _: float) -> RunView:
@@ -335,7 +349,7 @@ def _world_formed(view: RunView, event: ev.WorldFormed, _: float) -> RunView:
 
 def _step_committed(view: RunView, event: ev.StepCommitted, at_unix_s: float) -> RunView:
     curve, stride = view.curve, view.curve_stride
-    if "loss" in event.metrics and event.step % stride == 0:
+    if "loss" in event.metrics and (not curve or event.step - curve[-1][0] >= stride):
         curve = (*curve, (event.step, event.metrics["loss"]))
         if len(curve) > MAX_CURVE_POINTS:
             curve, stride = curve[1::2], stride * 2
@@ -359,21 +373,29 @@ def _worker_busy(view: RunView, event: ev.WorkerBusy, _: float) -> RunView:
 
 
 def _worker_lost(view: RunView, event: ev.WorkerLost, _: float) -> RunView:
-    ranks = tuple(
-        replace(each, lost=True, rank=None, busy_with="") if each.worker == event.worker else each for each in view.ranks
-    )
+    ranks = tuple(replace(each, lost=True, rank=None, busy_with="") if each.worker == event.worker else each for each in view.ranks)
     recovering = event.rank is not None and view.state == "running"
     return replace(view, ranks=ranks, state="recovering" if recovering else view.state)
+
+
+def _worker_ended(view: RunView, event: ev.WorkerEnded, _: float) -> RunView:
+    return replace(view, ranks=tuple(each for each in view.ranks if each.worker != event.worker))
+
+
+def _resized(view: RunView, event: ev.Resized, _: float) -> RunView:
+    return replace(view, resized_to=(event.min_workers, event.max_workers))
 
 
 def _recovered(view: RunView, event: ev.Recovered, at_unix_s: float) -> RunView:
     found = "not known" if event.detected_after_s is None else f"after {event.detected_after_s:.2f} s"
     facts = (
+        *([("cause", event.cause)] if event.cause else []),
         ("found", found),
         ("lost", f"{event.steps_lost} committed steps; {event.steps_redone} step in flight redone"),
         ("world", f"{event.world_before} → {event.world_after}"),
         ("done", event.remedy),
         ("next commit", f"step {event.step_before + 1}, {event.recovered_after_s:.2f} s after the loss was known"),
+        *([("stood at", event.stack)] if event.stack else []),
     )
     card = CardView(at_unix_s=at_unix_s, title=event.what, good=event.steps_lost == 0, facts=facts)
     return replace(view, cards=(*view.cards, card))
@@ -411,12 +433,17 @@ _STEPS: dict[type, Callable[[RunView, Any, float], RunView]] = {
     ev.ReplicaStarted: _replica_started,
     ev.ReplicaSampled: _replica_sampled,
     ev.StageSampled: _stage_sampled,
+    ev.StageEnded: _stage_ended,
     ev.SourceCounted: _source_counted,
     ev.WorkerStarted: _worker_started,
+    ev.WorkerReady: _worker_ready,
     ev.WorldFormed: _world_formed,
+    ev.WorldBroken: _world_broken,
     ev.StepCommitted: _step_committed,
     ev.WorkerBusy: _worker_busy,
     ev.WorkerLost: _worker_lost,
+    ev.WorkerEnded: _worker_ended,
+    ev.Resized: _resized,
     ev.Recovered: _recovered,
     ev.CheckpointSaved: _checkpoint_saved,
     ev.StopAsked: _stop_asked,

@@ -30,19 +30,29 @@ def capture_cell(text: str, names: Mapping[str, Any], *, title: str, inputs: Ite
         CellError: a syntax error, or a name that neither the cell nor the notebook defines.
         CaptureError: a name that does not pickle, or is larger than 100 MB.
     """
-    needed = free_names(text, title)
+    needed = check_names(text, names, title)
     if inputs := tuple(inputs):
-        missing = [name for name in inputs if name not in names]
         needed = set(inputs)
-    else:
-        missing = sorted(name for name in needed if name not in names and not hasattr(builtins, name))
+        if missing := [name for name in inputs if name not in names]:
+            raise CellError(f"-i {missing[0]}: the notebook has no such name.", "Define it, or correct its spelling.")
+    captured = {name: names[name] for name in sorted(needed) if name in names}
+    modules = modules_beside(imported_names(text), captured.values())
+    return pack(CellWork(text=text, filename=title, names=captured), captured, {title: SourceText(title=title, text=text)}, modules)
+
+
+def check_names(text: str, names: Mapping[str, Any], title: str) -> set[str]:
+    """Give the names that a cell uses and does not set itself, when all of them are known.
+
+    Raises:
+        CellError: a syntax error, or a name that neither the cell nor the notebook defines.
+    """
+    needed = free_names(text, title)
+    missing = sorted(name for name in needed if name not in names and not hasattr(builtins, name))
     if missing:
         raise CellError(
             f"name {missing[0]!r} is not defined in the cell or in the notebook.", "Define it, or correct its spelling."
         )
-    captured = {name: names[name] for name in sorted(needed) if name in names}
-    modules = modules_beside(imported_names(text), captured.values())
-    return pack(CellWork(text=text, filename=title, names=captured), captured, {title: SourceText(title=title, text=text)}, modules)
+    return needed
 
 
 def pack(
@@ -63,7 +73,7 @@ def pack(
     for name, value in named.items():
         if len(body) > MAX_CAPTURE_BYTES:
             _refuse_large_pickle(name, value)
-    return Payload(body=body, texts=texts | _cells_named_in(body), modules=modules)
+    return Payload(body=body, texts=_cells_named_in(body) | texts, modules=modules)
 
 
 def free_names(text: str, title: str) -> set[str]:
@@ -120,7 +130,9 @@ def _file_beside(name: str, here: Path) -> Path | None:
         return None
     file = Path(origin).resolve()
     installed = any(part in ("site-packages", "dist-packages") for part in file.parts)
-    return file if file.is_relative_to(here) and not installed and not file.is_relative_to(sys.prefix) and name != "raykit" else None
+    return (
+        file if file.is_relative_to(here) and not installed and not file.is_relative_to(sys.prefix) and name != "raykit" else None
+    )
 
 
 def _texts_of(name: str, file: Path) -> dict[str, ModuleText]:
@@ -192,7 +204,8 @@ def _too_large(name: str, value: Any, size: str) -> CaptureError:
 
 def _blame(named: Mapping[str, Any], error: Exception) -> CaptureError:
     """Find the name that does not pickle, also among the globals of the cell's own functions and classes."""
-    for name, value in {**named, **{key: each for value in named.values() for key, each in _globals_of(value).items()}}.items():
+    inner = {key: each for work in named.values() for key, each in _globals_of(work).items()}
+    for name, value in {**named, **inner}.items():
         if isinstance(value, FunctionType | type) and getattr(value, "__module__", "") == "__main__" and _globals_of(value):
             continue
         try:
@@ -204,7 +217,9 @@ def _blame(named: Mapping[str, Any], error: Exception) -> CaptureError:
                 f"{name!r} ({type(value).__module__}.{type(value).__name__}) does not pickle: {exc}",
                 f"Build {name} where it is used: in the cell's own text, or in the __init__ of the stage.",
             )
-    return CaptureError(f"What the cell uses does not pickle: {error}", "Build it in the cell's own text, or in the __init__ of the stage.")
+    return CaptureError(
+        f"What the cell uses does not pickle: {error}", "Build it in the cell's own text, or in the __init__ of the stage."
+    )
 
 
 def _globals_of(value: Any) -> dict[str, Any]:
@@ -213,7 +228,11 @@ def _globals_of(value: Any) -> dict[str, Any]:
     for function in functions:
         if isinstance(function, FunctionType):
             known = function.__globals__
-            found |= {name: known[name] for name in function.__code__.co_names if name in known and not isinstance(known[name], ModuleType)}
+            found |= {
+                name: known[name]
+                for name in function.__code__.co_names
+                if name in known and not isinstance(known[name], ModuleType)
+            }
             for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
                 found[name] = cell.cell_contents
     return found
@@ -223,7 +242,7 @@ def _cells_named_in(body: bytes) -> dict[str, SourceText]:
     """Give the text of the notebook's cells whose code lies in ``body``, for tracebacks."""
     found = {}
     for filename, entry in list(linecache.cache.items()):
-        if len(entry) > 1 and filename.encode() in body and not os.path.exists(filename):  # noqa: PTH110
+        if len(entry) > 1 and filename.encode() in body and not os.path.exists(filename):
             found[filename] = SourceText(title=cell_titles().get(filename, filename), text="".join(entry[2]))
     return found
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +12,7 @@ from raykit.client.capture import pack
 from raykit.client.run import Run, start
 from raykit.errors import InputError, SourceError
 from raykit.spec import PipelineSpec, SourceSpec, StageSpec
-from raykit.wire.payload import Payload, PipelineWork, SourceText
+from raykit.wire.payload import Payload, PipelineWork
 
 Work = TypeVar("Work", bound=Callable[..., Any])
 MARK = "__raykit_stage__"
@@ -43,7 +42,7 @@ def stage(
     least, most = (replicas, replicas) if isinstance(replicas, int) else replicas
 
     def mark(work: Work) -> Work:
-        title = name or getattr(work, "__name__", "stage")
+        title = str(name or getattr(work, "__name__", "stage"))
         spec = StageSpec(name=title, num_cpus=cpus, num_gpus=gpus, batch_size=batch, min_replicas=least, max_replicas=most)
         setattr(work, MARK, spec)
         return work
@@ -79,16 +78,18 @@ class Pipeline:
         name: str = "pipeline",
         limit: int | None = None,
         output: str | None = None,
-        texts: dict[str, SourceText] | None = None,
+        outputs: tuple[str, ...] = (),
     ) -> tuple[PipelineSpec, Payload]:
         """Check everything that can be checked here, and give what travels."""
         if not self.stages:
-            raise InputError("The pipeline has no stage.", "Mark a function or a class with @rk.stage(...), or name stages by --stages.")
+            raise InputError(
+                "The pipeline has no stage.", "Mark a function or a class with @rk.stage(...), or name stages by --stages."
+            )
         specs = tuple(_spec_of(each) for each in self.stages)
         described, value = describe_source(source)
-        spec = PipelineSpec(name=name, source=described, stages=specs, limit=limit, output_path=_absolute(output))
+        spec = PipelineSpec(name=name, source=described, stages=specs, limit=limit, output_path=_absolute(output), outputs=outputs)
         named = {each.name: work for each, work in zip(specs, self.stages, strict=True)} | {described.label or "source": value}
-        return spec, pack(PipelineWork(stages=self.stages, source=value), named, texts or {})
+        return spec, pack(PipelineWork(stages=self.stages, source=value), named, {})
 
 
 def describe_source(source: Any) -> tuple[SourceSpec, Any]:
@@ -144,7 +145,7 @@ def _spec_of(work: Callable[..., Any]) -> StageSpec:
         raise InputError(f"{work!r} is no stage.", "Give functions or classes marked with @rk.stage(...).")
     if inspect.isclass(work) and "__call__" not in vars(work):
         raise InputError(f"The class {work.__name__} has no __call__.", "A stage's class takes a row or a batch in __call__.")
-    return replace(StageSpec(name=getattr(work, "__name__", "stage")))
+    return StageSpec(name=getattr(work, "__name__", "stage"))
 
 
 def _absolute(output: str | None) -> str | None:

@@ -16,7 +16,7 @@ class Result:
 
     def __init__(self, view: RunView) -> None:
         self.run = view.name
-        self.path = next((output.file for output in view.outputs if output.name == "rows"), "")
+        self.path = next((output.file for output in view.outputs), "")
 
     def dataset(self) -> Any:
         """Give the parts as a ``pyarrow.dataset.Dataset``; nothing is read yet.

@@ -9,7 +9,7 @@ from typing import Any
 from raykit.client import session
 from raykit.client.capture import pack
 from raykit.client.session import Cluster
-from raykit.commands import Command, Drill, Stop
+from raykit.commands import Command, Drill, Resize, Stop
 from raykit.errors import ClusterLostError, RunFailedError, RunLostError, RunStoppedError
 from raykit.spec import RunSpec, TaskSpec, TrainSpec
 from raykit.views import RunView, fold_all
@@ -84,6 +84,10 @@ class Run:
         """Break something on purpose; the verdict becomes a card of the view."""
         self.command(Drill(run=self.name, action=action, after_s=after_s))
 
+    def resize(self, workers: int | tuple[int, int]) -> None:
+        """Let a training run go on with another number of ranks, or (least, most); no step is lost."""
+        self.command(Resize(run=self.name, workers=(workers, workers) if isinstance(workers, int) else workers))
+
     def command(self, command: Command) -> None:
         self.cluster.door.command(command)
 
@@ -109,12 +113,12 @@ class Run:
         return self.cluster.door.logs(self.name, source=source, tail=tail)
 
     def __repr__(self) -> str:
-        from raykit.jupyter.render import to_text
+        from raykit.render import to_text
 
         return to_text(self.view)
 
     def _repr_html_(self) -> str:
-        from raykit.jupyter.render import to_html
+        from raykit.render import to_html
 
         return to_html(self.view)
 
@@ -172,5 +176,3 @@ def train(
 
 def _at(view: RunView) -> str:
     return f" at step {view.step}" if view.run_kind == "training" else ""
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,11 @@ class Cluster:
         if self._door is None:
             self._door = Door(self.record.door_url, self.record.token)
         return self._door
+
+    def close(self) -> None:
+        """Close the connection to the door, if there is one."""
+        if self._door is not None:
+            self._door.close()
 
     @property
     def is_alive(self) -> bool:
@@ -127,7 +133,9 @@ def get(name: str | None = None) -> Cluster:
     others = f"There are: {', '.join(record.name for record in alive)}." if alive else ""
     if name and records.find(name):
         raise NoClusterError(f"The cluster {name} is gone: its head died.", f"Start it again: %ray up {name}")
-    raise NoClusterError(f"No cluster {name} is up. {others}" if name else "No cluster is up.", f"Start one: %ray up {name or ''}".rstrip())
+    raise NoClusterError(
+        f"No cluster {name} is up. {others}" if name else "No cluster is up.", f"Start one: %ray up {name or ''}".rstrip()
+    )
 
 
 def clusters() -> list[Cluster]:
@@ -140,9 +148,13 @@ def down(name: str | None = None) -> str:
     global _current  # noqa: PLW0603
     if name is None:
         name = _current.name if _current else next((record.name for record in records.find_all()), "local")
+    if "ray" in sys.modules and (found := records.find(name)):
+        from raykit.engine.connect import disconnect
+
+        disconnect(found.gcs_address)
     was_there = local.down(name)
     if _current is not None and _current.name == name:
-        _current.door.close()
+        _current.close()
         _current = None
     return f"Cluster {name} is down; its runs are kept." if was_there else f"No cluster {name} is up; nothing to do."
 
@@ -208,4 +220,18 @@ def doctor() -> Report:
     return examine()
 
 
-__all__ = ["Cluster", "RunLostError", "clusters", "connect", "doctor", "down", "get", "resume", "runs", "status", "stop", "up", "use"]
+__all__ = [
+    "Cluster",
+    "RunLostError",
+    "clusters",
+    "connect",
+    "doctor",
+    "down",
+    "get",
+    "resume",
+    "runs",
+    "status",
+    "stop",
+    "up",
+    "use",
+]

@@ -15,8 +15,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +36,7 @@ SUPPORTED_RAY = "2.60."
 OBJECT_STORE_SHARE = 0.15  # of memory; Ray's own 0.3 leaves little for models on a machine of 8 GB
 UP_TIMEOUT_S = 120.0
 DOWN_TIMEOUT_S = 4.0
+BLOCK = "--block"  # the option by which `ray start` stays, and by which its processes are told from workers
 
 Started = tuple[ClusterRecord, str]
 
@@ -86,7 +87,9 @@ def check_environment() -> None:
     try:
         found = version("ray")
     except ImportError as exc:
-        raise ClusterError("Ray is not installed in this environment.", f"Install it: pip install 'ray[default]=={SUPPORTED_RAY}*'") from exc
+        raise ClusterError(
+            "Ray is not installed in this environment.", f"Install it: pip install 'ray[default]=={SUPPORTED_RAY}*'"
+        ) from exc
     if not found.startswith(SUPPORTED_RAY):
         raise ClusterError(
             f"Ray {found} is installed; this raykit works with {SUPPORTED_RAY}x.",
@@ -99,7 +102,7 @@ def difference(found: ClusterSpec, wanted: ClusterSpec) -> str:
     parts = []
     for each in fields(ClusterSpec):
         has, asked = getattr(found, each.name), getattr(wanted, each.name)
-        if has != asked and asked != each.default:
+        if asked not in (has, each.default):
             parts.append(f"{each.metadata['option'][0][0]} is {has}, asked {asked}")
     return "; ".join(parts)
 
@@ -115,7 +118,6 @@ class _Ports:
     object_manager: int
     node_manager: int
     metrics: int
-    client: int
 
 
 def _refuse_difference(found: ClusterRecord, wanted: ClusterSpec) -> None:
@@ -157,12 +159,12 @@ def _start(spec: ClusterSpec, deadline: float) -> ClusterRecord:
             raykit_version=version("raykit"),
         )
         hub = _spawn(_hub_command(started, ports.door), environment, folder / "hub.log")
-        _wait(lambda: hub.poll() is not None, started, deadline, "the hub to start")
-        if hub.returncode:
-            raise ClusterError(f"The hub of {spec.name} did not start.", _tail(folder / "hub.log"))
-        for number in range(2, spec.num_nodes + 1):
-            _spawn(_node_command(spec, started, number), environment, folder / f"node-{number}.log")
-        _wait_for_door(started, deadline - time.monotonic())
+        joining = {
+            folder / f"node-{number}.log": _further_command(spec, started, number) for number in range(2, spec.num_nodes + 1)
+        }
+        nodes = {log: _spawn(command, environment, log) for log, command in joining.items()}
+        _wait_for_door(started, deadline - time.monotonic(), maker=hub)
+        _wait_for_nodes(started, nodes, deadline)
         started.save()
     return started
 
@@ -187,29 +189,30 @@ def _environment(spec: ClusterSpec, folder: Path, token_file: Path) -> dict[str,
 
 
 def _head_command(spec: ClusterSpec, ports: _Ports, ray_temp: Path) -> list[str]:
-    lean = ["--include-dashboard=false", "--no-monitor", "--include-log-monitor=false"]
+    lean = ["--include-dashboard=false", "--include-log-monitor=false"]
     return [
-        *_ray_start(spec, ports),
+        *_node_command(spec, ports),
         "--head",
         f"--port={ports.gcs}",
         "--dashboard-host=127.0.0.1",
         f"--dashboard-port={ports.dashboard}",
-        f"--ray-client-server-port={ports.client}",
         f"--temp-dir={ray_temp}",
-        '--labels=raykit.io/rack=rack-1,raykit.io/node=1',
-        *(["--include-dashboard=true", "--no-monitor"] if spec.dashboard else lean),
+        "--labels=raykit.io/rack=rack-1,raykit.io/node=1",
+        "--no-monitor",
+        *(["--include-dashboard=true"] if spec.dashboard else lean),
     ]
 
 
-def _node_command(spec: ClusterSpec, head: ClusterRecord, number: int) -> list[str]:
+def _further_command(spec: ClusterSpec, head: ClusterRecord, number: int) -> list[str]:
     labels = f"--labels=raykit.io/rack=rack-{number},raykit.io/node={number}"
-    return [*_ray_start(spec, _free_ports()), f"--address={head.gcs_address}", labels]
+    return [*_node_command(spec, _free_ports()), f"--address={head.gcs_address}", labels]
 
 
-def _ray_start(spec: ClusterSpec, ports: _Ports) -> list[str]:
+def _node_command(spec: ClusterSpec, ports: _Ports) -> list[str]:
     num_gpus = spec.num_simulated_gpus or spec.num_gpus
     return [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+        *(sys.executable, "-m", "raykit.engine.node", BLOCK),
+        "--disable-usage-stats",
         "--node-ip-address=127.0.0.1",
         f"--dashboard-agent-listen-port={ports.agent_http}",
         f"--dashboard-agent-grpc-port={ports.agent_grpc}",
@@ -259,27 +262,47 @@ def _hub_command(cluster: ClusterRecord, door_port: int) -> list[str]:
 def _spawn(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("ab") as output:
         log.chmod(0o600)
-        return subprocess.Popen(  # noqa: S603
+        process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, env=environment
         )
+    _spawned.append(process)
+    return process
 
 
-def _wait_for_door(cluster: ClusterRecord, timeout_s: float) -> None:
-    door = Door(cluster.door_url, cluster.token)
+_spawned: list[subprocess.Popen[bytes]] = []
+"""Kept to be reaped: they outlive this process, and one that ends before it would stay as a zombie."""
 
-    def answers() -> bool:
-        with suppress(DoorClosedError):
-            return bool(door.ping(timeout_s=5))
-        return False
 
-    try:
+def _wait_for_door(cluster: ClusterRecord, timeout_s: float, *, maker: subprocess.Popen[bytes] | None = None) -> None:
+    """Wait until the hub answers; ``maker`` is the program that makes it, where it is still at work."""
+    with closing(Door(cluster.door_url, cluster.token)) as door:
+
+        def answers() -> bool:
+            if maker is not None and maker.poll():
+                raise ClusterError(f"The hub of {cluster.name} did not start.", _tail(cluster.folder / "hub.log"))
+            with suppress(DoorClosedError):
+                return bool(door.ping(timeout_s=5))
+            return False
+
         _wait(answers, cluster, time.monotonic() + timeout_s, "its door to answer")
-    finally:
-        door.close()
 
 
-def _wait(ready: object, cluster: ClusterRecord, deadline: float, what: str) -> None:
-    assert callable(ready)
+def _wait_for_nodes(cluster: ClusterRecord, nodes: dict[Path, subprocess.Popen[bytes]], deadline: float) -> None:
+    """Wait until every further node is one of the cluster's; ``nodes`` are their processes by log."""
+    if not nodes:
+        return
+    with closing(Door(cluster.door_url, cluster.token)) as door:
+
+        def all_joined() -> bool:
+            for log, process in nodes.items():
+                if process.poll() is not None:
+                    raise ClusterError(f"A further node of {cluster.name} ended while it started.", _tail(log))
+            return sum(bool(node["alive"]) for node in door.status()["nodes"]) > len(nodes)
+
+        _wait(all_joined, cluster, deadline, "its further nodes to join")
+
+
+def _wait(ready: Callable[[], bool], cluster: ClusterRecord, deadline: float, what: str) -> None:
     while not ready():
         if not cluster.is_alive():
             raise ClusterError(f"The head of {cluster.name} ended while it started.", _tail(cluster.folder / "head.log"))
@@ -303,7 +326,7 @@ def _end(name: str, ray_temp: str | None) -> None:
     for process in asked:
         with suppress(psutil.NoSuchProcess):
             # The wrappers of `ray start` end their nodes in order; workers end with their raylet.
-            if "ray.scripts.scripts" in process.cmdline() or "start" in process.cmdline():
+            if BLOCK in process.cmdline():
                 process.send_signal(signal.SIGTERM)
     psutil.wait_procs(asked, timeout=DOWN_TIMEOUT_S)
     while left := records.processes(name):
@@ -311,6 +334,7 @@ def _end(name: str, ray_temp: str | None) -> None:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(left, timeout=1)
+    _spawned[:] = [process for process in _spawned if process.poll() is None]
     (records.cluster_folder(name) / "token").unlink(missing_ok=True)
     if ray_temp:
         shutil.rmtree(ray_temp, ignore_errors=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,26 @@ def connect(address: str, token_file: str) -> Any:
     try:
         import ray
 
-        return ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, ignore_reinit_error=True)
+        context = ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, ignore_reinit_error=True)
     finally:
         sys.path.remove(shim)
+    atexit.register(_leave, address)
+    return context
+
+
+def disconnect(address: str) -> None:
+    """Let go of the head at ``address``, if this process is a driver of it: one that dies would hold the driver for a day."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized() and ray.get_runtime_context().gcs_address == address:
+        ray.shutdown()
+
+
+def _leave(address: str) -> None:
+    """At exit: when the head is dead, Ray's own farewell would wait for it as long as the reconnect time says."""
+    import ray
+
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except OSError:
+        atexit.unregister(ray.shutdown)

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 import ray
 
 from raykit.commands import Command, Drill, Stop
-from raykit.engine.run import RunContext, RunKind, StoppedError, UserCodeError, describe
+from raykit.engine.run import RunContext, RunKind, StoppedError, UserCodeError, describe, outlive_node_loss
 from raykit.engine.setting import NAMESPACE, ClusterSetting
 from raykit.events import Event, HostStarted, RunAccepted, RunEnded, StopAsked, UserFailed
+from raykit.policy.failure import Pulse
 from raykit.spec import PipelineSpec, RunSpec, TaskSpec
 from raykit.store.log import Log
 
@@ -60,11 +61,9 @@ class Host:
         self._kind = _make(self._context)
         threading.Thread(target=self._run, name="raykit-run", daemon=True).start()
 
-    async def report(self, source: str, events: Sequence[Event]) -> None:
+    async def report(self, source: str, events: Sequence[Event], pulse: Pulse | None = None) -> None:
         """Take what a worker reports; the beat of a worker is an empty report."""
-        if events:
-            self._kind.report(source, events)
-            self._journal.emit(*events)
+        self._journal.emit(*self._kind.report(source, events, pulse))
 
     async def command(self, command: Command) -> None:
         """Take a command; returns before it is carried out."""
@@ -82,6 +81,8 @@ class Host:
 
     def _run(self) -> None:
         try:
+            if self._context.stop_asked.is_set():  # before an earlier host died
+                raise StoppedError
             self._kind.execute()
             ended = RunEnded(state="done")
         except StoppedError:
@@ -93,6 +94,8 @@ class Host:
         except Exception as exc:  # whatever broke, the run must not stay open
             import traceback
 
+            if isinstance(exc, ray.exceptions.RayError):
+                outlive_node_loss()
             self._context.emit(UserFailed(where="raykit", error=describe(exc), traceback_text=traceback.format_exc()))
             ended = RunEnded(state="failed", error=describe(exc))
         self._context.emit(ended)

@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +23,24 @@ import ray
 from aiohttp import web
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raykit.codec import decode, encode
-from raykit.commands import Command, Stop
+from raykit.codec import decode
+from raykit.commands import Command, Resize, Stop
 from raykit.engine import capacity
 from raykit.engine.host import PREFIX, Host, find_host
 from raykit.engine.registry import Registry
+from raykit.engine.run import describe
 from raykit.engine.setting import NAMESPACE, ClusterSetting
 from raykit.errors import RaykitError, RunError, RunNotFoundError, to_wire
 from raykit.events import RunEnded, record_to_json
-from raykit.spec import RunSpec
+from raykit.spec import RunSpec, TrainSpec
 
 HUB = "hub"
 MAX_PAYLOAD_BYTES = 2**31
 LOOK_S = 0.01  # a look at the log's version costs microseconds, and is made only while somebody waits
 MAX_WAIT_S = 30.0
+HOST_RESTART_S = 15.0
+
+logger = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -92,12 +99,18 @@ class Hub:
         except (LookupError, ValueError) as exc:
             facts = [f"The door does not understand the request: {exc!r}", "Is the kernel's raykit of another version?"]
             return web.json_response({"error": "RunError", "facts": facts}, status=400)
+        except web.HTTPException:  # aiohttp's own answers, such as 404
+            raise
+        except Exception as exc:
+            logger.exception("%s %s", request.method, request.path)
+            facts = [f"The hub could not answer: {describe(exc)}", "This is a fault of raykit's: report it with %ray doctor."]
+            return web.json_response({"error": "RunError", "facts": facts}, status=500)
 
     async def _ping(self, _: web.Request) -> web.Response:
-        import raykit
-
-        versions = {"ray": ray.__version__, "raykit": raykit.__version__}
-        return web.json_response({"name": self._setting.name, "pid": os.getpid(), "started_unix_s": self._started_unix_s} | versions)
+        versions = {"ray": ray.__version__, "raykit": version("raykit")}
+        return web.json_response(
+            {"name": self._setting.name, "pid": os.getpid(), "started_unix_s": self._started_unix_s} | versions
+        )
 
     async def _status(self, _: web.Request) -> web.Response:
         return web.json_response(await asyncio.to_thread(capacity.status, self._setting))
@@ -120,20 +133,45 @@ class Hub:
         async with self._starting:
             run, spec = self._registry.accept_again(asked)
             capacity.check(spec, self._setting)
+            await self._wait_for_name(run)
             self._make_host(run, spec)
         return web.json_response({"run": run})
+
+    async def _wait_for_name(self, run: str) -> None:
+        """Let the earlier host leave: it does right after it has written the run's end."""
+        deadline = time.monotonic() + HOST_RESTART_S
+        with suppress(ValueError):
+            while time.monotonic() < deadline:
+                find_host(run)
+                await asyncio.sleep(LOOK_S)
 
     async def _command(self, request: web.Request) -> web.Response:
         command: Command = decode(Command, await request.json())
         run = self._registry.newest(command.run)
-        try:
-            host = find_host(run)
-        except ValueError as exc:
-            if isinstance(command, Stop):
-                return web.json_response({"run": run})  # it is over: stopping twice is fine
-            raise RunError(f"The run {run} is over.", f"Start it again: %ray resume {run}") from exc
-        await host.command.remote(replace(command, run=run))
+        if isinstance(command, Resize) and isinstance(spec := self._registry.spec(run), TrainSpec):
+            capacity.check(replace(spec, workers=command.workers), self._setting)
+        await self._tell(run, replace(command, run=run))
         return web.json_response({"run": run})
+
+    async def _tell(self, run: str, command: Command) -> None:
+        """Give a command to a run's host; one that is on its way back from a kill is waited for."""
+        deadline = time.monotonic() + HOST_RESTART_S
+        while True:
+            try:
+                await find_host(run).command.remote(command)
+            except ray.exceptions.RayTaskError as exc:
+                if isinstance(exc.cause, RaykitError):
+                    raise exc.cause from None
+                raise
+            except ray.exceptions.ActorUnavailableError as exc:
+                if time.monotonic() > deadline:
+                    raise RunError(f"The host of {run} does not answer for {HOST_RESTART_S:.0f} s.", "See %ray doctor.") from exc
+                await asyncio.sleep(LOOK_S)
+                continue
+            except (ValueError, ray.exceptions.ActorDiedError) as exc:  # it has left, or leaves just now
+                if not isinstance(command, Stop):  # stopping twice is fine
+                    raise RunError(f"The run {run} is over.", f"Start it again: %ray resume {run}") from exc
+            return
 
     async def _events(self, request: web.Request) -> web.Response:
         run = self._registry.newest(request.query["run"])
@@ -166,9 +204,8 @@ class Hub:
         return web.Response(text=text)
 
     def _make_host(self, run: str, spec: RunSpec) -> None:
-        Host.options(
-            name=PREFIX + run, namespace=NAMESPACE, lifetime="detached", scheduling_strategy=on_this_node()
-        ).remote(self._setting, run, spec)
+        options = {"name": PREFIX + run, "namespace": NAMESPACE, "lifetime": "detached", "scheduling_strategy": on_this_node()}
+        Host.options(**options).remote(self._setting, run, spec)  # type: ignore[attr-defined]
 
     def _close_lost_runs(self) -> None:
         """Say of runs that were open when an earlier head died that they are lost."""
@@ -187,7 +224,7 @@ def _part(part: Any) -> bytes:
 
 
 def _read_logs(folder: Path, source: str, tail: int) -> str:
-    parts = []
+    parts: list[str] = []
     for file in sorted(folder.glob("*.log")):
         if source in ("", file.stem):
             lines = file.read_text(errors="replace").splitlines()[-tail:]

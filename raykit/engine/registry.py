@@ -83,12 +83,21 @@ class Registry:
             raise RunNameTakenError(f"The run {run} goes on.", f"See it: %ray watch {run}")
         if view.state == "done":
             raise RunError(f"The run {run} is done; there is nothing to resume.", "Run its cell again for a new one.")
+        spec = self.spec(run)
+        self._write_accepted(run, spec, resumed=True)
+        return run, spec
+
+    def spec(self, run: str) -> RunSpec:
+        """Give what was asked of a run.
+
+        Raises:
+            RunError: its folder is gone.
+        """
         file = self._setting.run_folder(run) / "spec.json"
         if not file.is_file():
             raise RunError(f"The folder of {run} is gone: {file.parent}.", "Run its cell again.")
         spec: RunSpec = replace(decode(RunSpec, json.loads(file.read_text())), name=run)
-        self._write_accepted(run, spec, resumed=True)
-        return run, spec
+        return spec
 
     def _write_accepted(self, run: str, spec: RunSpec, *, resumed: bool) -> None:
         stages = tuple(stage.name for stage in spec.stages) if isinstance(spec, PipelineSpec) else ()

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,6 +22,7 @@ from raykit.events import Event, LinesPrinted
 
 TICK_S = 0.1
 BEAT_S = 1.0
+PULSE_S = 0.25
 CALL_TIMEOUT_S = 5.0
 HOST_GRACE_S = 60.0
 MAX_LINES_A_TICK = 50
@@ -31,14 +32,17 @@ MAX_KEPT_EVENTS = 10_000
 class Reporter:
     """One a worker process and run. Threads may share it."""
 
-    def __init__(self, host: Any, source: str, log_file: Path) -> None:
+    def __init__(self, host: Any, source: str, log_file: Path, *, pulse: Callable[[], Any] | None = None) -> None:
+        """Store; ``pulse`` gives what goes with each call, and makes calls as often as a host must hear of a rank."""
         self._host, self._source, self._log_file = host, source, log_file
+        self._pulse, self._beat_s = pulse, PULSE_S if pulse else BEAT_S
         self._lock = threading.Lock()
         self._events: list[Event] = []
         self._samples: dict[Any, Event] = {}
         self._lines: list[str] = []
         self._num_dropped = 0
         self._wake = threading.Event()
+        self._sent = threading.Event()
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name="raykit-reporter", daemon=True)
         log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -68,6 +72,12 @@ class Reporter:
             else:
                 self._num_dropped += 1
 
+    def flush(self, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        """Wait until what was given so far is with the host, up to ``timeout_s``."""
+        self._sent.clear()
+        self._wake.set()
+        self._sent.wait(timeout_s)
+
     def close(self, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
         """Send what is left and end; waits up to ``timeout_s``."""
         self._closing = True
@@ -81,7 +91,7 @@ class Reporter:
             self._wake.clear()
             closing = self._closing
             events = self._take()
-            if events or time.monotonic() - sent_s > BEAT_S:
+            if events or time.monotonic() - sent_s > self._beat_s:
                 sent_s = time.monotonic()
                 if self._send(events):
                     heard_s = time.monotonic()
@@ -91,6 +101,8 @@ class Reporter:
                         os._exit(1)
                     if not closing:
                         time.sleep(TICK_S)
+                        continue
+            self._sent.set()
             if closing:
                 return
 
@@ -109,7 +121,9 @@ class Reporter:
 
     def _send(self, events: list[Event]) -> bool:
         try:
-            ray.get(self._host.report.remote(self._source, events), timeout=CALL_TIMEOUT_S)
+            # By its future: a plain ray.get warns in the processes of async actors.
+            pulse = self._pulse() if self._pulse else None
+            self._host.report.remote(self._source, events, pulse).future().result(CALL_TIMEOUT_S)
         except (ray.exceptions.RayError, TimeoutError):
             return False
         return True
@@ -153,6 +167,4 @@ class _Tee(io.TextIOBase):
     def fileno(self) -> int:
         return self._under.fileno()
 
-    @property
-    def encoding(self) -> str:
-        return "utf-8"
+    encoding = "utf-8"

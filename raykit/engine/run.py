@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,10 @@ from typing import Any, Protocol
 from raykit.commands import Command
 from raykit.engine.setting import ClusterSetting
 from raykit.events import Event, OutputReady
+from raykit.policy.failure import Pulse
 from raykit.wire.payload import Payload
+
+OWN_NODE_GRACE_S = 5.0
 
 
 class Emit(Protocol):
@@ -67,10 +71,23 @@ class RunKind(Protocol):
         """
 
     def command(self, command: Command) -> None:
-        """Take a command; returns at once."""
+        """Take a command; returns at once.
 
-    def report(self, source: str, events: Sequence[Event]) -> None:
-        """Take what a worker reported, before it is written to the log."""
+        Raises:
+            RunError: a run of this kind cannot do that.
+        """
+
+    def report(self, source: str, events: Sequence[Event], pulse: Pulse | None) -> Sequence[Event]:
+        """Take what a worker reported, and give what of it is to be written to the log."""
+
+
+def outlive_node_loss() -> None:
+    """Wait for this process's own end, before the loss of a node is called a failure of the run.
+
+    When the node is the host's own, the head is going down: then the run is lost with its cluster, and the next head
+    says so.
+    """
+    time.sleep(OWN_NODE_GRACE_S)
 
 
 def describe(error: BaseException) -> str:

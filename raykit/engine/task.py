@@ -9,8 +9,10 @@ import ray
 
 from raykit.commands import Command, Stop
 from raykit.engine.reporter import Reporter, captured
-from raykit.engine.run import RunContext, StoppedError, UserCodeError, as_user_error, limit_threads, save_outputs
+from raykit.engine.run import RunContext, StoppedError, UserCodeError, as_user_error, limit_threads, outlive_node_loss, save_outputs
+from raykit.errors import RunError
 from raykit.events import Event, RunStarted, SlotsHeld, SlotsReleased
+from raykit.policy.failure import Pulse
 from raykit.spec import TaskSpec
 
 HOLDER = "cell"
@@ -30,6 +32,8 @@ class TaskRun:
             raise UserCodeError(HOLDER, "The run's host died, and the cell's process with it. Run the cell again.", "")
         options = _work.options(num_cpus=spec.num_cpus, num_gpus=spec.num_gpus, max_retries=0)
         self._task = options.remote(context.host, context.folder, spec)
+        if context.stop_asked.is_set():  # while there was no task to cancel
+            ray.cancel(self._task, force=True)
         try:
             context.emit(*ray.get(self._task))
         except ray.exceptions.TaskCancelledError as exc:
@@ -41,6 +45,8 @@ class TaskRun:
         except ray.exceptions.RayError as exc:
             if context.stop_asked.is_set():
                 raise StoppedError from exc
+            if isinstance(exc, ray.exceptions.NodeDiedError):
+                outlive_node_loss()
             raise UserCodeError(HOLDER, _died(exc), "") from exc
         finally:
             context.emit(SlotsReleased(holder=HOLDER))
@@ -50,9 +56,11 @@ class TaskRun:
             self._context.stop_asked.set()
             if self._task is not None:
                 ray.cancel(self._task, force=True)
+        else:
+            raise RunError("A cell has one process: no worker to lose, none to add.", "Drill or resize a training run.")
 
-    def report(self, source: str, events: Sequence[Event]) -> None:
-        """Nothing here depends on what the cell's process reports."""
+    def report(self, source: str, events: Sequence[Event], pulse: Pulse | None) -> Sequence[Event]:  # noqa: ARG002
+        return events
 
 
 @ray.remote
@@ -79,4 +87,6 @@ def _work(host: Any, folder: Any, spec: TaskSpec) -> list[Event]:
 def _died(error: Exception) -> str:
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return "The cell's process was ended because the node ran out of memory. Ask for a larger node, or work in parts."
+    if isinstance(error, ray.exceptions.NodeDiedError):
+        return "The node on which the cell ran was lost. Run the cell again."
     return f"The cell's process died ({type(error).__name__}): a crash in native code, or it was killed."

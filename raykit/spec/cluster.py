@@ -10,7 +10,8 @@ from raykit.errors import OptionError
 from raykit.spec.options import amount, count, memory, option
 
 SMALL_CPUS = 2
-SMALL_OBJECT_STORE_BYTES = 80_000_000  # the least that Ray takes is 75 MB
+LEAST_OBJECT_STORE_BYTES = 75_000_000  # Ray takes no less
+SMALL_OBJECT_STORE_BYTES = 80_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,5 +46,5 @@ class ClusterSpec:
             raise OptionError(f"--nodes is {self.num_nodes}.", "A cluster has at least one node.")
         if self.profile not in ("standard", "small"):
             raise OptionError(f"--profile is {self.profile!r}.", "There are two: standard and small.")
-        if self.object_store_bytes is not None and self.object_store_bytes < 75_000_000:
+        if self.object_store_bytes is not None and self.object_store_bytes < LEAST_OBJECT_STORE_BYTES:
             raise OptionError(f"--object-store is {self.object_store_bytes} bytes.", "Ray wants at least 75M.")

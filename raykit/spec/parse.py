@@ -6,7 +6,7 @@ import argparse
 import difflib
 import shlex
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any, NoReturn, TypeVar
 
 from raykit.errors import OptionError
@@ -25,15 +25,21 @@ def parse(kind: type[Spec], line: str, *, command: str) -> Spec:
         OptionError: an unknown option (the nearest is named), a value that does not fit, a missing argument.
         HelpAsked: the line asks for help.
     """
+    found: Spec = parse_all((kind,), line, command=command)[0]
+    return found
+
+
+def parse_all(kinds: tuple[type[Any], ...], line: str, *, command: str) -> list[Any]:
+    """Build one value of each kind from the options in one line; otherwise as :func:`parse`."""
     words = split(line)
-    parser = _parser(kind, command)
+    parser = _parser(kinds, command)
     if "--help" in words or "-h" in words:
         raise HelpAsked(parser.format_help())
     found, unknown = parser.parse_known_args(words)
     if unknown:
-        raise _unknown(unknown[0], _flags(kind), command)
+        raise _unknown(unknown[0], [flag for kind in kinds for flag in _flags(kind)], command)
     try:
-        return kind(**vars(found))
+        return [kind(**{each.name: getattr(found, each.name) for each in _options_of(kind)}) for kind in kinds]
     except OptionError:
         raise
     except (TypeError, ValueError) as exc:
@@ -57,9 +63,9 @@ def split(line: str) -> list[str]:
     return words[:comment]
 
 
-def complete(kind: type, text: str) -> list[str]:
-    """Give the options of ``kind`` that start with ``text``."""
-    return sorted(flag for flag in _flags(kind) if flag.startswith(text))
+def complete(kinds: tuple[type[Any], ...], text: str) -> list[str]:
+    """Give the options of ``kinds`` that start with ``text``."""
+    return sorted(flag for kind in kinds for flag in _flags(kind) if flag.startswith(text))
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -73,11 +79,10 @@ class _Parser(argparse.ArgumentParser):
         raise OptionError(f"{self.prog}: {message}.", f"See {self.prog} --help.")
 
 
-def _parser(kind: type, command: str) -> argparse.ArgumentParser:
-    parser = _Parser(prog=command, description=(kind.__doc__ or "").partition("\n\n")[0], add_help=False, allow_abbrev=False)
-    for each in fields(kind):
-        if "option" not in each.metadata:
-            continue
+def _parser(kinds: tuple[type[Any], ...], command: str) -> argparse.ArgumentParser:
+    description = (kinds[0].__doc__ or "").partition("\n\n")[0]
+    parser = _Parser(prog=command, description=description, add_help=False, allow_abbrev=False)
+    for each in (each for kind in kinds for each in _options_of(kind)):
         flags, text, read, metavar = each.metadata["option"]
         if read is None:
             parser.add_argument(*flags, dest=each.name, action="store_true", help=text)
@@ -102,8 +107,12 @@ def _reader(read: Any) -> Any:
     return with_sentence
 
 
-def _flags(kind: type) -> list[str]:
-    return [flag for each in fields(kind) if "option" in each.metadata for flag in each.metadata["option"][0] if flag[0] == "-"]
+def _options_of(kind: type[Any]) -> list[Field[Any]]:
+    return [each for each in fields(kind) if "option" in each.metadata]
+
+
+def _flags(kind: type[Any]) -> list[str]:
+    return [flag for each in _options_of(kind) for flag in each.metadata["option"][0] if flag[0] == "-"]
 
 
 def _unknown(word: str, known: list[str], command: str) -> OptionError:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raykit.errors import OptionError
-from raykit.spec.options import check_range, count, names, option
+from raykit.spec.options import check_range
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +46,10 @@ class SourceSpec:
 class PipelineSpec:
     """Stages in their order, the source, and where the rows go."""
 
-    name: str = option("NAME", default="pipeline", help="how the run is called", read=str)
+    name: str = "pipeline"
     source: SourceSpec = SourceSpec(form="items")
     stages: tuple[StageSpec, ...] = ()
-    limit: int | None = option("--limit", default=None, help="take only the first N rows of the source", read=count, metavar="N")
+    limit: int | None = None
     output_path: str | None = None
     outputs: tuple[str, ...] = ()
 
@@ -66,18 +66,3 @@ class PipelineSpec:
     def demand(self) -> tuple[tuple[float, float], ...]:
         """The (CPUs, GPUs) of each slot without which the run cannot start."""
         return tuple((stage.num_cpus, stage.num_gpus) for stage in self.stages for _ in range(stage.min_replicas))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PipelineLine:
-    """The options of ``%%ray pipeline`` that are words of the line rather than fields of the spec."""
-
-    name: str = option("NAME", default="pipeline", help="how the run is called", read=str)
-    source: str = option(
-        "--source", default="", help="a name of the notebook (iterable, function that makes a Dataset) or a path", read=str
-    )
-    stages: tuple[str, ...] = option(
-        "--stages", default=(), help="stages of other cells, in order; those of this cell if not given", read=names
-    )
-    limit: int | None = option("--limit", default=None, help="take only the first N rows of the source", read=count, metavar="N")
-    output: str = option("-o", default="", help="a name for the result, or a path for its Parquet parts", read=str)

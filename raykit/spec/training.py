@@ -23,6 +23,10 @@ class TrainSpec:
     checkpoint_every_s: float = option(
         "--checkpoint-every", default=60.0, help="seconds between checkpoints", read=seconds, metavar="60s"
     )
+    hang_after_s: float = option(
+        "--hang-after", default=300.0, help="end a rank that works but keeps the others waiting for so long", read=seconds,
+        metavar="5m",
+    )  # fmt: skip
     outputs: tuple[str, ...] = option("-o", default=(), help="names that come back, from the first rank", read=names)
 
     def __post_init__(self) -> None:

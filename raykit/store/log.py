@@ -27,6 +27,9 @@ CREATE INDEX IF NOT EXISTS events_of_kind ON events (kind, number);
 """
 
 
+TIMEOUT_S = 30.0
+
+
 class LogError(RaykitError):
     """The log cannot be read or written; the facts are its path and SQLite's words."""
 
@@ -51,9 +54,7 @@ class Log:
             connection.executemany("INSERT INTO events (at_unix_s, run, kind, body) VALUES (?, ?, ?, ?)", rows)
             return int(connection.execute("SELECT last_insert_rowid()").fetchone()[0])
 
-    def read(
-        self, *, after: int = 0, run: str | None = None, kinds: Sequence[type] = (), limit: int = 2000
-    ) -> list[Record]:
+    def read(self, *, after: int = 0, run: str | None = None, kinds: Sequence[type] = (), limit: int = 2000) -> list[Record]:
         """Give up to ``limit`` records with a number above ``after``, in their order."""
         conditions, values = ["number > ?"], [after]
         if run is not None:
@@ -94,10 +95,24 @@ class Log:
         with self._lock:
             try:
                 if self._connection is None:
-                    self._connection = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
-                    self._connection.execute("PRAGMA journal_mode = WAL")
-                    self._connection.execute("PRAGMA synchronous = NORMAL")
-                    self._connection.executescript(_SCHEMA)
+                    self._connection = _opened(self.path)
                 yield self._connection
             except sqlite3.Error as exc:
                 raise LogError(str(self.path), str(exc)) from exc
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=TIMEOUT_S, check_same_thread=False)
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError:
+            # SQLite does not wait here while another process makes the same file, whatever the timeout says.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.executescript(_SCHEMA)
+    return connection

@@ -1,19 +1,20 @@
 """A client of a cluster's door: plain HTTP with a token, to an address on loopback (a tunnel's end, where it is far).
 
-    GET  /ping                          who is there
-    GET  /status                        nodes, slots, devices
-    GET  /runs                          views of all runs, newest first
-    POST /runs                          start: multipart of `spec` (JSON) and `payload` (bytes)
-    POST /runs/resume                   start a run again from its folder
-    POST /commands                      a Command
-    GET  /events?run=&after=&wait_s=    records by number; waits for the first
-    GET  /outputs/RUN/NAME              the bytes of an output
-    GET  /logs/RUN?source=&tail=        what workers printed, whole
+GET  /ping                          who is there
+GET  /status                        nodes, slots, devices
+GET  /runs                          views of all runs, newest first
+POST /runs                          start: multipart of `spec` (JSON) and `payload` (bytes)
+POST /runs/resume                   start a run again from its folder
+POST /commands                      a Command
+GET  /events?run=&after=&wait_s=    records by number; waits for the first
+GET  /outputs/RUN/NAME              the bytes of an output
+GET  /logs/RUN?source=&tail=        what workers printed, whole
 """
 
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -44,11 +45,13 @@ class Door:
 
     def ping(self, *, timeout_s: float = REQUEST_TIMEOUT_S) -> dict[str, Any]:
         """Say who serves the door: process id, versions, start."""
-        return self._json("GET", "/ping", timeout_s=timeout_s)
+        answer: dict[str, Any] = self._json("GET", "/ping", timeout_s=timeout_s)
+        return answer
 
     def status(self) -> dict[str, Any]:
         """Give nodes with their slots and devices, and what is free."""
-        return self._json("GET", "/status")
+        answer: dict[str, Any] = self._json("GET", "/status")
+        return answer
 
     def runs(self) -> list[RunView]:
         """Give the view of every run, newest first."""
@@ -96,13 +99,12 @@ class Door:
     def _json(self, method: str, path: str, **request: Any) -> Any:
         return self._request(method, path, **request).json()
 
-    def _request(
-        self, method: str, path: str, *, timeout_s: float = REQUEST_TIMEOUT_S, **request: Any
-    ) -> httpx.Response:
+    def _request(self, method: str, path: str, *, timeout_s: float = REQUEST_TIMEOUT_S, **request: Any) -> httpx.Response:
         if self._http is None:
             headers = {"Authorization": f"Bearer {self._token}"}
             # The environment's proxies are not asked: the address is always on this machine.
             self._http = httpx.Client(base_url=self.url, headers=headers, trust_env=False)
+            weakref.finalize(self, self._http.close)
         with _translated(self.url):
             answer = self._http.request(method, path, timeout=httpx.Timeout(timeout_s, connect=5.0), **request)
         if answer.status_code == httpx.codes.OK:

@@ -27,6 +27,11 @@ class SourceText:
     title: str
     text: str
 
+    def line(self, number: int | None) -> str:
+        """Give a line by its number from one on; empty where there is none."""
+        lines = self.text.splitlines()
+        return lines[number - 1].strip() if number and number <= len(lines) else ""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleText:
@@ -70,11 +75,13 @@ class Payload:
         return "".join([*lines, *traceback.format_exception_only(error)])
 
     def _named(self, frames: Iterable[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
-        titles = {filename: source.title for filename, source in self.texts.items()}
-        return [
-            traceback.FrameSummary(titles.get(each.filename, each.filename), each.lineno, each.name, line=each.line)
-            for each in frames
-        ]
+        named = []
+        for frame in frames:
+            source = self.texts.get(frame.filename)
+            line = source.line(frame.lineno) if source else frame.line
+            title = source.title if source else frame.filename
+            named.append(traceback.FrameSummary(title, frame.lineno, frame.name, line=line))
+        return named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +128,7 @@ class _ModuleFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     def __init__(self, modules: dict[str, ModuleText]) -> None:
         self._modules = modules
 
-    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, _path: Any = None, _target: ModuleType | None = None) -> ModuleSpec | None:
         module = self._modules.get(fullname)
         if module is None:
             return None

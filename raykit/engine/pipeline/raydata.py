@@ -13,7 +13,7 @@ from ray.data import ActorPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from raykit.engine.pipeline.stages import StageWorker
-from raykit.events import Event, StageSampled
+from raykit.events import Event, StageEnded, StageSampled
 from raykit.spec import StageSpec
 
 SAMPLE_S = 0.5
@@ -52,9 +52,7 @@ class _Batches(StageWorker):
 
 def add_stage(dataset: Any, spec: StageSpec, arguments: dict[str, Any]) -> Any:
     """Give the dataset with one more stage, an actor pool of its own that Ray Data fuses with no neighbour."""
-    pool = ActorPoolStrategy(
-        min_size=spec.min_replicas, max_size=spec.max_replicas, initial_size=spec.min_replicas
-    )
+    pool = ActorPoolStrategy(min_size=spec.min_replicas, max_size=spec.max_replicas, initial_size=spec.min_replicas)
     options = {"compute": pool, "num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus or None, "fn_constructor_kwargs": arguments}
     if spec.batch_size is None:
         return dataset.flat_map(_Rows, **options)
@@ -113,12 +111,15 @@ class Execution:
         self._sampled_s = time.monotonic()
         self._sampled(list(_samples(executor, self._stages)))
 
+    def ended(self, executor: Any) -> None:
+        self._sampled(list(_totals(executor, self._stages)))
+
 
 class CancelledError(Exception):
     """The execution was cancelled."""
 
 
-class _Probe(ExecutionCallback):  # type: ignore[misc]
+class _Probe(ExecutionCallback):
     """Finds the execution that it belongs to by the run's name: Ray Data pickles the class, not an object."""
 
     def before_execution_starts(self, executor: Any) -> None:
@@ -133,19 +134,32 @@ class _Probe(ExecutionCallback):  # type: ignore[misc]
         except Exception:  # a sample must never fail the dataset
             logging.getLogger(__name__).exception("a sample was lost")
 
+    def after_execution_succeeds(self, executor: Any) -> None:
+        if execution := self._mine(executor):
+            execution.ended(executor)
+
     def _mine(self, executor: Any) -> Execution | None:
         return Execution._of_run.get(executor._data_context.get_config(_RUN))  # noqa: SLF001
 
 
 def _samples(executor: Any, stages: Sequence[StageSpec]) -> Iterator[StageSampled]:
-    """Operators with a pool stand in the topology in the order in which their stages were added."""
-    pooled = [item for item in executor._topology.items() if item[0].get_autoscaling_actor_pools()]  # noqa: SLF001
-    for stage, (operator, state) in zip(stages, pooled, strict=False):
+    for stage, (operator, state) in zip(stages, _pooled(executor), strict=False):
         yield StageSampled(
             stage=stage.name,
             num_replicas=operator.metrics.num_alive_actors,
             queued_blocks=state.total_enqueued_input_blocks(),
         )
+
+
+def _totals(executor: Any, stages: Sequence[StageSpec]) -> Iterator[StageEnded]:
+    for stage, (operator, _) in zip(stages, _pooled(executor), strict=False):
+        metrics = operator.metrics
+        yield StageEnded(stage=stage.name, rows_in=metrics.num_row_inputs_received, rows_out=metrics.row_outputs_taken)
+
+
+def _pooled(executor: Any) -> list[Any]:
+    """Operators with a pool stand in the topology in the order in which their stages were added."""
+    return [item for item in executor._topology.items() if item[0].get_autoscaling_actor_pools()]  # noqa: SLF001
 
 
 def quiet() -> None:

@@ -13,6 +13,7 @@ from raykit.engine.pipeline import raydata
 from raykit.engine.pipeline.sink import PartWriter, publish
 from raykit.engine.pipeline.stages import StageFailedError
 from raykit.engine.run import RunContext, StoppedError, UserCodeError, as_user_error
+from raykit.errors import RunError
 from raykit.events import (
     Event,
     OutputReady,
@@ -23,6 +24,7 @@ from raykit.events import (
     SourceCounted,
     UserFailed,
 )
+from raykit.policy.failure import Pulse
 from raykit.spec import PipelineSpec, SourceSpec, StageSpec
 from raykit.wire.payload import PipelineWork
 
@@ -64,19 +66,20 @@ class PipelineRun:
         if isinstance(command, Stop):
             self._context.stop_asked.set()
             threading.Thread(target=self._execution.cancel, daemon=True).start()
+        else:
+            raise RunError("A pipeline has no ranks.", "Drill or resize a training run.")
 
-    def report(self, source: str, events: Sequence[Event]) -> None:
+    def report(self, source: str, events: Sequence[Event], pulse: Pulse | None) -> Sequence[Event]:  # noqa: ARG002
         """Keep account of slots as replicas come, and end the run at the first failure of the user's code."""
         for event in events:
             if isinstance(event, ReplicaStarted):
                 spec = next(stage for stage in self._spec.stages if stage.name == event.stage)
                 self._held.add(event.replica)
-                self._context.emit(
-                    SlotsHeld(holder=event.replica, num_cpus=spec.num_cpus, num_gpus=spec.num_gpus, node=event.node)
-                )
+                self._context.emit(SlotsHeld(holder=event.replica, num_cpus=spec.num_cpus, num_gpus=spec.num_gpus, node=event.node))
             if isinstance(event, UserFailed) and self._failure is None:
                 self._failure = event
                 threading.Thread(target=self._execution.cancel, daemon=True).start()
+        return events
 
     def _with_stage(self, dataset: Any, spec: StageSpec) -> Any:
         context = self._context
@@ -107,7 +110,7 @@ class PipelineRun:
         target = self._spec.output_path or str(self._context.folder / "parts")
         size = sum(part.stat().st_size for part in draft.iterdir())
         publish(draft, target, prefix=f"{self._context.name.replace('#', '-')}-" if self._spec.output_path else "")
-        self._context.emit(OutputReady(name="rows", file=target, num_bytes=size))
+        self._context.emit(OutputReady(name=next(iter(self._spec.outputs), "rows"), file=target, num_bytes=size))
 
     def _sampled(self, events: Sequence[Event]) -> None:
         self._context.emit(*events)
@@ -130,5 +133,3 @@ def _failure_in(error: BaseException) -> StageFailedError | None:
             return each
         each = getattr(each, "cause", None) or each.__cause__ or each.__context__
     return None
-
-

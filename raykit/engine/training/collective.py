@@ -1,0 +1,266 @@
+"""A world of ranks: its process group, and gradients reduced bucket by bucket while backward still runs.
+
+The group is made by itself rather than as torch's global default, so that a survivor leaves a broken one behind and
+forms the next in the same process. gloo on the CPU was measured; NCCL is chosen for CUDA tensors and was not tried.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+FORM_TIMEOUT = timedelta(seconds=3)  # all have arrived by then: it bounds the wait for one that dies in between
+MEET_S = 0.005
+OPERATION_TIMEOUT = timedelta(minutes=30)  # a dead peer closes its sockets; a slow one is waited for
+WAIT_LOOK = timedelta(seconds=0.02)  # how often a wait asks whether the world was given up meanwhile
+BUCKET_BYTES = 25 * 2**20  # as DDP's default
+FIRST_BUCKET_BYTES = 2**20  # as DDP: the first reduction starts early
+
+
+class BrokenWorldError(Exception):
+    """A peer is gone: the step is to be done again in the next world."""
+
+
+def open_store() -> Any:
+    """Serve a rendezvous store from this process, on a loopback port of its own."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    store = dist.TCPStore(
+        "127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach(), use_libuv=True
+    )
+    return store, port
+
+
+class Group:
+    """The ranks of one generation."""
+
+    def __init__(
+        self,
+        *,
+        port: int,
+        prefix: str,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        outdated: Callable[[], bool],
+        given_up: Callable[[], bool],
+    ) -> None:
+        """Meet the others; blocking until all have come.
+
+        Args:
+            port: of the rendezvous store, which one of the ranks serves.
+            prefix: of this generation's keys in it.
+            rank: this one's place.
+            world_size: how many have to come.
+            device: where the tensors lie.
+            outdated: says while they meet that this world will not be: some already know of a newer one.
+            given_up: says later that somebody will never answer: waits end, and what they waited for is left behind.
+
+        Raises:
+            BrokenWorldError: somebody will not come.
+        """
+        self.rank, self.world_size = rank, world_size
+        self._given_up, self._left_behind = given_up, False
+        try:
+            client = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False, timeout=FORM_TIMEOUT)
+            store = dist.PrefixStore(prefix, client)
+            store.add("arrived", 1)
+            while store.add("arrived", 0) < world_size:
+                if outdated():
+                    raise BrokenWorldError("a newer world was published")
+                time.sleep(MEET_S)
+            self._backend = _backend(store, rank, world_size, device)
+        except RuntimeError as exc:
+            raise BrokenWorldError(str(exc)) from exc
+
+    def reduce(self, tensor: torch.Tensor) -> Any:
+        """Start summing a tensor over the ranks, in place; give the work to wait for."""
+        options = dist.AllreduceOptions()
+        options.reduceOp = dist.ReduceOp.SUM
+        options.timeout = OPERATION_TIMEOUT
+        return self._backend.allreduce([tensor], options)
+
+    def gather(self, values: list[int]) -> list[list[int]]:
+        """Give every rank's integers, by rank; blocking."""
+        table = torch.zeros(self.world_size, len(values), dtype=torch.int64)
+        table[self.rank] = torch.tensor(values, dtype=torch.int64)
+        self.wait(self.reduce(table))
+        return [[int(value) for value in row] for row in table]
+
+    def broadcast(self, data: bytes | None, root: int) -> bytes:
+        """Give the root's bytes to all; blocking."""
+        size = self.gather([len(data) if data is not None and self.rank == root else 0])[root][0]
+        buffer = (
+            torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            if self.rank == root and data
+            else torch.empty(size, dtype=torch.uint8)
+        )
+        options = dist.BroadcastOptions()
+        options.rootRank = root
+        options.timeout = OPERATION_TIMEOUT
+        self.wait(self._backend.broadcast([buffer], options))
+        return bytes(buffer.numpy())
+
+    def wait(self, work: Any) -> None:
+        """Wait for a work.
+
+        Raises:
+            BrokenWorldError: a peer is gone, or will never answer.
+        """
+        while True:
+            try:
+                work.wait(WAIT_LOOK)
+            except RuntimeError as exc:
+                if not work.is_completed():  # only this look is over
+                    if self._given_up():
+                        self._left_behind = True
+                        raise BrokenWorldError("the world was given up") from exc
+                    continue
+                if not work.is_success():
+                    raise BrokenWorldError(str(exc)) from exc
+            return
+
+    def close(self) -> None:
+        """Tear the sockets down: peers that wait for this rank see the error now rather than at a timeout."""
+        with suppress(RuntimeError):
+            self._backend.abort()
+        if self._left_behind:
+            _left_behind.append(self._backend)
+        self._backend = None
+
+
+_left_behind: list[Any] = []
+"""Process groups with a thread that waits for a peer which will never answer: to let one go would wait for it too."""
+
+
+def _backend(store: Any, rank: int, world_size: int, device: torch.device) -> Any:
+    if device.type == "cuda":
+        return dist.ProcessGroupNCCL(store, rank, world_size, dist.ProcessGroupNCCL.Options())
+    options = dist.ProcessGroupGloo._Options()  # noqa: SLF001
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]  # noqa: SLF001
+    options._timeout = FORM_TIMEOUT  # noqa: SLF001
+    return dist.ProcessGroupGloo(store, rank, world_size, options)
+
+
+class Reducer:
+    """Sums weighted gradients over the ranks, in buckets whose layout is a function of the model alone.
+
+    A newcomer therefore has the survivors' layout; DDP rebuilds its buckets after the first step and would not.
+    """
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        self._buckets = _bucketed(parameters)
+        self._group: Group | None = None
+        self._weight = 0.0
+        self._works: list[Any] = []
+        self._ready: list[int] = []
+        self._error: BrokenWorldError | None = None
+        self._torn = False
+        self.enabled = True
+        for place, bucket in enumerate(self._buckets):
+            for parameter in bucket.parameters:
+                parameter.register_post_accumulate_grad_hook(self._hook(place))
+
+    def begin(self, group: Group, weight: float) -> None:
+        """Be ready for a backward pass whose gradients count ``weight`` rows."""
+        if self._torn:
+            for bucket in self._buckets:
+                bucket.renew()
+        self._group, self._weight, self._error, self._torn = group, weight, None, True
+        self._works, self._ready = [], [len(bucket.parameters) for bucket in self._buckets]
+
+    def set_weight(self, weight: float) -> None:
+        """Count the step's gradients as so many rows; before backward."""
+        self._weight = weight
+
+    def finish(self) -> list[torch.Tensor]:
+        """Start what backward did not reach, and wait for all; give the flat sums, bucket by bucket.
+
+        Raises:
+            BrokenWorldError: a peer is gone. The gradients are then void.
+        """
+        while len(self._works) < len(self._buckets) and self._error is None:
+            self._launch()
+        if self._error is not None:
+            raise self._error
+        assert self._group is not None
+        for work in self._works:
+            self._group.wait(work)
+        self._torn = False
+        return [bucket.flat for bucket in self._buckets]
+
+    def write_back(self, total_weight: float) -> None:
+        """Make the gradients means over ``total_weight`` rows."""
+        for bucket in self._buckets:
+            bucket.write_back(1.0 / total_weight)
+
+    def _hook(self, place: int) -> Any:
+        def arrived(_: torch.Tensor) -> None:
+            if not self.enabled or self._group is None:
+                return
+            self._ready[place] -= 1
+            # All ranks must launch in one order: a bucket that is ready early waits for those before it.
+            while self._error is None and len(self._works) < len(self._buckets) and self._ready[len(self._works)] <= 0:
+                self._launch()
+
+        return arrived
+
+    def _launch(self) -> None:
+        bucket = self._buckets[len(self._works)]
+        bucket.fill(self._weight)
+        assert self._group is not None
+        try:
+            self._works.append(self._group.reduce(bucket.flat))
+        except RuntimeError as exc:
+            self._error = BrokenWorldError(str(exc))
+
+
+class _Bucket:
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.renew()
+
+    def renew(self) -> None:
+        """Take new memory: what a broken step left in flight may still write to the old."""
+        first = self.parameters[0]
+        sizes = [each.numel() for each in self.parameters]
+        self.flat = torch.zeros(sum(sizes), dtype=first.dtype, device=first.device)
+        self._parts = [part.view_as(each) for part, each in zip(self.flat.split(sizes), self.parameters, strict=True)]
+
+    def fill(self, weight: float) -> None:
+        with torch.no_grad():
+            for part, parameter in zip(self._parts, self.parameters, strict=True):
+                if parameter.grad is None or weight == 0:
+                    part.zero_()
+                else:
+                    torch.mul(parameter.grad, weight, out=part)
+
+    def write_back(self, scale: float) -> None:
+        with torch.no_grad():
+            for part, parameter in zip(self._parts, self.parameters, strict=True):
+                if parameter.grad is None:
+                    parameter.grad = part * scale
+                else:
+                    torch.mul(part, scale, out=parameter.grad)
+
+
+def _bucketed(parameters: list[torch.nn.Parameter]) -> list[_Bucket]:
+    """Cut the parameters, last first as backward reaches them, by size, dtype and device."""
+    buckets: list[list[torch.nn.Parameter]] = []
+    size = limit = 0
+    for parameter in reversed(parameters):
+        same = buckets and (buckets[-1][0].dtype, buckets[-1][0].device) == (parameter.dtype, parameter.device)
+        if not same or size >= limit:
+            limit = FIRST_BUCKET_BYTES if not buckets else BUCKET_BYTES
+            buckets.append([])
+            size = 0
+        buckets[-1].append(parameter)
+        size += parameter.numel() * parameter.element_size()
+    return [_Bucket(bucket) for bucket in buckets]

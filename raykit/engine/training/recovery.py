@@ -1,0 +1,72 @@
+"""From the loss of a worker to the next committed step: what the recovery card and a drill's verdict say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from raykit.events import DrillEnded, Event, Recovered, StepCommitted, WorldBroken, WorldFormed
+
+
+@dataclass(slots=True, kw_only=True)
+class Recovery:
+    """One recovery; further losses before its end belong to it. Times are of one monotonic clock."""
+
+    known_at_s: float
+    world_before: tuple[str, ...]
+    step_before: int
+    cause: str = ""
+    stack: str = ""
+    drill: str = ""
+    struck_at_s: float | None = None
+    lost: list[str] = field(default_factory=list)
+    broken: bool = False
+    formed: WorldFormed | None = None
+
+    def observe(self, event: Event, at_s: float) -> list[Event]:
+        """Take an event of a worker in; give the card, once the first step of the new world is committed."""
+        if isinstance(event, WorldBroken):
+            self.broken = True
+        elif isinstance(event, WorldFormed) and not set(event.workers) & set(self.lost):
+            self.formed = event
+        elif isinstance(event, StepCommitted) and self.formed is not None:
+            return self._ended(self.formed, at_s)
+        return []
+
+    def _ended(self, formed: WorldFormed, at_s: float) -> list[Event]:
+        recovered_after_s = at_s - self.known_at_s
+        steps_lost = max(0, self.step_before - formed.step)
+        card = Recovered(
+            what=self._what(),
+            cause=self.cause,
+            stack=self.stack,
+            detected_after_s=None if self.struck_at_s is None else self.known_at_s - self.struck_at_s,
+            recovered_after_s=recovered_after_s,
+            world_before=len(self.world_before),
+            world_after=len(formed.workers),
+            step_before=formed.step,
+            steps_lost=steps_lost,
+            steps_redone=int(self.broken),
+            remedy=self._remedy(formed),
+        )
+        if not self.drill:
+            return [card]
+        verdict = f"step {formed.step + 1} was committed {recovered_after_s:.2f} s after the loss was known; {steps_lost} committed steps lost"
+        return [card, DrillEnded(action=self.drill, passed=steps_lost == 0, verdict=verdict)]
+
+    def _what(self) -> str:
+        if not self.lost:
+            return "The ranks lost touch with each other"
+        places = [f"rank {self.world_before.index(worker)}" for worker in self.lost if worker in self.world_before]
+        return f"{', '.join(places)} ({', '.join(self.lost)}) was lost"
+
+    def _remedy(self, formed: WorldFormed) -> str:
+        workers = formed.workers
+        survivors = [worker for worker in workers if worker in self.world_before]
+        joined = [worker for worker in workers if worker not in self.world_before]
+        if not survivors:
+            whence = "from the last checkpoint" if formed.step else "from the first step: there was no checkpoint yet"
+            return f"new workers ({', '.join(joined)}) went on {whence}"
+        kept = (
+            "1 survivor went on in its process" if len(survivors) == 1 else f"{len(survivors)} survivors went on in their processes"
+        )
+        return f"{kept}; spare {', '.join(joined)} took the place" if joined else f"{kept}, in a smaller world"

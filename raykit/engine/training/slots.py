@@ -1,0 +1,80 @@
+"""The slots of a training run: one placement group a rank, so that a rank's place outlives its process."""
+
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+from itertools import count
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+
+from raykit.engine.run import RunContext
+from raykit.events import SlotsHeld, SlotsReleased
+from raykit.spec import TrainSpec
+
+LEAST_CPUS = 0.001  # a placement group cannot hold nothing
+
+
+class Slots:
+    """Asks for as many slots as the run may use; those that the cluster has no room for yet stay asked for."""
+
+    def __init__(self, context: RunContext, *, already_held: frozenset[str] = frozenset()) -> None:
+        self._context = context
+        self._groups: dict[int, Any] = {}
+        self._held: dict[int, Any] = {}
+        self._already_held = already_held
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """The numbers of the slots that are there."""
+        return tuple(self._held)
+
+    def ask(self, num_slots: int) -> None:
+        """Ask for so many slots in all, or find those that an earlier host asked for; returns at once."""
+        spec: TrainSpec = self._context.spec
+        bundle = {"CPU": spec.cpus_per_worker or LEAST_CPUS} | ({"GPU": spec.gpus_per_worker} if spec.gpus_per_worker else {})
+        unused = (number for number in count() if number not in self._groups)
+        while len(self._groups) < num_slots:
+            number = next(unused)
+            name = f"slot:{self._context.name}:{number}"
+            try:
+                group = ray.util.get_placement_group(name)
+            except ValueError:
+                group = placement_group([bundle], name=name, lifetime="detached")
+            self._groups[number] = group
+
+    def give_back(self, num_slots: int, *, used: AbstractSet[int]) -> None:
+        """Keep so many slots, and release of the others those that no worker uses, first those that never came."""
+        for number in sorted(self._groups, key=lambda number: (number not in self._held, number), reverse=True):
+            if len(self._groups) <= num_slots:
+                return
+            if number not in used:
+                remove_placement_group(self._groups.pop(number))
+                if self._held.pop(number, None) is not None:
+                    self._context.emit(SlotsReleased(holder=_holder(number)))
+
+    def look(self) -> None:
+        """Take note of slots that have come."""
+        spec: TrainSpec = self._context.spec
+        for number, group in self._groups.items():
+            if number in self._held or placement_group_table(group)["state"] != "CREATED":
+                continue
+            self._held[number] = group
+            if _holder(number) not in self._already_held:
+                self._context.emit(SlotsHeld(holder=_holder(number), num_cpus=spec.cpus_per_worker, num_gpus=spec.gpus_per_worker))
+
+    def group(self, number: int) -> Any:
+        """Give the placement group of a slot that is held."""
+        return self._held[number]
+
+    def release(self) -> None:
+        """Give all slots back, also those that never came."""
+        for group in self._groups.values():
+            remove_placement_group(group)
+        self._context.emit(*(SlotsReleased(holder=_holder(number)) for number in self._held))
+        self._groups, self._held = {}, {}
+
+
+def _holder(number: int) -> str:
+    return f"slot {number + 1}"

@@ -1,0 +1,89 @@
+"""What ``%%ray run``, ``%%ray train`` and ``%%ray pipeline`` do with the text of their cell."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+from typing import Any
+
+from raykit.client.capture import capture_cell, check_names
+from raykit.client.pipeline import MARK, Pipeline
+from raykit.client.run import Run, start
+from raykit.errors import CellError, OptionError
+from raykit.jupyter.display import Said, follow
+from raykit.spec import TaskSpec, TrainSpec
+from raykit.spec.lines import PipelineLine, Viewing
+
+
+def run_cell(shell: Any, cell: str, spec: TaskSpec, viewing: Viewing) -> Said | None:
+    """Run a cell on a node."""
+    payload = capture_cell(_numbered(cell), shell.user_ns, title=_title(shell), inputs=spec.inputs)
+    return view(shell, start(spec, payload, on=viewing.on), detach=viewing.detach)
+
+
+def train_cell(shell: Any, cell: str, spec: TrainSpec, viewing: Viewing) -> Said | None:
+    """Run a cell on every worker of an elastic training run."""
+    payload = capture_cell(_numbered(cell), shell.user_ns, title=_title(shell))
+    return view(shell, start(spec, payload, on=viewing.on), detach=viewing.detach)
+
+
+def pipeline_cell(shell: Any, cell: str, line: PipelineLine, viewing: Viewing) -> Said | None:
+    """Run a cell in the notebook, and the stages that it defines in the cluster."""
+    defined = _define(shell, cell)
+    stages = [_named(shell, name) for name in line.stages] if line.stages else defined
+    if not line.source:
+        raise OptionError("No source is given.", "Give one: --source NAME of the notebook, or a path.")
+    source = shell.user_ns.get(line.source, line.source)
+    is_name = line.output.isidentifier()
+    spec, payload = Pipeline(stages).prepare(
+        source,
+        name=line.name,
+        limit=line.limit,
+        output=None if is_name else line.output or None,
+        outputs=(line.output,) if is_name else (),
+    )
+    return view(shell, start(spec, payload, on=viewing.on), detach=viewing.detach)
+
+
+def view(shell: Any, run: Run, *, detach: bool = False) -> Said | None:
+    """Show a run until it is over and bring its outputs into the notebook; or leave it, when that was asked."""
+    if detach:
+        return Said(f"The run {run.name} goes on by itself. See it: %ray watch {run.name}")
+    follow(run)
+    for output in run.view.outputs:
+        shell.user_ns[output.name] = run.result if run.view.run_kind == "pipeline" else run.output(output.name)
+    return None
+
+
+def _define(shell: Any, cell: str) -> list[Any]:
+    """Run a pipeline's cell in the notebook, and give the stages that it defines, in their order."""
+    title, text = _title(shell), _numbered(cell)
+    check_names(text, shell.user_ns, title)
+    linecache.cache[title] = (len(text), None, text.splitlines(keepends=True), title)
+    exec(compile(text, title, "exec"), shell.user_ns)  # noqa: S102  (a cell runs in its notebook)
+    names = [name for node in ast.parse(text).body for name in _bound(node)]
+    made = [shell.user_ns.get(name) for name in dict.fromkeys(names)]
+    return [each for each in made if hasattr(each, MARK)]
+
+
+def _bound(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [node.name]
+    if isinstance(node, ast.Assign):
+        return [target.id for target in node.targets if isinstance(target, ast.Name)]
+    return []
+
+
+def _named(shell: Any, name: str) -> Any:
+    if name not in shell.user_ns:
+        raise CellError(f"--stages: {name!r} is not defined in the notebook.", "Run the cell that defines it first.")
+    return shell.user_ns[name]
+
+
+def _numbered(cell: str) -> str:
+    """Count the magic's own line, so that a traceback's line numbers are those of the cell."""
+    return "\n" + cell
+
+
+def _title(shell: Any) -> str:
+    return f"Cell In[{shell.execution_count}]"

@@ -1,0 +1,217 @@
+"""``%ray`` and ``%%ray``: a line is parsed, a function of the client is called, its result is shown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from IPython.core.magic import Magics, line_cell_magic, magics_class
+
+from raykit.client import session
+from raykit.errors import OptionError
+from raykit.jupyter import cells
+from raykit.jupyter.display import Said
+from raykit.jupyter.table import Table
+from raykit.policy.accounts import account
+from raykit.spec import ClusterSpec, TaskSpec, TrainSpec
+from raykit.spec.lines import ClusterLine, DrillLine, LogsLine, NoWords, PipelineLine, ResizeLine, RunLine, Viewing
+from raykit.spec.parse import HelpAsked, complete, nearest, parse_all
+from raykit.views import RunView
+
+
+def register(shell: Any) -> None:
+    """Make ``%ray`` known to an IPython shell."""
+    shell.register_magics(RayMagics)
+    for prefix in ("%ray", "%%ray"):
+        shell.set_hook("complete_command", _completions, str_key=prefix)
+
+
+@magics_class
+class RayMagics(Magics):
+    """One magic with words of its own, so that a notebook's namespace of magics stays free."""
+
+    @line_cell_magic
+    def ray(self, line: str, cell: str | None = None) -> Any:
+        """Clusters, runs and views: ``%ray --help`` lists the words."""
+        words, prefix = (_LINES, "%ray") if cell is None else (_CELLS, "%%ray")
+        word, rest = _first_word(line)
+        if word in ("", "-h", "--help"):
+            return Said(_overview())
+        if word not in words:
+            raise _unknown_word(word, prefix, words)
+        try:
+            options = parse_all(words[word].kinds, rest, command=f"{prefix} {word}")
+        except HelpAsked as asked:
+            return Said(str(asked))
+        return words[word].call(self.shell, *(() if cell is None else (cell,)), *options)
+
+
+def _up(_: Any, spec: ClusterSpec) -> session.Cluster:
+    return session.up_spec(spec)
+
+
+def _clusters(_: Any, __: NoWords) -> Table:
+    rows = [
+        (
+            each.name,
+            "up" if each.is_alive else "gone",
+            each.record.spec.num_nodes,
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(each.record.created_unix_s)),
+        )
+        for each in session.clusters()
+    ]
+    return Table(("cluster", "state", "nodes", "since"), rows, empty="No cluster is up. Start one: %ray up")
+
+
+def _status(_: Any, line: ClusterLine) -> Table:
+    status = session.status(line.name)
+    label = " (simulated)" if status["simulated_gpus"] else ""
+    rows = [
+        (
+            node["node"],
+            "up" if node["alive"] else "gone",
+            f"{node['num_cpus']:g}",
+            f"{node['num_gpus']:g}{label if node['num_gpus'] else ''}",
+        )
+        for node in status["nodes"]
+    ]
+    free = f"{status['num_cpus_free']:g} of {status['num_cpus']:g} CPU slots free"
+    rows.append(("all", free, f"{status['num_cpus']:g}", f"{status['num_gpus']:g}"))
+    return Table(("node", "state", "CPU slots", "GPU slots"), rows, empty="")
+
+
+def _runs(_: Any, line: ClusterLine) -> Table:
+    rows = [(view.name, view.run_kind, view.state, _progress(view), _error(view)) for view in session.runs(line.name)]
+    return Table(("run", "kind", "state", "progress", "error"), rows, empty="No run was started yet.")
+
+
+def _audit(_: Any, line: ClusterLine) -> Table:
+    rows = [
+        (
+            each.run,
+            each.state,
+            _seconds(each.starting_s),
+            _seconds(each.running_s),
+            f"{each.cpu_slot_s:.0f}",
+            f"{each.gpu_slot_s:.0f}",
+            None if each.busy_share is None else f"{each.busy_share:.0%}",
+            each.num_cards,
+        )
+        for each in (account(view, time.time()) for view in session.runs(line.name))
+    ]
+    headers = ("run", "state", "start-up", "running", "CPU·s held", "GPU·s held", "busy in user code", "cards")
+    return Table(headers, rows, empty="No run was started yet.")
+
+
+def _watch(shell: Any, line: RunLine) -> Said | None:
+    return cells.view(shell, session.watch(line.name))
+
+
+def _logs(_: Any, line: LogsLine) -> None:
+    print(session.watch(line.name).logs(source=line.source, tail=line.tail))  # noqa: T201  (what was asked for)
+
+
+def _resume(shell: Any, line: RunLine, viewing: Viewing) -> Said | None:
+    return cells.view(shell, session.resume(line.name, on=viewing.on), detach=viewing.detach)
+
+
+def _stop(_: Any, line: RunLine) -> Said:
+    session.stop(line.name)
+    return Said(f"{line.name} ends at its next commit or batch. Take it up again: %ray resume {line.name}")
+
+
+def _drill(_: Any, line: DrillLine) -> str:
+    session.watch(line.name).drill(line.action, after_s=line.after_s)
+    return Said(
+        f"{line.action} will strike {line.name}, {line.after_s:g} s after now or after its first step; the verdict becomes a card of its view."
+    )
+
+
+def _resize(_: Any, line: ResizeLine) -> Said:
+    session.watch(line.name).resize(line.workers)
+    least, most = line.workers
+    return Said(
+        f"{line.name} goes on with {least if least == most else f'{least} to {most}'} ranks from a commit on, as slots allow."
+    )
+
+
+def _first_word(line: str) -> tuple[str, str]:
+    word, _, rest = line.strip().partition(" ")
+    return ("", "") if word.startswith("#") else (word, rest)
+
+
+def _unknown_word(word: str, prefix: str, words: dict[str, _Word]) -> OptionError:
+    other = _CELLS if words is _LINES else _LINES
+    if word in other:
+        right = "is for cells: %%ray" if words is _LINES else "is for lines: %ray"
+        return OptionError(f"{prefix} {word}: {word} {right} {word}.", "See %ray --help.")
+    return OptionError(f"{prefix}: unknown word {word}.", f"{nearest(word, list(words))} See %ray --help.")
+
+
+def _overview() -> str:
+    lines = [
+        f"  {prefix} {word:<10} {each.help}"
+        for prefix, words in (("%ray ", _LINES), ("%%ray", _CELLS))
+        for word, each in words.items()
+    ]
+    return "\n".join(["A Ray cluster and its runs, from a notebook. Each word has --help.", "", *lines])
+
+
+def _completions(_: Any, event: Any) -> list[str]:
+    words = _CELLS if event.line.lstrip().startswith("%%") else _LINES
+    before = event.line[: len(event.line)].split()
+    if len(before) < 2 or (len(before) == 2 and not event.line.endswith(" ")):  # noqa: PLR2004  (the magic and its word)
+        return sorted(words)
+    if before[1] not in words:
+        return []
+    return complete(words[before[1]].kinds, event.symbol if event.symbol.startswith("-") else "")
+
+
+def _seconds(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1f} s"
+
+
+def _progress(view: RunView) -> str | None:
+    if view.run_kind == "training":
+        return f"step {view.step}" + (f" of {view.total_steps}" if view.total_steps else "")
+    return None if view.progress is None else f"{view.progress:.0%}"
+
+
+def _error(view: RunView) -> str:
+    return view.error.partition("\n")[0]
+
+
+@dataclass(frozen=True)
+class _Word:
+    """A word after ``%ray``: the kinds of its options, what it calls with them, and a line of help."""
+
+    kinds: tuple[type[Any], ...]
+    call: Callable[..., Any]
+    help: str
+
+
+_LINES = {
+    "up": _Word((ClusterSpec,), _up, "start a cluster on this machine, or take the one that is up"),
+    "down": _Word((ClusterLine,), lambda _, line: Said(session.down(line.name)), "end a cluster; its runs are kept"),
+    "use": _Word((ClusterLine,), lambda _, line: session.use(line.name or ""), "make a cluster the current one"),
+    "clusters": _Word((NoWords,), _clusters, "list the clusters"),
+    "status": _Word((ClusterLine,), _status, "nodes and slots of a cluster"),
+    "doctor": _Word((NoWords,), lambda *_: session.doctor(), "look at this machine and say what will not work"),
+    "connect": _Word((ClusterLine,), lambda _, line: session.connect(line.name), "make this kernel a Ray driver"),
+    "runs": _Word((ClusterLine,), _runs, "list the runs of a cluster"),
+    "watch": _Word((RunLine,), _watch, "show a run, with all that was missed"),
+    "logs": _Word((LogsLine,), _logs, "what a run's workers printed"),
+    "stop": _Word((RunLine,), _stop, "end a run at its next commit or batch"),
+    "resume": _Word((RunLine, Viewing), _resume, "start a run again where it was"),
+    "resize": _Word((ResizeLine,), _resize, "train on with another number of ranks"),
+    "drill": _Word((DrillLine,), _drill, "break something on purpose"),
+    "audit": _Word((ClusterLine,), _audit, "where the time of the runs went"),
+}
+
+_CELLS = {
+    "run": _Word((TaskSpec, Viewing), cells.run_cell, "run the cell on a node"),
+    "train": _Word((TrainSpec, Viewing), cells.train_cell, "run the cell as elastic training"),
+    "pipeline": _Word((PipelineLine, Viewing), cells.pipeline_cell, "run the stages of the cell on a source"),
+}

@@ -1,0 +1,1 @@
+"""What to do, given what is wanted and what is true: pure functions that return decisions."""

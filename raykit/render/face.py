@@ -1,0 +1,160 @@
+"""What every face of a run says, in its words and in its order: text, HTML and widget draw this and nothing else.
+
+What is unknown is written as unknown, never as zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raykit.views import CardView, RankView, RunView, StageView
+
+NUM_LINES = 8
+MAX_LOST_SHOWN = 3
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
+STAGE_HEADERS = ("stage", "replicas", "rows in", "rows out", "rate", "busy", "blocks waiting")
+RANK_HEADERS = ("place", "worker", "state", "device", "node", "process")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lane:
+    """A row of the table: a stage or a worker. ``share`` fills its bar, None where there is none."""
+
+    cells: tuple[str, ...]
+    share: float | None
+    faded: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """A failure and how it was mended, or a verdict."""
+
+    title: str
+    good: bool
+    facts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Face:
+    """A run as a person sees it."""
+
+    name: str
+    kind: str
+    state: str
+    elapsed: str
+    ended: bool
+    labels: tuple[str, ...]
+    progress: float | None
+    progress_words: str
+    headers: tuple[str, ...]
+    lanes: tuple[Lane, ...]
+    curve_name: str
+    curve: tuple[tuple[int, float], ...]
+    metrics: tuple[tuple[str, str], ...]
+    cards: tuple[Card, ...]
+    held: str
+    outputs: str
+    error: str
+    lines: tuple[str, ...]
+    num_lines_hidden: int
+
+
+def face_of(view: RunView) -> Face:
+    """Put a view into words."""
+    shown = view.lines[-NUM_LINES:]
+    if view.run_kind == "training":
+        headers: tuple[str, ...] = RANK_HEADERS
+        lanes = tuple(_rank_lane(rank) for rank in _in_order(view.ranks))
+    else:
+        headers = STAGE_HEADERS
+        lanes = tuple(_stage_lane(stage) for stage in view.stages)
+    return Face(
+        name=view.name,
+        kind=view.run_kind,
+        state=view.state,
+        elapsed="" if view.elapsed_s is None else f"{view.elapsed_s:.1f} s",
+        ended=view.ended,
+        labels=tuple(_labels(view)),
+        progress=view.progress,
+        progress_words=_progress_words(view),
+        headers=headers if lanes else (),
+        lanes=lanes,
+        curve_name="loss",
+        curve=tuple((step, value) for step, value in view.curve if value == value),  # noqa: PLR0124  (a NaN is not itself)
+        metrics=tuple((name, f"{value:.4g}") for name, value in view.metrics),
+        cards=tuple(_card(card) for card in view.cards),
+        held=_held(view),
+        outputs=", ".join(f"{output.name} ({size(output.num_bytes)})" for output in view.outputs),
+        error=f"{view.error_where or 'the run'}: {view.error}" if view.error else "",
+        lines=tuple(f"{line.source} | {line.text}" for line in shown),
+        num_lines_hidden=view.num_lines - len(shown),
+    )
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """Write a number with its unit, or say that it is unknown."""
+    if value is None:
+        return "unknown"
+    return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}") + unit  # noqa: PLR2004  (three digits are enough)
+
+
+def size(num_bytes: int) -> str:
+    """Write a number of bytes in its decimal unit."""
+    power = min((len(str(num_bytes)) - 1) // 3, len(UNITS) - 1)
+    return f"{num_bytes / 1000**power:.3g} {UNITS[power]}"
+
+
+def _labels(view: RunView) -> Sequence[str]:
+    said = [f"waits: {view.reason}"] if view.reason else []
+    if view.simulated_gpus:
+        said.append("GPUs of this cluster are simulated")
+    if view.resumed:
+        said.append("taken up again")
+    return said
+
+
+def _progress_words(view: RunView) -> str:
+    if view.run_kind == "training":
+        whole = f" of {view.total_steps:,}" if view.total_steps else ""
+        return f"step {view.step:,}{whole}, epoch {view.epoch + 1}, {number(view.rate.per_s, ' rows/s')}"
+    if view.run_kind == "pipeline":
+        whole = "an unknown number of" if view.source_rows is None else f"{view.source_rows:,}"
+        taken = view.stages[0].rows_in if view.stages else 0
+        return f"{taken:,} of {whole} source rows taken"
+    return ""
+
+
+def _stage_lane(stage: StageView) -> Lane:
+    busy = "unknown" if stage.busy_share is None else f"{stage.busy_share:.0%}"
+    cells = (
+        *(stage.name, str(stage.num_replicas or len(stage.replicas)), f"{stage.rows_in:,}", f"{stage.rows_out:,}"),
+        *(number(stage.rate.per_s, "/s"), busy, number(stage.queued_blocks)),
+    )
+    return Lane(cells=cells, share=stage.busy_share, faded=False)
+
+
+def _rank_lane(rank: RankView) -> Lane:
+    place = "lost" if rank.lost else "spare" if rank.rank is None else f"rank {rank.rank}"
+    state = "lost" if rank.lost else rank.busy_with or ("ready" if rank.ready else "starting")
+    return Lane(cells=(place, rank.worker, state, rank.device, rank.node, str(rank.pid)), share=None, faded=rank.lost)
+
+
+def _in_order(ranks: Sequence[RankView]) -> list[RankView]:
+    living = sorted((each for each in ranks if not each.lost), key=lambda each: (each.rank is None, each.rank or 0))
+    return [*living, *[each for each in ranks if each.lost][-MAX_LOST_SHOWN:]]
+
+
+def _card(card: CardView) -> Card:
+    return Card(title=card.title, good=card.good, facts=card.facts)
+
+
+def _held(view: RunView) -> str:
+    """Slots are logical: held, not used."""
+    held = [slot for slot in view.slots if slot.released_at_unix_s is None]
+    if not held:
+        return ""
+    gpus = sum(slot.num_gpus for slot in held)
+    kind = "simulated " if view.simulated_gpus else ""
+    return f"holds {sum(slot.num_cpus for slot in held):g} CPU slots" + (f" and {gpus:g} {kind}GPU slots" if gpus else "")

@@ -1,0 +1,41 @@
+"""A run as plain text, for terminals and for whoever reads a notebook without a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from raykit.render.blocks import bar, curve
+from raykit.render.face import face_of
+from raykit.views import RunView
+
+WIDTH = 100
+
+
+def to_text(view: RunView) -> str:
+    """Draw a view in lines of at most ``WIDTH`` characters."""
+    face = face_of(view)
+    lines = [", ".join(filter(None, (f"{face.name}: {face.kind}", face.state, face.elapsed, *face.labels)))]
+    if face.progress_words:
+        lines.append(f"  {bar(face.progress)} {face.progress_words}")
+    lines += _columns([face.headers, *(lane.cells for lane in face.lanes)]) if face.lanes else []
+    if face.curve:
+        lines.append(f"  {face.curve_name} {curve(face.curve)} {face.curve[0][1]:.4g} → {face.curve[-1][1]:.4g}")
+    if face.metrics:
+        lines.append("  " + ", ".join(f"{name} {value}" for name, value in face.metrics))
+    for card in face.cards:
+        lines.append(f"  ┌ {card.title}")
+        for name, fact in card.facts:
+            first, *rest = fact.splitlines() or [""]
+            lines += [f"  │ {name}: {first}", *(f"  │   {line}" for line in rest)]
+    if face.held:
+        lines.append(f"  {face.held}")
+    if face.outputs:
+        lines.append(f"  came back: {face.outputs}")
+    if face.error:
+        lines.append(f"  error in {face.error}")
+    return "\n".join(line[:WIDTH].rstrip() for line in lines)
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]

@@ -1,0 +1,93 @@
+"""The words and options of the magics that are no specs: which cluster or run is meant, and how to look at it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from raykit.errors import OptionError
+from raykit.spec.options import check_range, count, counts, names, option, seconds
+
+DRILLS = ("kill-worker", "hang", "kill-host")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoWords:
+    """It takes no words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterLine:
+    """Which cluster is meant."""
+
+    name: str | None = option("NAME", default=None, help="the cluster; the current one if not given", read=str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunLine:
+    """Which run is meant."""
+
+    name: str = option("RUN", default="", help="the run; NAME means the newest of NAME, NAME#2, ...", read=str)
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise OptionError("No run is named.", "Name one; %ray runs lists them.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogsLine(RunLine):
+    """What the workers of a run printed, whole."""
+
+    source: str = option("--source", default="", help="one worker, stage replica or cell only, as w1", read=str)
+    tail: int = option("--tail", default=200, help="lines of each", read=count, metavar="N")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrillLine:
+    """Break something of a run on purpose, and see how the run mends it."""
+
+    action: Literal["kill-worker", "hang", "kill-host"] = option("ACTION", default="", help=" or ".join(DRILLS), read=str)
+    name: str = option("RUN", default="", help="the run", read=str)
+    after_s: float = option("--after", default=0.0, help="so long after the first committed step", read=seconds, metavar="10s")
+
+    def __post_init__(self) -> None:
+        if self.action not in DRILLS:
+            raise OptionError(f"There is no drill {self.action!r}.", f"There are: {', '.join(DRILLS)}.")
+        if not self.name:
+            raise OptionError("No run is named.", "Name one: %ray drill kill-worker RUN")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResizeLine:
+    """Let a training run go on with another number of ranks; no step is lost."""
+
+    name: str = option("RUN", default="", help="the run", read=str)
+    workers: tuple[int, int] = option("MIN:MAX", default=(0, 0), help="ranks: 2, or 1:4 for one to four", read=counts)
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise OptionError("No run is named.", "Name one: %ray resize RUN 1:4")
+        check_range("MIN:MAX", *self.workers, least=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Viewing:
+    """Where a cell runs, and whether it waits."""
+
+    on: str | None = option("--on", default=None, help="the cluster; the current one if not given", read=str, metavar="CLUSTER")
+    detach: bool = option("--detach", default=False, help="give the prompt back at once; %%ray watch brings the view")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineLine:
+    """Run the stages of this cell, or of other cells, on a source."""
+
+    name: str = option("NAME", default="pipeline", help="how the run is called", read=str)
+    source: str = option(
+        "--source", default="", help="a name of the notebook (iterable, function that makes a Dataset) or a path", read=str
+    )
+    stages: tuple[str, ...] = option(
+        "--stages", default=(), help="stages of other cells, in order; those of this cell if not given", read=names
+    )
+    limit: int | None = option("--limit", default=None, help="take only the first N rows of the source", read=count, metavar="N")
+    output: str = option("-o", default="", help="a name for the result, or a path for its Parquet parts", read=str)
