@@ -1,0 +1,47 @@
+/** Elements made and kept: what did not change is not touched, so focus, selection and open folds stay. */
+
+export function make<K extends keyof HTMLElementTagNameMap>(
+  tag: K,
+  className: string,
+  ...children: (Node | string)[]
+): HTMLElementTagNameMap[K] {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  element.append(...children);
+  return element;
+}
+
+export function setText(element: Element, text: string): void {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+export function setShown(element: HTMLElement, shown: boolean): void {
+  element.hidden = !shown;
+}
+
+/** Make `parent` have `count` children, added by `create` or removed at the end, and give them. */
+export function withChildren<E extends Element>(parent: Element, count: number, create: (at: number) => E): E[] {
+  while (parent.children.length > count) parent.lastElementChild?.remove();
+  while (parent.children.length < count) parent.append(create(parent.children.length));
+  return [...parent.children] as E[];
+}
+
+/** A bar that says its share to a reader of the screen, too; an unknown share is no bar. */
+export class Bar {
+  private readonly fill = make("div", "raykit-fill");
+  readonly element = make("div", "raykit-bar", this.fill);
+
+  constructor(label: string) {
+    this.element.setAttribute("role", "progressbar");
+    this.element.setAttribute("aria-label", label);
+    this.element.setAttribute("aria-valuemin", "0");
+    this.element.setAttribute("aria-valuemax", "100");
+  }
+
+  draw(share: number | null): void {
+    setShown(this.element, share !== null);
+    const percent = String(Math.round((share ?? 0) * 1000) / 10);
+    this.fill.style.width = `${percent}%`;
+    this.element.setAttribute("aria-valuenow", percent);
+  }
+}
