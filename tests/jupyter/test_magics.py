@@ -1,0 +1,189 @@
+"""The magics in real kernels: what a person types, and what becomes of it when a kernel dies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from jupyter_client.manager import start_new_kernel
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("clusters_end_with_module")]
+
+TIMEOUT_S = 120
+UP = "import raykit as rk\n%load_ext raykit\n%ray up notebooks --cpus 2 --object-store 100M"
+
+
+class Kernel:
+    """A kernel of its own process, and its cells."""
+
+    def __init__(self) -> None:
+        self.manager, self.client = start_new_kernel(kernel_name="python3")
+
+    def run(self, cell: str) -> str:
+        """Run a cell and give all that it showed as text; an error's traceback too."""
+        shown: list[str] = []
+
+        def take(message: dict[str, Any]) -> None:
+            content, kind = message["content"], message["msg_type"]
+            if kind == "stream":
+                shown.append(content["text"])
+            elif kind in ("display_data", "execute_result", "update_display_data"):
+                shown.append(content["data"].get("text/plain", ""))
+            elif kind == "error":
+                shown.append("\n".join(content["traceback"]))
+
+        reply = self.client.execute_interactive(cell, timeout=TIMEOUT_S, output_hook=take)
+        self.ok = reply["content"]["status"] == "ok"
+        return re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(shown))
+
+    def until_shown(self, words: str) -> None:
+        """Wait until a cell that runs has shown something with these words."""
+        while words not in str(self.client.get_iopub_msg(timeout=TIMEOUT_S)["content"].get("data", "")):
+            pass
+
+    def kill(self) -> None:
+        """SIGKILL, as when a machine runs out of memory."""
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture
+def kernel() -> Iterator[Callable[[], Kernel]]:
+    """Make kernels that end with the test."""
+    made: list[Kernel] = []
+
+    def start() -> Kernel:
+        made.append(Kernel())
+        return made[-1]
+
+    yield start
+    for each in made:
+        if each.manager.is_alive():
+            each.kill()
+
+
+TRAIN = """%%ray train survivor --workers 1:2 -o steps --detach
+import time, torch
+model = torch.nn.Linear(4, 1)
+job = rk.elastic(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.01))
+for batch in job.batches({"x": torch.randn(640, 4)}, batch_size=32, epochs=20):
+    loss = model(batch["x"]).pow(2).mean()
+    loss.backward()
+    time.sleep(0.01)
+    job.commit(loss=loss)
+steps = job.step"""
+
+
+def test_a_run_survives_its_kernel_and_a_second_kernel_has_its_events_and_its_result(kernel):
+    first = kernel()
+    first.run(UP)
+    assert "goes on by itself" in first.run(TRAIN)
+    first.kill()
+    second = kernel()
+    second.run(UP)
+    shown = second.run("%ray watch survivor")
+    assert "survivor: training, done" in shown
+    assert "400" in second.run("print(steps)")
+
+
+BAD = [
+    ("%%ray run\nx = = 1", "invalid syntax"),
+    ("%%ray run\nprint(modle)", "'modle' is not defined"),
+    ("import threading; lock = threading.Lock()", ""),
+    ("%%ray run\nlock.acquire()", "'lock' (_thread.lock) does not pickle"),
+    ("import numpy as np; big = np.zeros(15_000_000)", ""),
+    ("%%ray run\nbig.sum()", "'big' (ndarray) is 120 MB"),
+    ("%%ray pipeline --source big\nx = 1", "no stage"),
+    ("%%ray pipeline --source nothing.csv\n@rk.stage()\ndef f(row):\n    return row", "Nothing is at nothing.csv"),
+    ("empty = []", ""),
+    ("%%ray pipeline --source empty\n@rk.stage()\ndef f(row):\n    return row", "source is empty"),
+    ("%%ray run --cpus 64\n1", "has 2 CPUs"),
+    ("%%ray run --gpus 1\n1", "0 GPUs"),
+    ("%%ray train --workers 4:2\n1", "write 2:4"),
+    ("%ray up --cpu 2", "Did you mean --cpus"),
+    ("%ray ups", "Did you mean up"),
+    ("%ray train x", "%%ray"),
+    ("%ray watch nobody", "There is no run nobody"),
+]
+
+
+def test_bad_input_is_a_short_error_that_says_what_to_do_and_leaves_nothing_running(kernel):
+    mine = kernel()
+    mine.run(UP)
+    for cell, words in BAD:
+        shown = mine.run(cell)
+        assert words in shown, (cell, shown)
+        assert mine.ok == (words == ""), cell
+        assert "raykit/" not in shown, shown
+    assert "running" not in mine.run("%ray runs")
+
+
+def test_without_a_cluster_each_word_says_how_to_start_one(kernel, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYKIT_HOME", str(tmp_path / "empty"))
+    mine = kernel()
+    mine.run("import raykit as rk\n%load_ext raykit")
+    for cell in ("%ray status", "%%ray run\n1", "%ray watch x", "%ray stop x"):
+        assert "Start one: %ray up" in mine.run(cell)
+        assert not mine.ok
+
+
+def test_an_error_of_the_cell_points_at_the_cell_s_own_line(kernel):
+    mine = kernel()
+    mine.run(UP)
+    shown = mine.run("%%ray run\nx = 0\nprint('so far')\ny = 1 / x")
+    assert not mine.ok
+    assert re.search(r'File "Cell In\[\d+\]", line 4', shown), shown
+    assert "y = 1 / x" in shown
+    assert "so far" in shown
+
+
+def test_no_magic_needs_ray_in_the_kernel(kernel):
+    mine = kernel()
+    mine.run(UP)
+    mine.run("%%ray run -o answer\nanswer = 6 * 7")
+    assert "42 False" in mine.run("import sys; print(answer, 'ray' in sys.modules)")
+
+
+def test_a_dead_head_is_told_and_a_new_cluster_takes_the_run_up_in_the_same_kernel(kernel):
+    mine = kernel()
+    mine.run("import raykit as rk\n%load_ext raykit\n%ray up mortal --cpus 2 --object-store 100M")
+    mine.run(TRAIN.replace("survivor", "lost"))
+    mine.run(
+        "import os, signal, time\nrun = rk.watch('lost')\n"
+        "while run.refresh(wait_s=1).step < 20: pass\n"
+        "from raykit.cluster import record\n"
+        "os.kill(record.find('mortal').head.pid, signal.SIGKILL)"
+    )
+    shown = mine.run("%ray watch lost")
+    assert not mine.ok
+    assert "head of the cluster mortal died" in shown
+    assert "%ray up mortal" in shown
+    assert "up anew" in mine.run("%ray up mortal --cpus 2 --object-store 100M")
+    assert "lost: training, done" in mine.run("%ray resume lost")
+    assert "400" in mine.run("print(steps)")
+
+
+def test_an_interrupted_cell_stops_its_run_at_a_commit_says_how_to_resume_and_the_kernel_lives(kernel):
+    mine = kernel()
+    mine.run(UP)
+    message = mine.client.execute(TRAIN.replace("survivor", "halted").replace(" --detach", ""))
+    mine.until_shown("step ")
+    mine.manager.interrupt_kernel()
+    content = mine.client.get_shell_msg(timeout=TIMEOUT_S)
+    assert content["parent_header"]["msg_id"] == message
+    assert content["content"]["status"] == "error"
+    assert "%ray resume halted" in "".join(content["content"]["traceback"])
+    assert "halted: training, done" in mine.run("%ray resume halted")
+    assert "400" in mine.run("print(steps)")
+
+
+def test_a_killed_hub_is_back_and_the_run_did_not_notice(kernel):
+    mine = kernel()
+    mine.run(UP)
+    mine.run(TRAIN.replace("survivor", "hubless"))
+    mine.run("import os, signal\ncluster = rk.use('notebooks')\nos.kill(cluster.door.ping()['pid'], signal.SIGKILL)")
+    shown = mine.run("%ray watch hubless")
+    assert "hubless: training, done" in shown
+    assert "was lost" not in shown

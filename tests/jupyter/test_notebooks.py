@@ -1,0 +1,52 @@
+"""Every notebook runs from its first cell to its last, and shows what its words promise."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """Run a notebook once, in a process and a raykit home of its own, and give it with its outputs."""
+    folder, done = tmp_path_factory.mktemp("executed"), {}
+
+    def execute(path):
+        if path not in done:
+            command = [sys.executable, ROOT / "scripts" / "run_notebook.py", path, "--out", folder]
+            done[path] = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done[path].returncode == 0, done[path].stdout + done[path].stderr
+        return nbformat.read(folder / path.name, as_version=4)
+
+    return execute
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_notebook_runs(executed, path):
+    notebook = executed(path)
+    assert all(cell.outputs or "import" in cell.source for cell in notebook.cells if cell.cell_type == "code")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_notebook_that_is_shared_has_no_outputs(path):
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in cells)
+
+
+def test_the_tour_shows_true_labels_the_recovery_and_the_accuracy(executed):
+    notebook = executed(ROOT / "notebooks" / "00_tour.ipynb")
+    shown = "\n".join(
+        output.get("text") or output.get("data", {}).get("text/plain", "")
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+    )
+    for words in ("espresso", "tripod", "cat", "was lost", "Drill kill-worker: passed"):
+        assert words in shown, (words, shown)

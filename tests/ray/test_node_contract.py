@@ -1,0 +1,44 @@
+"""What raykit needs of Ray's inner parts to start a lean node, held on the version that is pinned."""
+
+import subprocess
+import sys
+
+import httpx
+
+from raykit.cluster import record as records
+
+CODE = """
+import inspect, sys
+from raykit.engine.node import OTHER_GROUPS
+for module in OTHER_GROUPS:
+    sys.modules[module] = None
+from ray._private import ray_constants, services
+from ray._private.node import Node
+from ray.scripts import scripts
+
+assert inspect.signature(Node.start_api_server).parameters.keys() == {"self", "include_dashboard", "raise_on_failure"}
+assert callable(Node.start_ray_client_server)
+assert "services.get_node_ip_address(" in inspect.getsource(scripts.start.callback)
+assert "get_node_ip_address(" in inspect.getsource(services.resolve_ip_for_localhost)
+assert "ray_constants.ENABLE_RAY_CLUSTER" in inspect.getsource(scripts.start.callback)
+assert ray_constants.ENABLE_RAY_CLUSTER is not None
+assert not {"serve", "job", "summary"} & set(scripts.cli.commands)
+"""
+
+
+def test_the_parts_of_ray_that_a_lean_node_leaves_out_are_there():
+    # In a process of its own: this one stays without ray.
+    subprocess.run([sys.executable, "-c", CODE], check=True, timeout=120)
+
+
+def test_a_lean_head_has_neither_dashboard_nor_client_server(cluster):
+    lines = [" ".join(process.cmdline()) for process in records.processes(cluster.name)]
+    assert any("gcs_server" in line for line in lines)
+    assert not [line for line in lines if "dashboard/dashboard.py" in line or "ray.util.client" in line]
+
+
+def test_the_dashboard_comes_on_request_and_asks_for_the_token(own):
+    record = own("watched", dashboard=True).record
+    with httpx.Client(base_url=record.dashboard_url, trust_env=False) as http:
+        assert http.get("/api/version").status_code == 401
+        assert http.get("/api/version", headers={"Authorization": f"Bearer {record.token}"}).status_code == 200

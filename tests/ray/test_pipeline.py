@@ -1,0 +1,149 @@
+import os
+import time
+
+import pandas as pd
+import pytest
+
+import raykit as rk
+from raykit.errors import InputError, RunFailedError, RunStoppedError, SourceError
+
+pytestmark = pytest.mark.ray
+
+
+@rk.stage(cpus=0.5)
+def twice(row):
+    yield {"x": row["item"] * 2}
+    yield {"x": row["item"] * 2 + 1}
+
+
+@rk.stage(cpus=0.5, batch=16)
+class Add:
+    def __init__(self):
+        self.one = 1
+
+    def __call__(self, batch):
+        return {"x": batch["x"], "y": batch["x"] + self.one}
+
+
+@rk.stage(cpus=0.5)
+def fail_at_seven(row):
+    return {"z": 1 / (row["x"] - 7)}
+
+
+@rk.stage(cpus=0.5)
+def drop_odd(row):
+    return row if row["x"] % 2 == 0 else None
+
+
+def test_every_row_of_every_stage_comes_out_once_and_is_counted(cluster):
+    run = rk.Pipeline([twice, Add]).run(range(300), name="rows").wait()
+    table = run.result.to_pandas().sort_values("x")
+    assert table["x"].tolist() == list(range(600))
+    assert (table["y"] == table["x"] + 1).all()
+    assert [(stage.rows_in, stage.rows_out) for stage in run.view.stages] == [(300, 600), (600, 600)]
+    assert run.view.progress == 1.0
+
+
+def test_none_is_no_row(cluster):
+    run = rk.Pipeline([twice, drop_odd]).run(range(20)).wait()
+    assert sorted(run.result.to_pandas()["x"]) == list(range(0, 40, 2))
+
+
+def test_a_decorated_function_is_still_a_function():
+    assert list(twice({"item": 3})) == [{"x": 6}, {"x": 7}]
+
+
+def test_an_error_of_a_stage_is_the_user_s_traceback_with_the_stage_s_name(cluster):
+    with pytest.raises(RunFailedError, match=r"failed in fail_at_seven: ZeroDivisionError") as caught:
+        rk.Pipeline([twice, fail_at_seven]).run(range(50)).wait()
+    assert "1 / (row" in caught.value.traceback_text
+
+
+def test_an_error_of_a_stage_s_init_ends_the_run(cluster):
+    @rk.stage(cpus=0.5)
+    class Broken:
+        def __init__(self):
+            raise RuntimeError("no weights here")
+
+        def __call__(self, row):
+            return row
+
+    with pytest.raises(RunFailedError, match="no weights here"):
+        rk.Pipeline([Broken]).run(range(3)).wait()
+
+
+def test_a_stopped_pipeline_ends_and_gives_its_slots_back(cluster, until):
+    @rk.stage(cpus=0.5)
+    def slow(row):
+        time.sleep(0.05)
+        return row
+
+    run = rk.Pipeline([slow]).run(range(100_000), name="slow")
+    until(lambda: run.refresh().stages and run.view.stages[0].rows_in)
+    run.stop()
+    with pytest.raises(RunStoppedError):
+        run.wait()
+    assert until(lambda: rk.status()["num_cpus_free"] == 2)
+
+
+def test_tables_and_files_are_sources_and_a_folder_is_a_sink(cluster, tmp_path):
+    source = tmp_path / "in.csv"
+    pd.DataFrame({"item": [1, 2, 3]}).to_csv(source, index=False)
+    out = tmp_path / "out"
+    rk.Pipeline([twice]).run(str(source), output=str(out)).wait()
+    assert sorted(pd.read_parquet(out)["x"]) == [2, 3, 4, 5, 6, 7]
+    run = rk.Pipeline([twice]).run(pd.DataFrame({"item": [1]})).wait()
+    assert sorted(run.result.to_pandas()["x"]) == [2, 3]
+
+
+def test_a_function_may_make_the_dataset_in_the_cluster(cluster):
+    def numbers():
+        import ray.data
+
+        return ray.data.range(10).map_batches(lambda batch: {"item": batch["id"]})
+
+    run = rk.Pipeline([twice]).run(numbers).wait()
+    assert run.result.count() == 20
+
+
+def test_a_limit_takes_the_first_rows_only(cluster):
+    assert rk.Pipeline([twice]).run(range(1000), limit=5).wait().result.count() == 10
+
+
+@pytest.mark.parametrize("source", [[], iter(()), "/no/such/file.parquet", "*.nothing", 7])
+def test_a_source_that_is_empty_or_not_there_is_refused_before_anything_starts(source):
+    with pytest.raises(SourceError):
+        rk.Pipeline([twice]).run(source)
+
+
+def test_no_stage_is_refused_before_anything_starts():
+    with pytest.raises(InputError, match="no stage"):
+        rk.Pipeline([]).run([1])
+
+
+def test_the_result_outlives_the_cluster(own):
+    own("gone")
+    result = rk.Pipeline([twice]).run(range(4)).wait().result
+    rk.down("gone")
+    assert len(result) == 8
+
+
+def test_a_source_with_an_error_fails_the_run_with_the_user_s_words(cluster):
+    def broken():
+        raise OSError("the bucket is closed")
+
+    with pytest.raises(RunFailedError, match="the bucket is closed"):
+        rk.Pipeline([twice]).run(broken).wait()
+
+
+def test_stages_run_in_processes_of_their_own(cluster):
+    @rk.stage(cpus=0.5)
+    def first(row):
+        return {"a": os.getpid()}
+
+    @rk.stage(cpus=0.5)
+    def second(row):
+        return {"a": row["a"], "b": os.getpid()}
+
+    table = rk.Pipeline([first, second]).run(range(5)).wait().result.to_pandas()
+    assert set(table["a"]).isdisjoint(table["b"])

@@ -1,0 +1,153 @@
+import os
+import signal
+
+import pytest
+
+import raykit as rk
+from raykit.errors import CapacityError, RunFailedError, RunLostError, RunNameTakenError, RunNotFoundError, RunStoppedError
+
+pytestmark = pytest.mark.ray
+
+
+def test_a_function_runs_on_a_node_and_this_process_needs_no_ray(cluster):
+    assert rk.run(lambda x: x + 1, 41).wait().result == 42
+
+
+def test_the_user_s_own_traceback_comes_home_and_says_where(cluster):
+    def divide(x):
+        return 1 / x
+
+    with pytest.raises(RunFailedError, match="ZeroDivisionError: division by zero") as caught:
+        rk.run(divide, 0).wait()
+    shown = "\n".join(caught.value._render_traceback_())
+    assert "return 1 / x" in shown
+    assert "ray/_private" not in shown
+
+
+def test_what_a_function_prints_is_seen_and_kept_in_a_file(cluster):
+    def talk():
+        for number in range(500):
+            print("line", number)
+
+    run = rk.run(talk).wait()
+    assert run.view.num_lines == 500
+    assert run.logs(tail=500).count("line ") == 500
+
+
+def test_a_stopped_run_frees_its_slots_and_says_so(cluster, until):
+    def sleep():
+        import time
+
+        print("begun")
+        time.sleep(600)
+
+    run = rk.run(sleep, name="sleeper")
+    until(lambda: run.refresh().lines)
+    run.stop()
+    run.stop()
+    with pytest.raises(RunStoppedError):
+        run.wait()
+    assert all(slot.released_at_unix_s for slot in run.view.slots)
+
+
+def test_a_name_that_goes_on_is_refused_and_one_that_is_over_gets_a_number(cluster, until):
+    def sleep():
+        import time
+
+        time.sleep(600)
+
+    run = rk.run(sleep, name="again")
+    with pytest.raises(RunNameTakenError, match="%ray stop again"):
+        rk.run(sleep, name="again")
+    run.stop()
+    until(lambda: run.refresh().ended)
+    second = rk.run(int, name="again").wait()
+    assert second.name == "again#2"
+    assert rk.watch("again").name == "again#2"
+
+
+def test_a_process_that_dies_says_what_happened(cluster):
+    def crash():
+        import os
+
+        os.kill(os.getpid(), 11)
+
+    with pytest.raises(RunFailedError, match="process died"):
+        rk.run(crash).wait()
+
+
+def test_a_request_that_no_cluster_can_hold_is_refused_at_once_with_what_is_there(cluster):
+    with pytest.raises(CapacityError, match=r"3 CPUs .* has 2 CPUs and 0 GPUs"):
+        rk.run(int, cpus=3)
+    with pytest.raises(CapacityError, match="--simulate-gpus"):
+        rk.run(int, gpus=1)
+    with pytest.raises(CapacityError, match="5 slots"):
+        rk.train(int, workers=(5, 8))
+
+
+def test_a_run_that_nobody_knows_names_those_that_are_there(cluster):
+    rk.run(int, name="known").wait()
+    with pytest.raises(RunNotFoundError, match="known"):
+        rk.watch("unknown")
+
+
+def test_the_door_asks_for_its_token(cluster):
+    import httpx
+
+    url = cluster.record.door_url
+    for headers in ({}, {"Authorization": "Bearer wrong"}):
+        assert httpx.get(f"{url}/runs", headers=headers, trust_env=False).status_code == 401
+
+
+def test_up_twice_is_one_cluster(cluster):
+    assert rk.up("shared", num_cpus=2, object_store_bytes=100_000_000).record.head == cluster.record.head
+
+
+def test_simulated_gpus_are_labelled_and_the_device_is_the_cpu(own):
+    own("simulated", num_simulated_gpus=2)
+    run = rk.run(lambda: str(rk.device()), gpus=1).wait()
+    assert run.result == "cpu"
+    assert run.view.simulated_gpus
+    assert "simulated" in repr(run)
+
+
+def test_two_clusters_live_beside_each_other_and_further_nodes_are_nodes(cluster, own):
+    own("pair", num_nodes=2)
+    nodes = rk.status("pair")["nodes"]
+    assert {node["labels"]["raykit.io/rack"] for node in nodes} == {"rack-1", "rack-2"}
+    assert rk.run(int, name="here").wait().result == 0
+    assert rk.use("shared").status()["name"] == "shared"
+
+
+def test_the_doctor_finds_no_port_open_to_the_network(cluster, own):
+    own("ports", num_nodes=2)
+    findings = [each for each in rk.doctor().findings if ", port" in each.what]
+    assert {each.what.partition(",")[0] for each in findings} >= {"shared", "ports"}
+    assert len(findings) > 5
+    assert all(each.good for each in findings), findings
+    assert any("asks for a token" in each.found for each in findings)
+
+
+def test_a_run_whose_head_dies_is_lost_and_not_failed(own, until):
+    def sleep():
+        import time
+
+        print("begun")
+        time.sleep(600)
+
+    record = own("mortal").record
+    run = rk.run(sleep)
+    until(lambda: run.refresh().lines)
+    os.kill(record.head.pid, signal.SIGKILL)
+    with pytest.raises(RunLostError, match="The head of the cluster mortal died"):
+        run.wait()
+
+
+def test_down_leaves_no_process_and_the_runs_are_still_known(own):
+    from raykit.cluster import record as records
+
+    own("brief")
+    rk.run(int, name="kept").wait()
+    rk.down("brief")
+    assert records.processes("brief") == []
+    assert [view.name for view in rk.runs("brief")] == ["kept"]

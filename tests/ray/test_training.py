@@ -1,0 +1,264 @@
+import os
+import signal
+
+import pytest
+
+import raykit as rk
+from raykit.errors import CapacityError, InputError, RunError, RunFailedError, RunStoppedError
+
+from . import loops
+
+pytestmark = pytest.mark.ray
+
+
+def _recoveries(run):
+    return [card for card in run.view.cards if "lost" in card.title and "host" not in card.title]
+
+
+def test_two_ranks_learn_what_one_process_learns(cluster):
+    run = rk.train(loops.linear, 3, workers=2).wait()
+    assert run.result["step"] == 60
+    assert run.result["rows"] == 3000
+    assert run.result["weight"] == pytest.approx(loops.alone(3), abs=1e-5)
+
+
+def test_a_killed_rank_is_replaced_and_the_result_is_that_of_a_run_without_a_loss(cluster, until):
+    run = rk.train(loops.linear, 30, 0.01, workers=(1, 2), name="killed")
+    run.drill(after_s=0.5)
+    until(lambda: _recoveries(run.refresh() and run))
+    run.wait()
+    assert run.result["step"] == 600
+    assert run.result["rows"] == 30_000
+    assert run.result["weight"] == pytest.approx(loops.alone(30), abs=1e-4)
+    facts = dict(_recoveries(run)[0].facts)
+    assert facts["lost"].startswith("0 committed steps")
+    assert any(card.title == "Drill kill-worker: passed" for card in run.view.cards)
+
+
+def test_a_rank_that_is_stopped_is_found_ended_and_replaced(cluster, until):
+    run = rk.train(loops.linear, 60, 0.01, workers=(1, 2), name="stuck")
+    run.drill("hang", after_s=0.5)
+    until(lambda: _recoveries(run.refresh() and run))
+    run.wait()
+    assert run.result["weight"] == pytest.approx(loops.alone(60), abs=1e-4)
+    facts = dict(_recoveries(run)[0].facts)
+    assert facts["cause"] == "it hung: its process is stopped"
+    assert facts["stood at"]
+    assert any(card.title == "Drill hang: passed" for card in run.view.cards)
+
+
+def test_a_rank_that_is_slow_or_evaluates_is_waited_for(cluster):
+    def patient():
+        import time
+
+        import torch
+
+        model = torch.nn.Linear(4, 1)
+        job = rk.elastic(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.01))
+        for batch in job.batches({"x": torch.ones(40, 4)}, batch_size=8):
+            model(batch["x"]).mean().backward()
+            if job.rank == 1 and job.step == 1:
+                end = time.monotonic() + 3
+                while time.monotonic() < end:
+                    pass
+            job.commit()
+            if job.step == 3:
+                job.evaluate(lambda: time.sleep(3))
+        return job.step
+
+    run = rk.train(patient, workers=2).wait()
+    assert run.result == 5
+    assert run.view.cards == ()
+
+
+def test_a_run_is_made_smaller_and_larger_and_loses_no_step(cluster, until):
+    run = rk.train(loops.linear, 60, 0.01, workers=2, name="resized")
+    until(lambda: run.refresh().step > 20)
+    run.resize(1)
+    until(lambda: run.refresh().world_size == 1 and len([slot for slot in run.view.slots if not slot.released_at_unix_s]) == 1)
+    run.resize((1, 2))
+    until(lambda: run.refresh().world_size == 2)
+    run.wait()
+    assert run.result["weight"] == pytest.approx(loops.alone(60), abs=1e-4)
+    assert run.view.cards == ()
+
+
+def test_a_size_that_cannot_be_is_refused_and_the_run_goes_on(cluster, until):
+    run = rk.train(loops.linear, 20, 0.01, workers=(1, 2), name="sized")
+    until(lambda: run.refresh().step > 0)
+    with pytest.raises(CapacityError, match="5 slots"):
+        run.resize((5, 8))
+    with pytest.raises(InputError, match="write 1:2"):
+        run.resize((2, 1))
+    assert run.wait().result["step"] == 400
+
+
+def test_a_host_that_comes_back_goes_on_without_a_rank_that_is_stopped(cluster, until):
+    run = rk.train(loops.linear, 60, 0.01, workers=(1, 2), spares=0, name="twice-hit")
+    until(lambda: run.refresh().step > 20)
+    os.kill(next(rank.pid for rank in run.view.ranks if rank.rank == 1), signal.SIGSTOP)
+    run.drill("kill-host")
+    until(lambda: run.refresh().host_attempts == 2)
+    run.wait()
+    assert run.result["weight"] == pytest.approx(loops.alone(60), abs=1e-4)
+
+
+def test_kill_9_from_outside_of_rank_0_costs_no_committed_step(cluster, until):
+    run = rk.train(loops.linear, 30, 0.01, workers=2, name="outside")
+    until(lambda: run.refresh().step > 20)
+    os.kill(next(rank.pid for rank in run.view.ranks if rank.rank == 0), signal.SIGKILL)
+    run.wait()
+    assert run.result["weight"] == pytest.approx(loops.alone(30), abs=1e-4)
+    assert all(card.good for card in run.view.cards)
+
+
+def test_a_host_that_is_killed_comes_back_and_the_workers_do_not_notice(cluster, until):
+    run = rk.train(loops.linear, 40, 0.01, workers=2, name="hostless")
+    until(lambda: run.refresh().step > 20)
+    before = {rank.pid for rank in run.view.ranks if rank.rank is not None}
+    run.drill("kill-host")
+    until(lambda: run.refresh().host_attempts == 2)
+    run.wait()
+    assert {rank.pid for rank in run.view.ranks if rank.rank is not None} == before
+    assert run.result["weight"] == pytest.approx(loops.alone(40), abs=1e-4)
+    assert not _recoveries(run)
+
+
+def test_a_stopped_run_is_resumed_where_it_was(cluster, until):
+    run = rk.train(loops.linear, 40, 0.01, workers=(1, 2), name="halved")
+    until(lambda: run.refresh().step > 20)
+    run.stop()
+    with pytest.raises(RunStoppedError, match="%ray resume halved"):
+        run.wait()
+    stopped_at = run.view.step
+    resumed = rk.resume("halved")
+    first = until(lambda: resumed.refresh().step)
+    assert first >= stopped_at
+    resumed.wait()
+    assert resumed.result["step"] == 800
+    assert resumed.result["weight"] == pytest.approx(loops.alone(40), abs=1e-4)
+
+
+def test_an_error_in_a_rank_fails_the_run_with_the_user_s_traceback(cluster):
+    def broken():
+        import torch
+
+        model = torch.nn.Linear(1, 1)
+        job = rk.elastic(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+        for batch in job.batches({"x": torch.ones(8, 1)}, batch_size=4):
+            raise KeyError(f"no column, but {sorted(batch)}")
+
+    with pytest.raises(RunFailedError, match="KeyError"):
+        rk.train(broken, workers=2).wait()
+
+
+def test_stepping_the_optimizer_by_hand_is_refused_with_the_reason(cluster):
+    def by_hand():
+        import torch
+
+        model = torch.nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        job = rk.elastic(model=model, optimizer=optimizer)
+        for batch in job.batches({"x": torch.ones(8, 1)}, batch_size=4):
+            model(batch["x"]).sum().backward()
+            optimizer.step()
+
+    with pytest.raises(RunFailedError, match=r"optimizer.step\(\) was called by hand"):
+        rk.train(by_hand).wait()
+
+
+def test_a_body_without_commit_is_refused(cluster):
+    def forgotten():
+        import torch
+
+        model = torch.nn.Linear(1, 1)
+        job = rk.elastic(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+        for batch in job.batches({"x": torch.ones(8, 1)}, batch_size=4):
+            model(batch["x"]).sum().backward()
+
+    with pytest.raises(RunFailedError, match=r"without job\.commit"):
+        rk.train(forgotten).wait()
+
+
+def test_clipping_and_micro_batches_and_a_stop_from_inside(cluster):
+    def careful():
+        import torch
+
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 1)
+        job = rk.elastic(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+        norms = []
+        for batch in job.batches({"x": torch.randn(64, 4) * 100}, batch_size=16, epochs=10):
+            half = len(batch["x"]) // 2
+            with job.accumulate():
+                (model(batch["x"][:half]).pow(2).sum() / len(batch["x"])).backward()
+            (model(batch["x"][half:]).pow(2).sum() / len(batch["x"])).backward()
+            if job.sync():
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                norms.append(float(torch.cat([each.grad.flatten() for each in model.parameters()]).norm()))
+            job.commit()
+            if job.step == 6:
+                job.stop()
+        return job.step, max(norms)
+
+    step, norm = rk.train(careful, workers=2).wait().result
+    assert step == 7
+    assert norm == pytest.approx(1.0, abs=1e-4)
+
+
+def test_several_optimizers_and_schedulers_step_together(cluster):
+    def two():
+        import torch
+
+        body, head = torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)
+        model = torch.nn.Sequential(body, head)
+        optimizers = [torch.optim.SGD(body.parameters(), lr=0.1), torch.optim.Adam(head.parameters(), lr=0.1)]
+        schedulers = [torch.optim.lr_scheduler.StepLR(each, 5, gamma=0.5) for each in optimizers]
+        job = rk.elastic(model=model, optimizer=optimizers, scheduler=schedulers)
+        before = [each.detach().clone() for each in (body.weight, head.weight)]
+        for batch in job.batches({"x": torch.ones(40, 4)}, batch_size=8):
+            model(batch["x"]).pow(2).mean().backward()
+            job.commit()
+        moved = [bool((each != was).any()) for each, was in zip((body.weight, head.weight), before, strict=True)]
+        return moved, [each.get_last_lr()[0] for each in schedulers]
+
+    assert rk.train(two, workers=2).wait().result == ([True, True], [0.05, 0.05])
+
+
+def test_a_rank_without_rows_of_a_short_last_batch_takes_part(cluster):
+    def short():
+        import torch
+
+        model = torch.nn.Linear(1, 1)
+        job = rk.elastic(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.0))
+        for batch in job.batches({"x": torch.ones(5, 1)}, batch_size=4):
+            model(batch["x"]).mean().backward()
+            job.commit()
+        return job.num_rows
+
+    assert rk.train(short, workers=2).wait().result == 5
+
+
+def test_elastic_outside_of_a_run_says_where_it_belongs():
+    import subprocess
+    import sys
+
+    code = "import torch, raykit as rk\nm = torch.nn.Linear(1, 1)\n"
+    code += "try: rk.elastic(model=m, optimizer=torch.optim.SGD(m.parameters(), lr=1))\nexcept rk.RaykitError as e: print(e)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "%%ray train" in done.stdout
+
+
+def test_a_drill_of_a_run_that_has_no_worker_says_so(cluster, until):
+    def sleep():
+        import time
+
+        print("begun")
+        time.sleep(600)
+
+    run = rk.run(sleep, name="undrilled")
+    until(lambda: run.refresh().lines)
+    with pytest.raises(RunError, match="no worker to lose, none to add"):
+        run.drill()
+    run.stop()
+    until(lambda: run.refresh().ended)

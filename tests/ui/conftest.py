@@ -1,0 +1,38 @@
+"""One JupyterLab and one browser for all tests of what is seen; a page for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser
+
+from tests.ui.lab import Lab, Notebook, browser
+
+
+@pytest.fixture(scope="session")
+def lab(raykit_home: Any, tmp_path_factory: Any) -> Iterator[Lab]:
+    """A JupyterLab whose kernels use the tests' clusters."""
+    with Lab(tmp_path_factory.mktemp("lab")).served() as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    with browser() as found:
+        yield found
+
+
+@pytest.fixture
+def opened(lab: Lab, chromium: Browser) -> Iterator[Callable[..., Notebook]]:
+    """Open a notebook of the lab in a page of its own."""
+    pages = []
+
+    def open_(name: str, *, width: int = 1280, height: int = 1600) -> Notebook:
+        pages.append(chromium.new_page(viewport={"width": width, "height": height}))
+        return Notebook(pages[-1], lab.url(name))
+
+    yield open_
+    for page in pages:
+        page.close()

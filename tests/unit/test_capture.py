@@ -1,0 +1,91 @@
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from raykit.client import capture
+from raykit.client.capture import capture_cell, free_names
+from raykit.errors import CaptureError, CellError
+from raykit.wire.payload import Payload
+
+TITLE = "Cell In[4]"
+
+
+def test_only_the_names_that_a_cell_uses_travel():
+    names = {"factor": 3, "unused": threading.Lock()}
+    payload = capture_cell("result = [factor * n for n in range(3)]", names, title=TITLE)
+    assert payload.open().run()["result"] == [0, 3, 6]
+
+
+def test_names_of_inner_scopes_count_and_names_that_the_cell_sets_do_not():
+    text = "import math\ndef f(x):\n    y = x + outer\n    return math.sqrt(y)\nz = [f(k) for k in data]"
+    assert free_names(text, TITLE) - {"range"} == {"outer", "data"}
+
+
+def test_a_syntax_error_is_told_with_its_line_before_anything_starts():
+    with pytest.raises(CellError, match=r"Cell In\[4\], line 2"):
+        capture_cell("x = 1\ny = = 2", {}, title=TITLE)
+
+
+def test_a_name_that_nobody_defines_is_named():
+    with pytest.raises(CellError, match="'modle' is not defined"):
+        capture_cell("modle.train()", {"model": 1}, title=TITLE)
+
+
+def test_an_object_that_does_not_pickle_is_named_with_what_to_do():
+    with pytest.raises(CaptureError, match=r"'lock' .*does not pickle") as caught:
+        capture_cell("lock.acquire()", {"lock": threading.Lock(), "fine": 1}, title=TITLE)
+    assert "__init__" in str(caught.value)
+
+
+def test_an_array_over_100_mb_is_named_with_its_size():
+    with pytest.raises(CaptureError, match=r"'big' .* 120 MB"):
+        capture_cell("big.sum()", {"big": np.zeros(15_000_000)}, title=TITLE)
+
+
+def test_a_large_value_without_a_size_of_its_own_is_refused_too(monkeypatch):
+    monkeypatch.setattr(capture, "MAX_CAPTURE_BYTES", 10_000)
+    with pytest.raises(CaptureError, match="'rows'"):
+        capture_cell("len(rows)", {"rows": [b"x" * 1000] * 3 + [bytes([n] * 1000) for n in range(50)]}, title=TITLE)
+
+
+def test_a_chosen_name_that_the_notebook_lacks_is_refused():
+    with pytest.raises(CellError, match="-i nothing"):
+        capture_cell("x = 1", {}, title=TITLE, inputs=("nothing",))
+
+
+def test_a_cell_runs_in_a_process_that_has_no_notebook(tmp_path):
+    payload = capture_cell("out = sum(values)", {"values": [1, 2]}, title=TITLE)
+    (tmp_path / "payload").write_bytes(payload.to_bytes())
+    code = "import sys; from raykit.wire.payload import Payload; p = Payload.from_bytes(open(sys.argv[1], 'rb').read()); "
+    code += "print(p.open().run()['out'], 'IPython' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "payload"], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["3", "False"]
+
+
+def test_a_module_beside_the_notebook_travels_by_value(tmp_path, monkeypatch):
+    (tmp_path / "mine_beside.py").write_text("def twice(x):\n    return 2 * x\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    payload = capture_cell("from mine_beside import twice\nout = twice(21)", {}, title=TITLE)
+    monkeypatch.delitem(sys.modules, "mine_beside", raising=False)
+    (tmp_path / "mine_beside.py").unlink()
+    sys.path_importer_cache.clear()
+    before = list(sys.meta_path)
+    try:
+        assert Payload.from_bytes(payload.to_bytes()).open().run()["out"] == 42
+    finally:
+        sys.meta_path[:] = before
+        sys.modules.pop("mine_beside", None)
+
+
+def test_a_traceback_begins_at_the_cell_and_shows_its_line():
+    payload = capture_cell("def f(x):\n    return 1 / x\n\nf(0)", {}, title=TITLE)
+    with pytest.raises(ZeroDivisionError) as caught:
+        payload.open().run()
+    text = payload.traceback_of(caught.value)
+    assert 'File "Cell In[4]", line 4' in text
+    assert "return 1 / x" in text
+    assert "payload.py" not in text

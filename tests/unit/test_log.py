@@ -1,0 +1,79 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from raykit.events import RunEnded, RunStarted, StepCommitted, StopAsked
+from raykit.store.log import Log, LogError
+
+
+def test_records_are_numbered_over_all_runs_and_read_by_run(tmp_path):
+    log = Log(tmp_path / "log.sqlite")
+    log.append("a", [RunStarted(), StopAsked()])
+    log.append("b", [RunStarted()])
+    assert [record.number for record in log.read(run="a")] == [1, 2]
+    assert [record.run for record in log.read(after=1)] == ["a", "b"]
+    assert [type(record.event) for record in log.read_all(kinds=(StopAsked,))] == [StopAsked]
+
+
+def test_a_log_is_there_again_after_it_was_closed(tmp_path):
+    Log(tmp_path / "log.sqlite").append("a", [RunEnded(state="done")])
+    assert Log(tmp_path / "log.sqlite").read()[0].event == RunEnded(state="done")
+
+
+def test_a_reader_sees_that_another_process_has_written(tmp_path):
+    reader, writer = Log(tmp_path / "log.sqlite"), Log(tmp_path / "log.sqlite")
+    before = reader.version()
+    assert reader.version() == before
+    writer.append("a", [RunStarted()])
+    assert reader.version() != before
+
+
+def test_many_writers_lose_nothing(tmp_path):
+    def write(run):
+        log = Log(tmp_path / "log.sqlite")
+        for _ in range(50):
+            log.append(run, [RunStarted(), StopAsked()])
+
+    threads = [threading.Thread(target=write, args=(f"run{number}",)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [record.number for record in Log(tmp_path / "log.sqlite").read_all()] == list(range(1, 401))
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from raykit.events import StepCommitted
+from raykit.store.log import Log
+log, step = Log(Path(sys.argv[1])), 0
+while True:
+    step += 1
+    log.append("a", [StepCommitted(step=step, epoch=0, num_rows=1, total_steps=None)])
+    print(step, flush=True)
+"""
+
+
+def test_what_a_killed_writer_had_written_is_there_and_the_next_writer_goes_on(tmp_path):
+    path = tmp_path / "log.sqlite"
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+    for _ in range(20):
+        last = int(writer.stdout.readline())
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.wait()
+    writer.stdout.close()
+    log = Log(path)
+    assert log.append("a", [StepCommitted(step=0, epoch=0, num_rows=0, total_steps=None)]) > last
+    steps = [record.event.step for record in log.read()][:-1]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_a_log_that_is_none_says_its_path(tmp_path):
+    (tmp_path / "log.sqlite").write_text("no database at all, but long enough to be taken for one" * 20)
+    with pytest.raises(LogError, match=r"log\.sqlite cannot be used"):
+        Log(tmp_path / "log.sqlite").read()

@@ -1,0 +1,81 @@
+import pytest
+
+from raykit.errors import OptionError
+from raykit.spec import ClusterSpec, StageSpec, TrainSpec
+from raykit.spec.lines import DrillLine, RunLine, Viewing
+from raykit.spec.parse import HelpAsked, complete, parse, parse_all, split
+
+
+def test_options_of_a_line_become_the_fields_of_a_spec():
+    spec = parse(TrainSpec, "digits --workers 1:4 --gpus 0.5 --checkpoint-every 2m -o model,history", command="%%ray train")
+    assert spec == TrainSpec(
+        name="digits", workers=(1, 4), gpus_per_worker=0.5, checkpoint_every_s=120, outputs=("model", "history")
+    )
+
+
+def test_one_number_of_workers_is_the_least_and_the_most():
+    assert parse(TrainSpec, "--workers 3", command="%%ray train").workers == (3, 3)
+
+
+def test_a_range_from_more_to_less_is_refused_with_the_range_that_was_meant():
+    with pytest.raises(OptionError, match="write 2:4"):
+        parse(TrainSpec, "--workers 4:2", command="%%ray train")
+
+
+def test_no_workers_are_refused():
+    with pytest.raises(OptionError, match="at least 1"):
+        parse(TrainSpec, "--workers 0", command="%%ray train")
+
+
+def test_a_mistyped_option_names_the_nearest():
+    with pytest.raises(OptionError, match="Did you mean --workers"):
+        parse(TrainSpec, "--worker 3", command="%%ray train")
+
+
+def test_a_trailing_comment_is_dropped_and_a_numbered_name_is_not():
+    assert split("up lab --cpus 2  # two are enough") == ["up", "lab", "--cpus", "2"]
+    assert parse(RunLine, "digits#2", command="%ray watch").name == "digits#2"
+
+
+def test_an_open_quote_is_refused_with_a_sentence():
+    with pytest.raises(OptionError, match="Close the quote"):
+        split("--source 'images")
+
+
+def test_help_lists_every_option_of_the_spec():
+    with pytest.raises(HelpAsked) as asked:
+        parse(ClusterSpec, "lab --help", command="%ray up")
+    for option in ("--cpus", "--gpus", "--simulate-gpus", "--nodes", "--dashboard", "--profile"):
+        assert option in str(asked.value)
+
+
+def test_two_kinds_share_one_line():
+    spec, viewing = parse_all((TrainSpec, Viewing), "digits --detach --on lab --workers 2", command="%%ray train")
+    assert (spec.name, spec.workers, viewing) == ("digits", (2, 2), Viewing(on="lab", detach=True))
+
+
+def test_completion_offers_the_options_that_begin_so():
+    assert complete((TrainSpec, Viewing), "--c") == ["--checkpoint-every", "--cpus"]
+
+
+@pytest.mark.parametrize("word", ["--cpus -1", "--cpus many", "--object-store 1K", "--profile tiny", "--nodes 0"])
+def test_values_that_cannot_be_are_refused(word):
+    with pytest.raises(OptionError):
+        parse(ClusterSpec, word, command="%ray up")
+
+
+def test_real_and_simulated_gpus_exclude_each_other():
+    with pytest.raises(OptionError, match="both given"):
+        ClusterSpec(num_gpus=1, num_simulated_gpus=1)
+
+
+def test_a_stage_of_fewer_than_one_replica_is_refused():
+    with pytest.raises(OptionError, match="replicas of stage decode"):
+        StageSpec(name="decode", min_replicas=0)
+
+
+def test_a_drill_needs_an_action_that_exists_and_a_run():
+    with pytest.raises(OptionError, match="kill-worker, hang, kill-host"):
+        parse(DrillLine, "kill-all digits", command="%ray drill")
+    with pytest.raises(OptionError, match="No run is named"):
+        parse(DrillLine, "kill-worker", command="%ray drill")

@@ -1,0 +1,154 @@
+import dataclasses
+import typing
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raykit import events as ev
+from raykit.codec import decode, encode
+from raykit.events import Record, record_from_json, record_to_json
+from raykit.render import to_html, to_text
+from raykit.views import RunView, fold, fold_all
+
+EVENTS = [
+    ev.RunAccepted(run_kind="training", folder="/f", stages=("decode",)),
+    ev.HostStarted(pid=1, attempt=1),
+    ev.HostStarted(pid=2, attempt=2),
+    ev.RunStarted(),
+    ev.RunWaited(reason="2 slots are asked, 1 is free"),
+    ev.OutputReady(name="model", file="model.pkl", num_bytes=5),
+    ev.UserFailed(where="decode", error="ValueError: <b>", traceback_text="t"),
+    ev.LinesPrinted(source="w1", lines=("one", "<script>alert(1)</script>"), num_dropped=3),
+    ev.SlotsHeld(holder="slot 1", num_cpus=1, num_gpus=0.5),
+    ev.SlotsReleased(holder="slot 1"),
+    ev.ReplicaStarted(stage="decode", replica="decode-1", pid=3, node="n", start_s=0.1),
+    ev.ReplicaSampled(stage="decode", replica="decode-1", rows_in=5, rows_out=9, busy_s=1.0, waiting_s=3.0),
+    ev.StageSampled(stage="decode", num_replicas=1, queued_blocks=None),
+    ev.StageEnded(stage="decode", rows_in=6, rows_out=10),
+    ev.SourceCounted(num_rows=6),
+    ev.WorkerStarted(worker="w1", pid=4, node="n", device="cpu"),
+    ev.WorkerStarted(worker="w2", pid=5, node="n", device="cpu"),
+    ev.WorkerReady(worker="w1"),
+    ev.WorldFormed(generation=1, workers=("w1", "w2"), step=0),
+    ev.StepCommitted(step=1, epoch=0, num_rows=32, total_steps=10, metrics={"loss": 0.5}),
+    ev.WorkerBusy(worker="w1", what="evaluate"),
+    ev.WorkerLost(worker="w2", rank=1, cause="killed"),
+    ev.WorldBroken(worker="w1", generation=1, reason="reset"),
+    ev.WorkerEnded(worker="w1"),
+    ev.Resized(min_workers=1, max_workers=3),
+    ev.Recovered(
+        what="rank 1 was lost",
+        detected_after_s=None,
+        recovered_after_s=0.2,
+        world_before=2,
+        world_after=1,
+        step_before=1,
+        steps_lost=0,
+        steps_redone=1,
+        remedy="1 went on",
+    ),
+    ev.CheckpointSaved(step=1, path="p", save_s=0.1),
+    ev.StopAsked(),
+    ev.DrillStarted(action="kill-worker", target="w2", pid=5),
+    ev.DrillEnded(action="kill-worker", passed=True, verdict="fine"),
+    ev.RunEnded(state="done"),
+]
+
+
+def _records(events, run="r"):
+    return [Record(number=number, at_unix_s=100.0 + number, run=run, event=event) for number, event in enumerate(events, 1)]
+
+
+def _after(*events):
+    return fold_all(RunView(name="r"), _records(events))
+
+
+def test_every_kind_of_event_is_tried_here():
+    assert {type(event) for event in EVENTS} == set(typing.get_args(ev.Event))
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_an_event_is_the_same_after_the_wire(event):
+    record = Record(number=7, at_unix_s=1.5, run="r", event=event)
+    assert record_from_json(record_to_json(record)) == record
+    assert decode(ev.Event, encode(event)) == event
+
+
+@given(st.lists(st.sampled_from(EVENTS), max_size=30))
+def test_any_sequence_of_events_gives_a_view_that_can_be_shown_and_sent(events):
+    view = _after(ev.RunAccepted(run_kind="training", folder="/f", stages=("decode",)), *events)
+    assert to_text(view)
+    assert to_html(view)
+    assert dataclasses.asdict(view)
+
+
+@given(st.lists(st.sampled_from(EVENTS), max_size=20), st.integers(0, 20))
+def test_records_that_come_twice_change_nothing(events, cut):
+    records = _records(events)
+    once = fold_all(RunView(name="r"), records)
+    assert fold_all(fold_all(RunView(name="r"), records[:cut]), records) == once
+
+
+def test_counts_of_a_stage_are_the_sums_of_its_replicas_until_the_executor_has_the_last_word():
+    view = _after(EVENTS[0], *(event for event in EVENTS if isinstance(event, ev.ReplicaStarted | ev.ReplicaSampled)))
+    assert (view.stages[0].rows_in, view.stages[0].rows_out, view.stages[0].busy_share) == (5, 9, 0.25)
+    view = fold(view, Record(number=9, at_unix_s=1, run="r", event=ev.StageEnded(stage="decode", rows_in=6, rows_out=10)))
+    assert (view.stages[0].rows_in, view.stages[0].rows_out) == (6, 10)
+
+
+def test_a_lost_rank_makes_the_run_recovering_until_the_next_commit():
+    begun = [event for event in EVENTS if isinstance(event, ev.RunAccepted | ev.RunStarted | ev.WorkerStarted)]
+    step = ev.StepCommitted(step=1, epoch=0, num_rows=1, total_steps=None)
+    view = _after(*begun, ev.WorldFormed(generation=1, workers=("w1", "w2"), step=0), step)
+    assert view.state == "running"
+    lost = Record(number=90, at_unix_s=1, run="r", event=ev.WorkerLost(worker="w2", rank=1, cause="killed"))
+    view = fold(view, lost)
+    assert (view.state, [rank.lost for rank in view.ranks]) == ("recovering", [False, True])
+    assert fold(view, Record(number=91, at_unix_s=2, run="r", event=step)).state == "running"
+
+
+def test_slots_that_nobody_released_end_with_the_run():
+    view = _after(EVENTS[0], ev.SlotsHeld(holder="x", num_cpus=2, num_gpus=0), ev.RunEnded(state="failed", error="e"))
+    assert view.slots[0].released_at_unix_s == view.ended_at_unix_s
+
+
+def test_what_is_unknown_is_shown_as_unknown_and_never_as_zero():
+    view = _after(ev.RunAccepted(run_kind="pipeline", folder="", stages=("decode",)))
+    assert view.progress is None
+    lane = next(line for line in to_text(view).splitlines() if line.strip().startswith("decode"))
+    assert lane.split().count("unknown") == 3  # rate, busy share, blocks waiting
+
+
+def test_everything_that_a_user_wrote_is_escaped_and_the_page_needs_no_script_or_style():
+    html = to_html(_after(*EVENTS))
+    assert "&lt;script&gt;" in html
+    assert not any(f"<{tag}" in html for tag in ("script", "style", "svg", "b>"))
+    assert "class=" not in html
+    assert "style=" not in html
+
+
+def test_the_recovery_card_says_what_was_lost_and_how_long_until_work_went_on():
+    text = to_text(_after(*EVENTS))
+    for words in ("rank 1 was lost", "found: not known", "0 committed steps", "0.20 s after the loss was known"):
+        assert words in text
+
+
+def test_simulated_gpus_are_labelled():
+    view = _after(ev.RunAccepted(run_kind="task", folder="", simulated_gpus=True), ev.SlotsHeld(holder="x", num_cpus=1, num_gpus=1))
+    assert "simulated" in to_text(view)
+    assert "1 simulated GPU slots" in to_html(view)
+
+
+def test_no_more_than_eight_printed_lines_stand_in_the_page_and_the_rest_is_counted():
+    lines = tuple(f"line {number}" for number in range(30))
+    html = to_html(_after(EVENTS[0], ev.LinesPrinted(source="w1", lines=lines, num_dropped=5)))
+    assert html.count("w1 | line") == 8
+    assert "27 more" in html
+
+
+def test_a_long_run_keeps_a_bounded_curve():
+    steps = [ev.StepCommitted(step=n, epoch=0, num_rows=n, total_steps=None, metrics={"loss": 1.0}) for n in range(1, 3000)]
+    view = _after(EVENTS[0], *steps)
+    assert 100 < len(view.curve) <= 400
+    assert view.curve[-1][0] > 2900
