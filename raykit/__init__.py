@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from raykit.client.run import Run, run, train
     from raykit.client.session import clusters, connect, doctor, down, resume, runs, status, stop, up, use, watch
     from raykit.engine.device import device
-    from raykit.engine.training.job import elastic
+    from raykit.engine.training.elastic import elastic
     from raykit.errors import RaykitError
 
 __version__ = "0.1.0"
@@ -31,7 +31,7 @@ _HOMES = {
         *("clusters", "connect", "doctor", "down", "resume", "runs", "status", "stop", "up", "use", "watch"),
     ),
     "raykit.engine.device": ("device",),
-    "raykit.engine.training.job": ("elastic",),
+    "raykit.engine.training.elastic": ("elastic",),
     "raykit.errors": ("RaykitError",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -18,7 +18,7 @@ class Drill:
     """Break something on purpose, and judge how the run mends it."""
 
     run: str
-    action: Literal["kill-worker", "hang", "kill-host"] = "kill-worker"
+    action: Literal["kill-worker", "hang", "kill-host", "kill-node"] = "kill-worker"
     after_s: float = 0.0
 
 

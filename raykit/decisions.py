@@ -1,13 +1,20 @@
-"""What to do next, as a policy says it. The host carries it out."""
+"""What to do next, as a policy says it. The host carries it out.
+
+A replica is the unit of membership in training: one rank, or a group of ranks that hold one model together.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+LossAnswer = Literal["shrink", "wait", "stop"]
+"""What a run does when it loses a replica: go on smaller, wait until it is whole again, or save and end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """Start this many workers: ranks in slots that are held, spares beside them."""
+    """Start this many replicas: ranks in slots that are held, spares beside them."""
 
     num_ranks: int = 0
     num_spares: int = 0
@@ -15,23 +22,32 @@ class Start:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """Form a world of these workers, rank by rank."""
+    """Form a world of these replicas, in the order of their ranks."""
 
-    workers: tuple[str, ...]
+    replicas: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conclude:
+    """Let these replicas meet once more, save the furthest state among them, and end the run."""
+
+    replicas: tuple[str, ...]
+    reason: str
+    failed: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """End these workers: they are in no world, and hold what the run shall not use any more."""
+    """End these replicas: they are in no world, and hold what the run shall not use any more."""
 
-    workers: tuple[str, ...]
+    replicas: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GiveUp:
-    """End the run: it cannot go on."""
+    """End the run: it cannot go on, and nobody is left who could save its state."""
 
     reason: str
 
 
-Decision = Start | Form | End | GiveUp
+Decision = Start | Form | Conclude | End | GiveUp

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raykit.codec import SCHEMA_VERSION, decode, encode
+from raykit.spec.training import LossCause
 
 RunKind = Literal["task", "pipeline", "training"]
 EndState = Literal["done", "failed", "stopped", "lost"]
@@ -208,6 +209,7 @@ class WorkerLost:
     worker: str
     rank: int | None
     cause: str
+    category: LossCause = "died"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,18 +228,27 @@ class Resized:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """A policy decided something: the decision's name, and what it is about."""
+
+    decision: str
+    about: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recovered:
     """The first step after a loss is committed: the recovery card.
 
-    ``detected_after_s`` is None where the moment of death is not known; ``stack`` is where the code of one that hung
-    stood.
+    ``detected_after_s`` is None where the moment of death is not known, ``recovered_after_s`` where the run ended with the
+    loss; ``stack`` is where the code of one that hung stood.
     """
 
     what: str
     cause: str = ""
     stack: str = ""
     detected_after_s: float | None
-    recovered_after_s: float
+    recovered_after_s: float | None
     world_before: int
     world_after: int
     step_before: int
@@ -303,6 +314,7 @@ Event = (
     | WorkerLost
     | WorkerEnded
     | Resized
+    | Decided
     | Recovered
     | CheckpointSaved
     | StopAsked

@@ -170,6 +170,7 @@ class RunView:
     curve: tuple[tuple[int, float], ...] = ()
     curve_stride: int = 1
     checkpoint_step: int | None = None
+    checkpoint_path: str = ""
     cards: tuple[CardView, ...] = ()
     slots: tuple[SlotView, ...] = ()
     outputs: tuple[OutputView, ...] = ()
@@ -386,15 +387,23 @@ def _resized(view: RunView, event: ev.Resized, _: float) -> RunView:
     return replace(view, resized_to=(event.min_workers, event.max_workers))
 
 
+def _decided(view: RunView, _: ev.Decided, __: float) -> RunView:
+    return view
+
+
 def _recovered(view: RunView, event: ev.Recovered, at_unix_s: float) -> RunView:
     found = "not known" if event.detected_after_s is None else f"after {event.detected_after_s:.2f} s"
+    after = event.recovered_after_s
+    next_commit = (
+        [] if after is None else [("next commit", f"step {event.step_before + 1}, {after:.2f} s after the loss was known")]
+    )
     facts = (
         *([("cause", event.cause)] if event.cause else []),
         ("found", found),
         ("lost", f"{event.steps_lost} committed steps; {event.steps_redone} step in flight redone"),
         ("world", f"{event.world_before} → {event.world_after}"),
         ("done", event.remedy),
-        ("next commit", f"step {event.step_before + 1}, {event.recovered_after_s:.2f} s after the loss was known"),
+        *next_commit,
         *([("stood at", event.stack)] if event.stack else []),
     )
     card = CardView(at_unix_s=at_unix_s, title=event.what, good=event.steps_lost == 0, facts=facts)
@@ -402,7 +411,7 @@ def _recovered(view: RunView, event: ev.Recovered, at_unix_s: float) -> RunView:
 
 
 def _checkpoint_saved(view: RunView, event: ev.CheckpointSaved, _: float) -> RunView:
-    return replace(view, checkpoint_step=event.step)
+    return replace(view, checkpoint_step=event.step, checkpoint_path=event.path)
 
 
 def _stop_asked(view: RunView, _: ev.StopAsked, __: float) -> RunView:
@@ -444,6 +453,7 @@ _STEPS: dict[type, Callable[[RunView, Any, float], RunView]] = {
     ev.WorkerLost: _worker_lost,
     ev.WorkerEnded: _worker_ended,
     ev.Resized: _resized,
+    ev.Decided: _decided,
     ev.Recovered: _recovered,
     ev.CheckpointSaved: _checkpoint_saved,
     ev.StopAsked: _stop_asked,

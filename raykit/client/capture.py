@@ -11,6 +11,7 @@ import re
 import symtable
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -74,6 +75,21 @@ def pack(
         if len(body) > MAX_CAPTURE_BYTES:
             _refuse_large_pickle(name, value)
     return Payload(body=body, texts=_cells_named_in(body) | texts, modules=modules)
+
+
+def with_extra(payload: Payload, name: str, value: Any) -> Payload:
+    """Give a payload with one more object, which is used elsewhere than the work itself.
+
+    Raises:
+        CaptureError: it does not pickle.
+    """
+    beside = pack(value, {name: value}, {})
+    return replace(
+        payload,
+        texts=beside.texts | payload.texts,
+        modules=beside.modules | payload.modules,
+        extras=payload.extras | {name: beside.body},
+    )
 
 
 def free_names(text: str, title: str) -> set[str]:

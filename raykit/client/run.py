@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from raykit.client import session
-from raykit.client.capture import pack
+from raykit.client.capture import pack, with_extra
 from raykit.client.session import Cluster
 from raykit.commands import Command, Drill, Resize, Stop
-from raykit.errors import ClusterLostError, RunFailedError, RunLostError, RunStoppedError
+from raykit.errors import ClusterLostError, RunFailedError, RunLostError, RunNotFoundError, RunStoppedError
+from raykit.events import RunAccepted, StepCommitted
 from raykit.spec import RunSpec, TaskSpec, TrainSpec
+from raykit.spec.training import interval
 from raykit.views import RunView, fold_all
 from raykit.wire.door import DoorClosedError
 from raykit.wire.payload import FunctionWork, Payload
@@ -72,7 +74,8 @@ class Run:
         if view.state == "failed":
             raise RunFailedError(self.name, view.error_where or "raykit", view.error, view.traceback_text or view.error)
         if view.state == "stopped":
-            raise RunStoppedError(f"The run {self.name} was stopped{_at(view)}.", f"Take it up again: %ray resume {self.name}")
+            why = f": {view.error}" if view.error else ""
+            raise RunStoppedError(f"The run {self.name} was stopped{_at(view)}{why}.", f"Take it up again: %ray resume {self.name}")
         if view.state == "lost":
             raise RunLostError(f"The run {self.name} is lost: {view.error}", f"Take it up again: %ray resume {self.name}")
 
@@ -107,6 +110,41 @@ class Run:
 
             return Result(self.view)
         return self.output("result")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the trained model's state from the run's newest checkpoint, tensors on the CPU: what ``load_state_dict`` takes.
+
+        Of a run that goes on it is as old as that checkpoint; at the end of a run its last committed step is saved.
+
+        Raises:
+            RunNotFoundError: the run has saved none.
+        """
+        from raykit.engine.training.checkpoint import Checkpoints
+
+        self.refresh()
+        path = self.view.checkpoint_path
+        state = Checkpoints(path.rpartition("/")[0], kept=1, saved=lambda _: None).newest() if path else None
+        if state is None:
+            raise RunNotFoundError(
+                f"The run {self.name} has saved no state.", "Wait for its first checkpoint (--checkpoint-every)."
+            )
+        model: dict[str, Any] = state["model"]
+        return model
+
+    def metrics(self) -> Any:
+        """Give the metrics of the committed steps that were told (at most ten a second) as a ``pandas.DataFrame`` by step."""
+        import pandas as pd
+
+        rows: dict[int, dict[str, Any]] = {}
+        after = 0
+        while records := self.cluster.door.events(self.name, after=after, wait_s=0):
+            after = records[-1].number
+            for each in (record.event for record in records):
+                if isinstance(each, RunAccepted) and not each.resumed:
+                    rows.clear()
+                if isinstance(each, StepCommitted):
+                    rows[each.step] = {"epoch": each.epoch, "rows": each.num_rows, **each.metrics}
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("step").sort_index()
 
     def logs(self, *, source: str = "", tail: int = 200) -> str:
         """Give the last lines that its workers printed."""
@@ -145,7 +183,13 @@ def train(
     cpus: float = 1,
     gpus: float = 0,
     spares: int | None = None,
-    checkpoint_every_s: float = 60.0,
+    group: int = 1,
+    on_loss: str | Callable[[RunView], Any] = "shrink",
+    max_losses: int | Mapping[str, int] | None = None,
+    checkpoint_every: str | float = "60s",
+    checkpoint_to: str = "",
+    checkpoints_kept: int = 2,
+    hang_after_s: float = 300.0,
     **kwargs: Any,
 ) -> Run:
     """Run an elastic training function on every worker; rank 0's result is ``.wait().result``.
@@ -158,7 +202,14 @@ def train(
         cpus: CPU slots of each rank.
         gpus: GPUs of each rank.
         spares: warm spares; 1 if not given, 0 on a small cluster.
-        checkpoint_every_s: seconds between checkpoints.
+        group: ranks that hold one model together (FSDP, tensor parallel), and come and go together.
+        on_loss: when a rank is lost: ``"shrink"`` (go on with fewer), ``"wait"`` (until a spare has its place), ``"stop"``
+            (save and end), or a function that is given the run's view and answers with one of these.
+        max_losses: give up after more losses; a number, or numbers by cause (``died``, ``hung``, ``node``, ``memory``).
+        checkpoint_every: ``"60s"``, ``"500steps"``, or a number of seconds.
+        checkpoint_to: folder or fsspec URL of the checkpoints; the run's own folder if not given.
+        checkpoints_kept: how many checkpoints are kept.
+        hang_after_s: end a rank that works, but keeps the others waiting for so long.
         kwargs: see ``args``.
     """
     spec = TrainSpec(
@@ -167,11 +218,24 @@ def train(
         cpus_per_worker=cpus,
         gpus_per_worker=gpus,
         num_spares=spares,
-        checkpoint_every_s=checkpoint_every_s,
+        group=group,
+        on_loss="function" if callable(on_loss) else on_loss,
+        max_losses=_by_cause(max_losses),
+        checkpoint_every=interval(checkpoint_every),
+        checkpoint_to=checkpoint_to,
+        checkpoints_kept=checkpoints_kept,
+        hang_after_s=hang_after_s,
         outputs=("result",),
     )
     work = FunctionWork(function=function, args=args, kwargs=kwargs)
-    return start(spec, pack(work, {getattr(function, "__name__", "function"): function, **kwargs}, {}))
+    payload = pack(work, {getattr(function, "__name__", "function"): function, **kwargs}, {})
+    return start(spec, with_extra(payload, "on_loss", on_loss) if callable(on_loss) else payload)
+
+
+def _by_cause(max_losses: int | Mapping[str, int] | None) -> tuple[tuple[str, int], ...]:
+    if max_losses is None:
+        return ()
+    return (("", max_losses),) if isinstance(max_losses, int) else tuple(max_losses.items())
 
 
 def _at(view: RunView) -> str:

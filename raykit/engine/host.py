@@ -6,6 +6,7 @@ what is left: training adopts its workers, a pipeline begins again with an empty
 
 from __future__ import annotations
 
+import asyncio
 import os
 import queue
 import threading
@@ -76,6 +77,10 @@ class Host:
             return
         self._kind.command(command)
 
+    async def stored_dataset(self, number: int, make: bytes) -> str:
+        """Store the rows of a Ray Dataset that training wants, once, and give their path."""
+        return await asyncio.to_thread(self._kind.stored_dataset, number, make)  # type: ignore[attr-defined]
+
     async def ping(self) -> int:
         return os.getpid()
 
@@ -85,8 +90,8 @@ class Host:
                 raise StoppedError
             self._kind.execute()
             ended = RunEnded(state="done")
-        except StoppedError:
-            ended = RunEnded(state="stopped")
+        except StoppedError as exc:
+            ended = RunEnded(state="stopped", error=str(exc))
         except UserCodeError as exc:
             where, error, traceback_text = exc.args
             self._context.emit(UserFailed(where=where, error=error, traceback_text=traceback_text))

@@ -27,7 +27,7 @@ class Emit(Protocol):
 
 
 class StoppedError(Exception):
-    """The run ended because a person asked."""
+    """The run ended early and can be taken up again: a person asked, or its policy, which gives the reason."""
 
 
 class UserCodeError(Exception):

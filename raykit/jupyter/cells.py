@@ -6,13 +6,14 @@ import ast
 import linecache
 from typing import Any
 
-from raykit.client.capture import capture_cell, check_names
+from raykit.client.capture import capture_cell, check_names, with_extra
 from raykit.client.pipeline import MARK, Pipeline
 from raykit.client.run import Run, start
 from raykit.errors import CellError, OptionError
 from raykit.jupyter.display import Said, follow
 from raykit.spec import TaskSpec, TrainSpec
 from raykit.spec.lines import PipelineLine, Viewing
+from raykit.spec.training import ON_LOSS
 
 
 def run_cell(shell: Any, cell: str, spec: TaskSpec, viewing: Viewing) -> Said | None:
@@ -24,6 +25,10 @@ def run_cell(shell: Any, cell: str, spec: TaskSpec, viewing: Viewing) -> Said | 
 def train_cell(shell: Any, cell: str, spec: TrainSpec, viewing: Viewing) -> Said | None:
     """Run a cell on every worker of an elastic training run."""
     payload = capture_cell(_numbered(cell), shell.user_ns, title=_title(shell))
+    if spec.on_loss not in ON_LOSS:
+        if not callable(function := shell.user_ns.get(spec.on_loss)):
+            raise OptionError(f"--on-loss is {spec.on_loss!r}.", f"Give {', '.join(ON_LOSS)}, or a function of the notebook.")
+        payload = with_extra(payload, "on_loss", function)
     return view(shell, start(spec, payload, on=viewing.on), detach=viewing.detach)
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from raykit.decisions import Decision, End, Form, GiveUp, Start
+from raykit.decisions import Conclude, Decision, End, Form, GiveUp, LossAnswer, Start
 
 MAX_LOSSES_WITHOUT_COMMIT = 5
 BROKEN_GRACE_S = 1.0  # a dead peer is told of by Ray within this time; after it, nobody died: meet again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerState:
-    """A worker as the host knows it. ``ready`` is at its first step or beyond; ``done`` has left its loop."""
+class ReplicaState:
+    """A replica as the host knows it. ``ready`` is at its first step or beyond; ``done`` has left its loop."""
 
-    worker: str
+    replica: str
     holds_slot: bool = False
     ready: bool = False
     done: bool = False
@@ -23,17 +24,23 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
-    """What is true: the workers, the world as it was last asked for, and the slots that are held and wanted.
+    """What is true: the replicas, the world as it was last asked for, and the slots that are held and wanted.
 
-    ``is_formed`` says that the ranks of the world have met. ``broken_for_s`` is the time since a rank said that it cannot reach its peers, None while they all can.
+    ``is_formed`` says that the ranks of the world have met. ``broken_for_s`` is the time since a rank said that it
+    cannot reach its peers, None while they all can. ``losses`` counts the replicas lost so far by their cause, and
+    ``max_losses`` bounds them, the sum under ``""``. ``is_concluding``: the last world was asked for to save and end.
     """
 
-    min_workers: int
+    min_replicas: int
     num_slots: int
     num_spares: int
     world: tuple[str, ...] = ()
     is_formed: bool = True
-    workers: tuple[WorkerState, ...] = ()
+    is_concluding: bool = False
+    replicas: tuple[ReplicaState, ...] = ()
+    on_loss: LossAnswer = "shrink"
+    losses: Mapping[str, int] = field(default_factory=dict)
+    max_losses: Mapping[str, int] = field(default_factory=dict)
     losses_since_commit: int = 0
     broken_for_s: float | None = None
 
@@ -44,41 +51,78 @@ def decide(now: Membership) -> list[Decision]:
     Survivors keep their order, so that rank 0 stays what it was as long as it lives. A loss is answered at once with the
     survivors, who have the state already; a spare joins at the commit after. It joins at once where they are too few.
     """
-    alive = [each for each in now.workers if not each.lost]
+    alive = [each for each in now.replicas if not each.lost]
     if now.losses_since_commit > MAX_LOSSES_WITHOUT_COMMIT:
         return [GiveUp(reason=f"{now.losses_since_commit} workers were lost without a commit in between")]
-    decisions: list[Decision] = []
     if any(each.done for each in alive):
         return _finish(now, alive)
+    if reason := _spent(now):
+        return _conclude(now, alive, reason, failed=True)
+    if now.is_concluding or (now.on_loss == "stop" and _has_lost(now)):
+        return _conclude(now, alive, "a worker was lost, and on_loss is stop", failed=False)
+    return [*_staff(now, alive), *_worlds(now, alive)]
+
+
+def _staff(now: Membership, alive: list[ReplicaState]) -> list[Decision]:
     num_spares = now.num_spares if now.world else 0  # the first ranks do not share their CPUs with a spare's warming up
     missing = now.num_slots + num_spares - len(alive)
-    if missing > 0:
-        ranks = max(0, min(missing, now.num_slots - len(alive)))
-        decisions.append(Start(num_ranks=ranks, num_spares=missing - ranks))
-    world = _next_world(now, alive)
+    ranks = max(0, min(missing, now.num_slots - len(alive)))
+    return [Start(num_ranks=ranks, num_spares=missing - ranks)] if missing > 0 else []
+
+
+def _worlds(now: Membership, alive: list[ReplicaState]) -> list[Decision]:
+    decisions: list[Decision] = []
+    # A run that waits for a lost place still follows a person who makes it smaller.
+    least = max(now.min_replicas, min(len(now.world), now.num_slots)) if now.on_loss == "wait" else now.min_replicas
+    world = _next_world(now, alive, least)
     if now.is_formed and world == now.world:
-        leavers = tuple(each.worker for each in alive if each.holds_slot and each.ready and each.worker not in world)
-        decisions += [End(workers=leavers)] if leavers else []
-    meet_again = now.broken_for_s is not None and now.broken_for_s > BROKEN_GRACE_S
-    if (world != now.world or meet_again) and len(world) >= now.min_workers:
-        decisions.append(Form(workers=world))
+        leavers = tuple(each.replica for each in alive if each.holds_slot and each.ready and each.replica not in world)
+        decisions += [End(replicas=leavers)] if leavers else []
+    if (world != now.world or _must_meet_again(now)) and len(world) >= least:
+        decisions.append(Form(replicas=world))
     return decisions
 
 
-def _next_world(now: Membership, alive: list[WorkerState]) -> tuple[str, ...]:
-    ready = [each.worker for each in alive if each.ready]
-    survivors = [worker for worker in now.world if worker in ready]
-    joiners = [worker for worker in ready if worker not in survivors]
+def _next_world(now: Membership, alive: list[ReplicaState], least: int) -> tuple[str, ...]:
+    ready = [each.replica for each in alive if each.ready]
+    survivors = [replica for replica in now.world if replica in ready]
+    joiners = [replica for replica in ready if replica not in survivors]
     whole = len(survivors) == len(now.world) and now.is_formed
-    if not whole and len(survivors) >= now.min_workers:
+    if not whole and len(survivors) >= least:
         joiners = []
     if not now.world and len(ready) < now.num_slots:
         return ()  # the first world waits for all whose slots are held
     return tuple([*survivors, *joiners][: now.num_slots])
 
 
-def _finish(now: Membership, alive: list[WorkerState]) -> list[Decision]:
+def _has_lost(now: Membership) -> bool:
+    return any(each.lost for each in now.replicas if each.replica in now.world)
+
+
+def _must_meet_again(now: Membership) -> bool:
+    """Say whether the ranks have lost touch with each other though none of them died."""
+    return now.broken_for_s is not None and now.broken_for_s > BROKEN_GRACE_S
+
+
+def _spent(now: Membership) -> str:
+    """Say which budget of losses is spent; nothing, when none is."""
+    for cause, most in now.max_losses.items():
+        count = now.losses.get(cause, 0) if cause else sum(now.losses.values())
+        if count > most:
+            return f"{count} workers were lost{f' ({cause})' if cause else ''}, and --max-losses is {most}"
+    return ""
+
+
+def _conclude(now: Membership, alive: list[ReplicaState], reason: str, *, failed: bool) -> list[Decision]:
+    rest = tuple(each.replica for each in alive if each.ready and each.replica in now.world)
+    if not rest:
+        return [GiveUp(reason=reason)]
+    asked = now.is_concluding and rest == now.world and not _must_meet_again(now)
+    return [] if asked else [Conclude(replicas=rest, reason=reason, failed=failed)]
+
+
+def _finish(now: Membership, alive: list[ReplicaState]) -> list[Decision]:
     """Some have left the loop: whoever lost a peer in its last step redoes that step among those still in it."""
-    lost = any(each.lost for each in now.workers if each.worker in now.world) or now.broken_for_s is not None
-    rest = tuple(each.worker for each in alive if each.ready and not each.done and each.worker in now.world)
-    return [Form(workers=rest)] if lost and rest and rest != now.world else []
+    rest = tuple(each.replica for each in alive if each.ready and not each.done and each.replica in now.world)
+    hurt = _has_lost(now) or now.broken_for_s is not None
+    return [Form(replicas=rest)] if hurt and rest and rest != now.world else []

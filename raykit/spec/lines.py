@@ -8,7 +8,7 @@ from typing import Literal
 from raykit.errors import OptionError
 from raykit.spec.options import check_range, count, counts, names, option, seconds
 
-DRILLS = ("kill-worker", "hang", "kill-host")
+DRILLS = ("kill-worker", "hang", "kill-host", "kill-node")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,9 @@ class LogsLine(RunLine):
 class DrillLine:
     """Break something of a run on purpose, and see how the run mends it."""
 
-    action: Literal["kill-worker", "hang", "kill-host"] = option("ACTION", default="", help=" or ".join(DRILLS), read=str)
+    action: Literal["kill-worker", "hang", "kill-host", "kill-node"] = option(
+        "ACTION", default="", help=" or ".join(DRILLS), read=str
+    )
     name: str = option("RUN", default="", help="the run", read=str)
     after_s: float = option("--after", default=0.0, help="so long after the first committed step", read=seconds, metavar="10s")
 

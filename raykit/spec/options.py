@@ -68,6 +68,12 @@ def seconds(text: str) -> float:
     return amount(text[:-1]) * factor if factor else amount(text)
 
 
+def counts_by_word(text: str) -> tuple[tuple[str, int], ...]:
+    """Read ``10`` as (("", 10),) and ``hung=2,node=1`` as (("hung", 2), ("node", 1))."""
+    pairs = [part.rpartition("=") for part in text.split(",") if part.strip()]
+    return tuple((word.strip(), count(number.strip())) for word, _, number in pairs)
+
+
 def memory(text: str) -> int:
     """Read ``200M`` or ``2G`` as bytes."""
     factor = {"K": 10**3, "M": 10**6, "G": 10**9}.get(text[-1:].upper(), 0)
@@ -80,7 +86,7 @@ def check_range(what: str, low: float, high: float, *, least: float = 0) -> None
     Raises:
         OptionError: with the range that was given.
     """
-    if not least <= low <= high:
-        raise OptionError(
-            f"{what} is {low:g}:{high:g}.", f"Give the smaller number first, and at least {least:g}: 1:4 for one to four."
-        )
+    if low > high:
+        raise OptionError(f"{what} is {low:g}:{high:g}.", f"The smaller number stands first: write {high:g}:{low:g}.")
+    if low < least:
+        raise OptionError(f"{what} is {low:g}:{high:g}.", f"Give at least {least:g}: 1:4 for one to four.")

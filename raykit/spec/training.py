@@ -3,13 +3,52 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-from raykit.spec.options import amount, check_range, count, counts, names, option, seconds
+from raykit.errors import OptionError
+from raykit.spec.options import amount, check_range, count, counts, counts_by_word, names, option, seconds
+
+LossCause = Literal["died", "hung", "node", "memory"]
+"""Why a worker was lost: its process ended, it hung, its node went, or its node ran out of memory."""
+
+ON_LOSS = ("shrink", "wait", "stop")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """Every so many seconds, or every so many steps: one of the two."""
+
+    seconds: float | None = None
+    steps: int | None = None
+
+    def is_over(self, seconds: float, steps: int) -> bool:
+        """Say whether it is over when so much has passed since it began."""
+        if self.steps is not None:
+            return steps >= self.steps
+        return self.seconds is not None and seconds >= self.seconds
+
+
+def interval(value: str | float) -> Interval:
+    """Read ``60s``, ``5m``, ``500steps``, or a number of seconds."""
+    text = str(value).strip()
+    if not text.endswith(("step", "steps")):
+        return Interval(seconds=seconds(text))
+    steps = count(text.removesuffix("s").removesuffix("step").strip())
+    if steps == 0:
+        raise ValueError(f"{text!r} is no interval")
+    return Interval(steps=steps)
+
+
+EACH_MINUTE = Interval(seconds=60.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSpec:
-    """A training loop on ``min_workers`` to ``max_workers`` ranks, and the spares that wait beside them."""
+    """A training loop on ``min_workers`` to ``max_workers`` ranks, and the spares that wait beside them.
+
+    Ranks come and go in replicas of ``group`` ranks each, which hold one model together. ``on_loss`` is one of
+    ``ON_LOSS``, or the name of a function that travels in the payload.
+    """
 
     name: str = option("NAME", default="train", help="how the run is called", read=str)
     workers: tuple[int, int] = option(
@@ -17,12 +56,30 @@ class TrainSpec:
     )
     cpus_per_worker: float = option("--cpus", default=1.0, help="CPU slots of each rank", read=amount, metavar="N")
     gpus_per_worker: float = option("--gpus", default=0.0, help="GPUs of each rank", read=amount, metavar="N")
+    group: int = option(
+        "--group", default=1, help="ranks that hold one model together (FSDP, tensor parallel) and come and go together",
+        read=count, metavar="N",
+    )  # fmt: skip
     num_spares: int | None = option(
         "--spares", default=None, help="warm spares, which hold no slot (1; 0 on a small cluster)", read=count, metavar="N"
     )
-    checkpoint_every_s: float = option(
-        "--checkpoint-every", default=60.0, help="seconds between checkpoints", read=seconds, metavar="60s"
-    )
+    on_loss: str = option(
+        "--on-loss", default="shrink", read=str, metavar="WORD",
+        help="when a rank is lost: shrink, wait, stop, or a function of the notebook that is given the view and answers so",
+    )  # fmt: skip
+    max_losses: tuple[tuple[str, int], ...] = option(
+        "--max-losses", default=(), read=counts_by_word, metavar="N",
+        help="give up after more: 10, or by cause: died=5,hung=2,node=1,memory=1",
+    )  # fmt: skip
+    checkpoint_every: Interval = option(  # noqa: RUF009  (it makes a field)
+        "--checkpoint-every", default=EACH_MINUTE, help="time between checkpoints, or 500steps", read=interval,
+        metavar="60s",
+    )  # fmt: skip
+    checkpoint_to: str = option(
+        "--checkpoint-to", default="", help="folder or fsspec URL of the checkpoints; the run's folder if not given", read=str,
+        metavar="PATH",
+    )  # fmt: skip
+    checkpoints_kept: int = option("--checkpoints-kept", default=2, help="how many checkpoints are kept", read=count, metavar="N")
     hang_after_s: float = option(
         "--hang-after", default=300.0, help="end a rank that works but keeps the others waiting for so long", read=seconds,
         metavar="5m",
@@ -31,6 +88,16 @@ class TrainSpec:
 
     def __post_init__(self) -> None:
         check_range("--workers", *self.workers, least=1)
+        if self.group < 1 or any(workers % self.group for workers in self.workers):
+            low, high = self.workers
+            raise OptionError(f"--workers {low}:{high} are no groups of {self.group}.", "Give multiples of --group, as 2:8.")
+        if self.checkpoints_kept < 1:
+            raise OptionError("--checkpoints-kept is 0.", "Keep at least one: a run that loses all ranks begins there.")
+        if not self.on_loss.isidentifier():
+            raise OptionError(f"--on-loss is {self.on_loss!r}.", f"Give {', '.join(ON_LOSS)}, or the name of a function.")
+        for cause, _ in self.max_losses:
+            if cause and cause not in get_args(LossCause):
+                raise OptionError(f"--max-losses: there is no cause {cause!r}.", f"There are: {', '.join(get_args(LossCause))}.")
 
     @property
     def min_workers(self) -> int:
@@ -41,6 +108,14 @@ class TrainSpec:
         return self.workers[1]
 
     @property
+    def min_replicas(self) -> int:
+        return self.workers[0] // self.group
+
+    @property
+    def max_replicas(self) -> int:
+        return self.workers[1] // self.group
+
+    @property
     def demand(self) -> tuple[tuple[float, float], ...]:
         """The (CPUs, GPUs) of each slot without which the run cannot start."""
-        return ((self.cpus_per_worker, self.gpus_per_worker),) * self.min_workers
+        return ((self.cpus_per_worker, self.gpus_per_worker),) * self.workers[0]

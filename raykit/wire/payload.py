@@ -44,11 +44,15 @@ class ModuleText:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Payload:
-    """The user's objects as bytes (cloudpickle), with texts by file name and modules by name."""
+    """The user's objects as bytes (cloudpickle), with texts by file name and modules by name.
+
+    ``extras`` are further objects, by name, which are used elsewhere than the body.
+    """
 
     body: bytes
     texts: dict[str, SourceText] = field(default_factory=dict)
     modules: dict[str, ModuleText] = field(default_factory=dict)
+    extras: dict[str, bytes] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         return pickle.dumps(self)
@@ -62,11 +66,15 @@ class Payload:
 
     def open(self) -> Any:
         """Make texts and modules known to this process and give the user's objects."""
+        self.known()
+        return pickle.loads(self.body)  # noqa: S301
+
+    def known(self) -> None:
+        """Make texts and modules known to this process."""
         for filename, source in self.texts.items():
             linecache.cache[filename] = (len(source.text), None, source.text.splitlines(keepends=True), filename)
         if self.modules:
             sys.meta_path.append(_ModuleFinder(self.modules))
-        return pickle.loads(self.body)  # noqa: S301
 
     def traceback_of(self, error: BaseException) -> str:
         """Give the traceback from the user's first frame on, with cells called as the notebook calls them."""

@@ -47,7 +47,14 @@ def test_a_test_session_that_is_ended_leaves_no_process_and_no_folder(tmp_path, 
         f"--rootdir={tmp_path}",
         child,
     ]
-    session = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    session = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # Whoever runs these tests in the background has interrupts ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  (no thread runs here)
+    )
     until(lambda: places.exists() or session.poll() is not None)
     home, ray_temp = places.read_text().splitlines()
     assert _of_home(home)

@@ -13,6 +13,7 @@ from ray.data import ActorPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from raykit.engine.pipeline.stages import StageWorker
+from raykit.engine.raydata_context import quiet
 from raykit.events import Event, StageEnded, StageSampled
 from raykit.spec import StageSpec
 
@@ -81,12 +82,10 @@ class Execution:
         """
         self._of_run[self._run] = self
         context = dataset.context
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
         context.custom_execution_callback_classes = [_Probe]
         context.set_config(_RUN, self._run)
         context.actor_task_retry_on_errors = False
-        quiet()
+        quiet(context)
         try:
             yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
         finally:
@@ -160,11 +159,3 @@ def _totals(executor: Any, stages: Sequence[StageSpec]) -> Iterator[StageEnded]:
 def _pooled(executor: Any) -> list[Any]:
     """Operators with a pool stand in the topology in the order in which their stages were added."""
     return [item for item in executor._topology.items() if item[0].get_autoscaling_actor_pools()]  # noqa: SLF001
-
-
-def quiet() -> None:
-    """Take Ray Data's lines out of the host's output; its log file stays."""
-    logger = logging.getLogger("ray.data")
-    for handler in list(logger.handlers):
-        if type(handler).__name__ == "PlainRayHandler":
-            logger.removeHandler(handler)

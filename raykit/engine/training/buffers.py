@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from raykit.engine.training.collective import Group
 
@@ -15,7 +16,7 @@ class Buffers:
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._all = list(model.buffers())
-        self._averaged = [each for each in self._all if each.is_floating_point()]
+        self._averaged = [each for each in self._all if each.is_floating_point() and not isinstance(each, DTensor)]
         self._before: list[torch.Tensor] = []
         self._means: list[torch.Tensor] = []
 

@@ -1,45 +1,62 @@
-"""Checkpoints on disk: written beside training, complete or not there at all."""
+"""Checkpoints by torch.distributed.checkpoint: written beside training, complete or never loaded.
+
+A checkpoint is a folder ``step-N``. Its ``.metadata`` file is written last, so that a folder without one is torn. The
+tensors in it have the names of the state's own keys; ranks of a replica write their parts, and whoever reads puts whole
+tensors together, so that a run can be taken up with replicas of another size.
+"""
 
 from __future__ import annotations
 
-import io
+import copy
+import logging
+import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from raykit.events import CheckpointSaved
 
-KEPT = 2
+COMPLETE = ".metadata"
+STRUCTURE = "_structure"
 
-
-def to_bytes(state: dict[str, Any]) -> bytes:
-    """Copy a state as it is now."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
-
-
-def from_bytes(data: bytes) -> dict[str, Any]:
-    """Read a state that a peer or an earlier run of the same user wrote, onto the CPU."""
-    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
-    return state
+logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The newest states of a run, by step."""
+    """The newest states of a run, by step, in a folder or at any URL that fsspec knows."""
 
-    def __init__(self, folder: Path, saved: Callable[[CheckpointSaved], None]) -> None:
-        self._folder, self._saved = folder, saved
+    def __init__(self, place: str, *, kept: int, saved: Callable[[CheckpointSaved], None], group: Any = None) -> None:
+        """Store.
+
+        Args:
+            place: a folder, or an fsspec URL.
+            kept: how many complete checkpoints stay.
+            saved: is told of each that is complete, by the rank that completes it.
+            group: the process group of the ranks that write one checkpoint together, None for a single rank.
+        """
+        self._place, self._kept, self._saved, self._group = place.rstrip("/"), kept, saved, group
         self._writing: threading.Thread | None = None
+        self.saved_step = -1
 
-    def save(self, step: int, data: bytes) -> None:
-        """Write a state in the background; one write at a time."""
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Copy a state as it is now and write it in the background; waits for a write that goes on."""
         self.finish()
-        self._writing = threading.Thread(target=self._write, args=(step, data), name="raykit-checkpoint", daemon=True)
+        tensors: dict[str, Any] = {}
+        structure = {name: _apart(value, name, tensors) for name, value in state.items()}
+        self.saved_step = step
+        self._writing = threading.Thread(
+            target=self._write, args=(step, tensors | {STRUCTURE: _Structure(structure)}), name="raykit-checkpoint", daemon=True
+        )
         self._writing.start()
 
     def finish(self) -> None:
@@ -47,21 +64,104 @@ class Checkpoints:
         if self._writing is not None:
             self._writing.join()
 
-    def newest(self) -> bytes | None:
-        """Give the newest state, or None."""
-        files = self._files()
-        return files[-1].read_bytes() if files else None
+    def newest(self) -> dict[str, Any] | None:
+        """Give the newest state that is whole, with tensors on the CPU, or None."""
+        filesystem, root = fsspec.core.url_to_fs(self._place)
+        for folder in reversed(_complete(filesystem, root)):
+            try:
+                return _loaded(filesystem, folder)
+            except Exception:  # whatever tore it, an older one is better than none
+                logger.exception("the checkpoint %s cannot be read", folder)
+        return None
 
-    def _write(self, step: int, data: bytes) -> None:
+    def _write(self, step: int, state: dict[str, Any]) -> None:
         begun_s = time.monotonic()
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        file = self._folder / f"step-{step:012d}.pt"
-        draft = file.with_suffix(".new")
-        draft.write_bytes(data)
-        draft.replace(file)
-        for old in self._files()[:-KEPT]:
-            old.unlink(missing_ok=True)
-        self._saved(CheckpointSaved(step=step, path=str(file), save_s=time.monotonic() - begun_s))
+        path = f"{self._place}/step-{step:012d}"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that one process writes alone is what is wanted
+                dcp.save(state, checkpoint_id=path, process_group=self._group, no_dist=self._group is None)
+        except Exception:  # a full disk must not end the training; the card and the log say what is missing
+            logger.exception("the checkpoint %s could not be written", path)
+            return
+        if self._group is None or self._group.rank() == 0:
+            self._forget_old(step)
+            self._saved(CheckpointSaved(step=step, path=path, save_s=time.monotonic() - begun_s))
 
-    def _files(self) -> list[Path]:
-        return sorted(self._folder.glob("step-*.pt"))
+    def _forget_old(self, newest: int) -> None:
+        """Keep the newest complete ones, and drop what is older, torn ones among them."""
+        filesystem, root = fsspec.core.url_to_fs(self._place)
+        kept = _complete(filesystem, root)[-self._kept :]
+        for folder in _folders(filesystem, root):
+            if folder not in kept and _step_of(folder) < newest:
+                with suppress(FileNotFoundError):
+                    filesystem.rm(folder, recursive=True)
+
+
+def _folders(filesystem: Any, root: str) -> list[str]:
+    if not filesystem.isdir(root):
+        return []
+    filesystem.invalidate_cache()
+    return sorted(path for path in filesystem.ls(root, detail=False) if path.rstrip("/").rpartition("/")[2].startswith("step-"))
+
+
+def _complete(filesystem: Any, root: str) -> list[str]:
+    return [folder for folder in _folders(filesystem, root) if filesystem.exists(f"{folder}/{COMPLETE}")]
+
+
+def _step_of(folder: str) -> int:
+    return int(folder.rstrip("/").rpartition("step-")[2])
+
+
+def _loaded(filesystem: Any, folder: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="raykit-") as near:
+        local = folder
+        if "file" not in filesystem.protocol:
+            local = f"{near}/checkpoint"
+            filesystem.get(folder, local, recursive=True)
+        whole = Path(near) / "whole.pt"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dcp_to_torch_save(local, whole)
+        tensors = torch.load(whole, map_location="cpu", weights_only=False)
+    state: dict[str, Any] = _together(tensors.pop(STRUCTURE).whole, tensors)
+    return state
+
+
+@dataclass(frozen=True, slots=True)
+class _TensorAt:
+    """Stands in a state's structure for the tensor of that name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Structure:
+    """A state without its tensors, closed: dicts would be taken to pieces on their way to disk."""
+
+    whole: Any
+
+
+def _apart(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """Copy a state: tensors to the CPU and into ``tensors`` by dotted names, and give the structure that is left.
+
+    The structure is written as it is, since torch.distributed.checkpoint forgets empty dicts and the type of keys.
+    """
+    if isinstance(value, torch.Tensor):
+        tensors[name] = value.detach().to("cpu", copy=True)
+        return _TensorAt(name)
+    if isinstance(value, dict):
+        return {key: _apart(each, f"{name}.{key}", tensors) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_apart(each, f"{name}.{place}", tensors) for place, each in enumerate(value))
+    return copy.deepcopy(value)
+
+
+def _together(structure: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(structure, _TensorAt):
+        return tensors[structure.name]
+    if isinstance(structure, dict):
+        return {key: _together(each, tensors) for key, each in structure.items()}
+    if isinstance(structure, list | tuple):
+        return type(structure)(_together(each, tensors) for each in structure)
+    return structure

@@ -16,6 +16,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from raykit.engine.training.shards import local_of, with_local
+from raykit.engine.training.world import Address
+
 FORM_TIMEOUT = timedelta(seconds=3)  # all have arrived by then: it bounds the wait for one that dies in between
 MEET_S = 0.005
 OPERATION_TIMEOUT = timedelta(minutes=30)  # a dead peer closes its sockets; a slow one is waited for
@@ -28,14 +31,17 @@ class BrokenWorldError(Exception):
     """A peer is gone: the step is to be done again in the next world."""
 
 
-def open_store() -> Any:
-    """Serve a rendezvous store from this process, on a loopback port of its own."""
-    listener = socket.create_server(("127.0.0.1", 0))
+def open_store(host: str) -> tuple[Any, Address]:
+    """Serve a rendezvous store from this process, on a free port of ``host``, an address of this node."""
+    listener = socket.create_server((host, 0))
     port = listener.getsockname()[1]
-    store = dist.TCPStore(
-        "127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach(), use_libuv=True
-    )
-    return store, port
+    store = dist.TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach(), use_libuv=True)
+    return store, (host, port)
+
+
+def join_store(store: Address) -> Any:
+    """Be a client of a rendezvous store."""
+    return dist.TCPStore(*store, is_master=False, wait_for_workers=False, timeout=FORM_TIMEOUT)
 
 
 class Group:
@@ -44,7 +50,8 @@ class Group:
     def __init__(
         self,
         *,
-        port: int,
+        store: Address,
+        host: str,
         prefix: str,
         rank: int,
         world_size: int,
@@ -55,7 +62,8 @@ class Group:
         """Meet the others; blocking until all have come.
 
         Args:
-            port: of the rendezvous store, which one of the ranks serves.
+            store: the rendezvous store, which one of the ranks serves.
+            host: the address of this node at which the others reach it.
             prefix: of this generation's keys in it.
             rank: this one's place.
             world_size: how many have to come.
@@ -69,14 +77,13 @@ class Group:
         self.rank, self.world_size = rank, world_size
         self._given_up, self._left_behind = given_up, False
         try:
-            client = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False, timeout=FORM_TIMEOUT)
-            store = dist.PrefixStore(prefix, client)
-            store.add("arrived", 1)
-            while store.add("arrived", 0) < world_size:
+            keys = dist.PrefixStore(prefix, join_store(store))
+            keys.add("arrived", 1)
+            while keys.add("arrived", 0) < world_size:
                 if outdated():
                     raise BrokenWorldError("a newer world was published")
                 time.sleep(MEET_S)
-            self._backend = _backend(store, rank, world_size, device)
+            self._backend = _backend(keys, rank, world_size, device, host)
         except RuntimeError as exc:
             raise BrokenWorldError(str(exc)) from exc
 
@@ -140,11 +147,11 @@ _left_behind: list[Any] = []
 """Process groups with a thread that waits for a peer which will never answer: to let one go would wait for it too."""
 
 
-def _backend(store: Any, rank: int, world_size: int, device: torch.device) -> Any:
+def _backend(store: Any, rank: int, world_size: int, device: torch.device, host: str) -> Any:
     if device.type == "cuda":
         return dist.ProcessGroupNCCL(store, rank, world_size, dist.ProcessGroupNCCL.Options())
     options = dist.ProcessGroupGloo._Options()  # noqa: SLF001
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]  # noqa: SLF001
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]  # noqa: SLF001
     options._timeout = FORM_TIMEOUT  # noqa: SLF001
     return dist.ProcessGroupGloo(store, rank, world_size, options)
 
@@ -229,10 +236,10 @@ class _Bucket:
 
     def renew(self) -> None:
         """Take new memory: what a broken step left in flight may still write to the old."""
-        first = self.parameters[0]
-        sizes = [each.numel() for each in self.parameters]
-        self.flat = torch.zeros(sum(sizes), dtype=first.dtype, device=first.device)
-        self._parts = [part.view_as(each) for part, each in zip(self.flat.split(sizes), self.parameters, strict=True)]
+        mine = [local_of(each) for each in self.parameters]
+        sizes = [each.numel() for each in mine]
+        self.flat = torch.zeros(sum(sizes), dtype=mine[0].dtype, device=mine[0].device)
+        self._parts = [part.view_as(each) for part, each in zip(self.flat.split(sizes), mine, strict=True)]
 
     def fill(self, weight: float) -> None:
         with torch.no_grad():
@@ -240,15 +247,15 @@ class _Bucket:
                 if parameter.grad is None or weight == 0:
                     part.zero_()
                 else:
-                    torch.mul(parameter.grad, weight, out=part)
+                    torch.mul(local_of(parameter.grad), weight, out=part)
 
     def write_back(self, scale: float) -> None:
         with torch.no_grad():
             for part, parameter in zip(self._parts, self.parameters, strict=True):
                 if parameter.grad is None:
-                    parameter.grad = part * scale
+                    parameter.grad = with_local(parameter, part * scale)
                 else:
-                    torch.mul(part, scale, out=parameter.grad)
+                    torch.mul(part, scale, out=local_of(parameter.grad))
 
 
 def _bucketed(parameters: list[torch.nn.Parameter]) -> list[_Bucket]:
@@ -262,5 +269,5 @@ def _bucketed(parameters: list[torch.nn.Parameter]) -> list[_Bucket]:
             buckets.append([])
             size = 0
         buckets[-1].append(parameter)
-        size += parameter.numel() * parameter.element_size()
+        size += local_of(parameter).numel() * parameter.element_size()
     return [_Bucket(bucket) for bucket in buckets]

@@ -6,21 +6,38 @@ So no change of the world can lose or double a row: a step that is redone is giv
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import default_collate
 
-from raykit.errors import InputError
+Indices = np.ndarray[Any, Any]
+
+WINDOW_BLOCKS = 4
+"""Blocks whose rows are mixed: so many are held in memory while a stored set is read in its order."""
 
 
 @lru_cache(maxsize=2)
-def epoch_order(num_rows: int, seed: int, epoch: int) -> np.ndarray[Any, Any]:
-    """Give the order of rows in an epoch: a permutation of ``range(num_rows)``, int64."""
-    return np.random.default_rng([seed, epoch]).permutation(num_rows)
+def epoch_order(num_rows: int, seed: int, epoch: int, blocks: tuple[int, ...] = ()) -> Indices:
+    """Give the order of rows in an epoch: a permutation of ``range(num_rows)``, int64.
+
+    Args:
+        num_rows: of the whole set.
+        seed: of the loop.
+        epoch: counted from zero.
+        blocks: sizes of the blocks in which the set is stored. With them blocks come in a random order, and rows are
+            mixed within ``WINDOW_BLOCKS`` of them, so that no block is read twice an epoch.
+    """
+    random = np.random.default_rng([seed, epoch])
+    if not blocks:
+        return random.permutation(num_rows)
+    begins = np.concatenate([[0], np.cumsum(blocks)])
+    places = random.permutation(len(blocks))
+    windows = [places[at : at + WINDOW_BLOCKS] for at in range(0, len(places), WINDOW_BLOCKS)]
+    return np.concatenate(
+        [random.permutation(np.concatenate([np.arange(begins[each], begins[each + 1]) for each in window])) for window in windows]
+    )
 
 
 def steps_per_epoch(num_rows: int, batch_size: int) -> int:
@@ -28,69 +45,45 @@ def steps_per_epoch(num_rows: int, batch_size: int) -> int:
     return math.ceil(num_rows / batch_size)
 
 
-def global_batch(num_rows: int, batch_size: int, seed: int, step: int) -> np.ndarray[Any, Any]:
+def global_batch(num_rows: int, batch_size: int, seed: int, step: int, blocks: tuple[int, ...] = ()) -> Indices:
     """Give the indices of the global batch of ``step`` (counted from the loop's first)."""
     epoch, place = divmod(step, steps_per_epoch(num_rows, batch_size))
-    return epoch_order(num_rows, seed, epoch)[place * batch_size : (place + 1) * batch_size]
+    return epoch_order(num_rows, seed, epoch, blocks)[place * batch_size : (place + 1) * batch_size]
 
 
-def share(indices: np.ndarray[Any, Any], rank: int, world_size: int) -> np.ndarray[Any, Any]:
-    """Give a rank's part of a global batch: sizes differ by one at most, rank 0's is never the smaller."""
-    return indices[rank::world_size]
+def share(rows: Any, rank: int, world_size: int) -> Any:
+    """Give a rank's part of a global batch (an array or a list): sizes differ by one at most, rank 0's is the largest."""
+    return rows[rank::world_size]
 
 
-class Rows:
-    """Rows by index: a map-style dataset, a list, or a dict or tuple of arrays of one length."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """How a rank's part is cut from a global batch: first among replicas, then among the ranks of the replica.
 
-    def __init__(self, data: Any) -> None:
-        self._data = data
-        self._columns = _columns_of(data)
-        lengths = {len(column) for column in self._columns.values()} if self._columns else {len(data)}
-        if len(lengths) != 1 or 0 in lengths:
-            raise InputError(
-                f"The training set has columns of {sorted(lengths)} rows.", "Give at least one row, and equal lengths."
-            )
-        self.num_rows = lengths.pop()
+    ``is_shared``: all ranks of a replica take the same rows, as tensor parallel wants it.
+    """
 
-    def take(self, indices: np.ndarray[Any, Any]) -> Any:
-        """Give the rows as ``default_collate`` makes a batch of them; the first axis is the batch."""
-        if self._columns:
-            batch = {name: _as_tensor(column[indices]) for name, column in self._columns.items()}
-            return batch if isinstance(self._data, Mapping) else tuple(batch.values())
-        if hasattr(self._data, "__getitems__"):
-            return default_collate(self._data.__getitems__(indices.tolist()))
-        return default_collate([self._data[int(index)] for index in indices])
+    rank: int
+    world_size: int
+    group_size: int = 1
+    is_shared: bool = False
 
+    def of(self, rows: Any) -> Any:
+        """Give this rank's rows. One that would have none in a replica that has some stands in with a row of weight zero,
 
-def _columns_of(data: Any) -> dict[Any, Any]:
-    if isinstance(data, torch.utils.data.TensorDataset):
-        return dict(enumerate(data.tensors))
-    if isinstance(data, Mapping):
-        return {name: _as_array(column) for name, column in data.items()}
-    if isinstance(data, tuple) and all(isinstance(column, np.ndarray | torch.Tensor) for column in data):
-        return dict(enumerate(data))
-    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
-        raise InputError(f"A {type(data).__name__} is no training set.", "Give a map-style dataset, a list, or a dict of arrays.")
-    return {}
+        since the ranks of a replica run the model together.
+        """
+        ours = self.of_replica(rows)
+        if self.is_shared:
+            return ours
+        mine = share(ours, self.rank % self.group_size, self.group_size)
+        return mine if len(mine) else ours[:1]
 
+    def of_replica(self, rows: Any) -> Any:
+        """Give the rows of this rank's replica."""
+        return share(rows, self.rank // self.group_size, self.world_size // self.group_size)
 
-def _as_array(column: Any) -> Any:
-    return column if isinstance(column, np.ndarray | torch.Tensor) else np.asarray(column)
-
-
-def _as_tensor(values: Any) -> Any:
-    return torch.from_numpy(values) if isinstance(values, np.ndarray) and values.dtype.kind in "biuf" else values
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """Move the tensors of a batch, however it is nested."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {name: to_device(value, device) for name, value in batch.items()}
-    if isinstance(batch, list):
-        return [to_device(value, device) for value in batch]
-    if isinstance(batch, tuple):
-        moved = [to_device(value, device) for value in batch]
-        return type(batch)(*moved) if hasattr(batch, "_fields") else tuple(moved)
-    return batch
+    def weight(self, rows: Any) -> float:
+        """Say for how many rows of the global batch this rank counts: the sum over all ranks is the batch."""
+        ours = self.of_replica(rows)
+        return len(ours) / self.group_size if self.is_shared else len(share(ours, self.rank % self.group_size, self.group_size))

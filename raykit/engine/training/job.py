@@ -1,24 +1,32 @@
-"""``rk.elastic``: the training loop as the user sees it."""
+"""The training loop as the user sees it."""
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from torch.utils._pytree import tree_map_only
 
 from raykit.engine.reporter import Reporter
-from raykit.engine.training import checkpoint, feed
 from raykit.engine.training.buffers import Buffers
+from raykit.engine.training.checkpoint import Checkpoints
 from raykit.engine.training.collective import BrokenWorldError, Reducer
+from raykit.engine.training.feed import Cut
 from raykit.engine.training.member import Member
+from raykit.engine.training.rows import Ahead, Streamed, source_of, to_device
+from raykit.engine.training.state import Stateful, from_bytes, to_bytes
 from raykit.errors import InputError
 from raykit.events import StepCommitted, WorkerBusy
+from raykit.spec.training import Interval
 
 MAX_METRICS = 16
+NUM_SIGNS = 4  # what stands before the metrics in the vector that all ranks sum: weight, sees next, stop, save
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,102 +34,111 @@ class Surroundings:
     """What a worker gives to its job."""
 
     member: Member
-    checkpoints: checkpoint.Checkpoints
-    checkpoint_every_s: float
+    checkpoints: Checkpoints
+    checkpoint_every: Interval
     reporter: Reporter
-
-
-_surroundings: Surroundings | None = None
-
-
-def surround(surroundings: Surroundings) -> None:
-    """Say once, in a worker's process, what its job is part of."""
-    global _surroundings  # noqa: PLW0603  (a worker's process holds one run)
-    _surroundings = surroundings
-
-
-def elastic(*, model: torch.nn.Module, optimizer: Any, scheduler: Any = None, scaler: Any = None) -> Job:
-    """Put a model and its optimizer under the care of the run: what they hold survives the loss of workers.
-
-    Args:
-        model: on ``rk.device()``; the first rank's parameters and buffers are given to all.
-        optimizer: one or several; ``step`` is called by ``job.commit`` and refused by hand.
-        scheduler: one or several, stepped once a commit.
-        scaler: a ``torch.amp.GradScaler``; scale the loss with it as usual, ``commit`` does the rest.
-
-    Raises:
-        InputError: called outside of a training run.
-    """
-    if _surroundings is None:
-        raise InputError(
-            "rk.elastic was called outside of a training run.", "Use it in a %%ray train cell, or in a function given to rk.train."
-        )
-    return Job(_surroundings, model, _several(optimizer), _several(scheduler), scaler)
+    stored_dataset: Callable[[int, Callable[[], Any]], str]
 
 
 class Job:
     """A training loop that goes on when workers come and go.
 
-    Each step draws its random numbers from (seed, step, rank), so that a step which is done again is the same step.
+    Each step draws its random numbers (torch's, numpy's and Python's) from (seed, step, rank), so that a step which is
+    done again is the same step.
     """
 
-    def __init__(
-        self, surroundings: Surroundings, model: torch.nn.Module, optimizers: list[Any], schedulers: list[Any], scaler: Any
-    ) -> None:
-        self._around, self._member = surroundings, surroundings.member
-        self._model, self._optimizers, self._schedulers, self._scaler = model, optimizers, schedulers, scaler
+    def __init__(self, surroundings: Surroundings, cared_for: Stateful) -> None:
+        self._around, self._member, self._cared_for = surroundings, surroundings.member, cared_for
+        model, optimizers = cared_for.model, cared_for.optimizers
         self._reducer = Reducer([each for each in model.parameters() if each.requires_grad])
         self._buffers = Buffers(model)
+        self._gradient_scale = 1.0
+        model.register_forward_hook(self._scale_gradients)
         self._seed = torch.initial_seed()
         self._optimizer_steps = [each.step for each in optimizers]
         for each in optimizers:
             each.step = _refuse_step
         self.step = self.epoch = self.num_rows = 0
-        self._planned_steps = 0
-        self._weight = self._batch_rows = 0.0
+        self.prepared = False
+        self._planned_steps = self._num_datasets = 0
+        self._total_steps: int | None = None
+        self._cut = Cut(rank=0, world_size=1)
+        self._weight = self._replica_weight = self._batch_rows = 0.0
         self._total_weight: float | None = None
         self._logged: dict[str, float] = {}
-        self._answered = self._agreed = self._stopping = False
+        self._answered = self._agreed = self._stopping = self._save_wanted = False
         self._stop_wanted = False
         self._step_begun_s = self._saved_s = time.monotonic()
+        self._saved_step = 0
+        self._leave_hooks: list[Callable[[], None]] = []
 
     @property
     def rank(self) -> int:
-        return self._member.group.rank if self._member.group else 0
+        return self._member.rank
 
     @property
     def world_size(self) -> int:
         return self._member.group.world_size if self._member.group else 1
 
-    def batches(self, dataset: Any, *, batch_size: int, epochs: int = 1, seed: int = 0) -> Iterator[Any]:
+    def batches(
+        self,
+        dataset: Any,
+        *,
+        batch_size: int,
+        epochs: int = 1,
+        seed: int = 0,
+        num_workers: int = 0,
+        prefetch: int = 2,
+        shared_in_group: bool = False,
+    ) -> Iterator[Any]:
         """Give this rank's part of each global batch, on the device, until ``epochs`` are committed.
 
-        ``batch_size`` is the global batch, whatever the world size. A step that a loss broke is given again, divided
-        anew. A rank that has no row of a short last batch takes part without running the loop's body.
+        A step that a loss broke is given again, divided anew. A rank that has no row of a short last batch takes part
+        without running the loop's body.
+
+        Args:
+            dataset: a map-style dataset, a list, a dict or tuple of arrays; a path or URL of Parquet files; a function that
+                makes a Ray Dataset (called once in the run, its rows stored in the run's folder); or an iterable, of which
+                each rank goes through all rows, in its own order, and which must give them in the same order each time.
+            batch_size: of the global batch, whatever the world size.
+            epochs: how often each row is seen.
+            seed: of the order of rows.
+            num_workers: processes that take rows ahead of their step, as in a ``DataLoader``.
+            prefetch: batches that each of them is ahead.
+            shared_in_group: all ranks of a replica get the same rows, as tensor parallel wants it; else (FSDP) each its own.
 
         Raises:
-            InputError: the body ended without ``job.commit``.
+            InputError: the data is of no known form or empty; the body ended without ``job.commit``.
         """
         if batch_size < 1 or epochs < 1:
             raise InputError(f"batch_size is {batch_size}, epochs is {epochs}.", "Give at least 1 of each.")
-        rows = feed.Rows(dataset)
-        first, steps = self._planned_steps, feed.steps_per_epoch(rows.num_rows, batch_size) * epochs
-        self._planned_steps += steps
+        source = source_of(self._stored(dataset), batch_size=batch_size, epochs=epochs, seed=seed)
+        if num_workers and isinstance(source, Streamed):
+            raise InputError("num_workers was given for an iterable, which is gone through in its order.", "Leave num_workers out.")
+        ahead = Ahead(source, num_workers, prefetch) if num_workers else None
+        first, num_steps = self._planned_steps, source.num_steps()
+        self._total_steps = None if num_steps is None else first + num_steps
         while not self._stopping:
             self._member.align(self, agreed=self._agreed)
-            self._agreed = False
-            if self.step >= first + steps:
+            self._agreed, self._stopping = False, self._stopping or self._member.is_final
+            if self._stopping:
+                break
+            rows = source.batch(self.step - first)
+            if rows is None:
+                self._planned_steps = self._total_steps = first + (source.num_steps() or 0)
+                if self._planned_steps == first:
+                    raise InputError(f"The {type(dataset).__name__} gave no rows.", "Give at least one row.")
                 return
-            self.epoch = (self.step - first) // feed.steps_per_epoch(rows.num_rows, batch_size)
-            indices = feed.global_batch(rows.num_rows, batch_size, seed, self.step - first)
-            mine = feed.share(indices, self.rank, self.world_size)
-            self._begin(len(mine), len(indices))
+            self.epoch = source.epoch_of(self.step - first)
+            self._begin(rows, shared_in_group=shared_in_group)
+            mine = self._cut.of(rows)
             if len(mine) == 0:
                 self.commit()
                 continue
-            yield feed.to_device(rows.take(mine), self._member.device)
+            yield to_device(ahead.take(self.step - first, self._cut) if ahead else source.take(mine), self._member.device)
             if not self._answered:
                 raise InputError("The loop's body ended without job.commit().", "Call it once for each batch.")
+        self.save(of_replica_0=True)
 
     def commit(self, **metrics: Any) -> bool:
         """Sum the gradients over the ranks and step the optimizer on all of them, or on none.
@@ -135,26 +152,40 @@ class Job:
         try:
             if self._total_weight is None:
                 self._sync(metrics)
+            self.prepared = True
+            self._member.confirm()
         except BrokenWorldError as exc:
             self._member.broke(str(exc))
-            self._buffers.restore()
-            self._zero_grad()
+            if not self.prepared:
+                self.discard()
             return False
-        for optimizer, step in zip(self._optimizers, self._optimizer_steps, strict=True):
-            if self._scaler is None:
+        self.roll_forward()
+        return True
+
+    def roll_forward(self) -> None:
+        """Take the step that is prepared."""
+        scaler = self._cared_for.scaler
+        for optimizer, step in zip(self._cared_for.optimizers, self._optimizer_steps, strict=True):
+            if scaler is None:
                 step()
             else:
-                self._scaler.step(_Steps(optimizer, step))
-        if self._scaler is not None:
-            self._scaler.update()
-        for scheduler in self._schedulers:
+                scaler.step(_Steps(optimizer, step))
+        if scaler is not None:
+            scaler.update()
+        for scheduler in self._cared_for.schedulers:
             scheduler.step()
         self._buffers.keep()
         self._zero_grad()
+        self.prepared = False
         self.step += 1
         self.num_rows += int(self._batch_rows)
         self._committed()
-        return True
+
+    def discard(self) -> None:
+        """Be as after the last commit."""
+        self._buffers.restore()
+        self._zero_grad()
+        self.prepared = False
 
     def sync(self, **metrics: Any) -> bool:
         """Make the gradients final before ``commit``, to clip them, say. False when a peer was lost: call commit still."""
@@ -166,9 +197,16 @@ class Job:
         return True
 
     def weight(self, rows: float) -> None:
-        """Say, before backward, over how many rows the loss is a mean, when it is not over the batch's."""
-        self._weight = float(rows)
-        self._reducer.set_weight(self._weight)
+        """Say, before backward, over how many rows the loss is a mean, when it is not over the batch's.
+
+        In replicas of several ranks all of them have to say it.
+        """
+        self._weight = self._replica_weight = float(rows)
+        if self._member.group_size > 1:
+            ours = torch.tensor(float(rows))
+            torch.distributed.all_reduce(ours)
+            self._replica_weight = float(ours)
+        self._set_weights()
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:
@@ -187,9 +225,16 @@ class Job:
         """End all ranks together after the next commit."""
         self._stop_wanted = True
 
+    def on_leave(self, function: Callable[[], None]) -> None:
+        """Call ``function`` when this rank has left the world because the run was made smaller, before its process ends.
+
+        It has ten seconds, and the world's last committed state before its eyes.
+        """
+        self._leave_hooks.append(function)
+
     def evaluate(self, function: Callable[[], Any]) -> Any:
-        """Run ``function`` on rank 0 while the others wait at their next commit; they get None."""
-        if self.rank != 0:
+        """Run ``function`` on rank 0 (or its whole replica) while the others wait at their next commit; they get None."""
+        if self.rank >= self._member.group_size:
             return None
         self._member.busy_with = f"evaluate ({getattr(function, '__name__', 'function')})"
         self._around.reporter.emit(WorkerBusy(worker=self._member.worker, what=self._member.busy_with))
@@ -201,53 +246,99 @@ class Job:
             self._around.reporter.emit(WorkerBusy(worker=self._member.worker, what=""))
 
     def state_bytes(self) -> bytes:
-        """Copy what a joiner or a checkpoint needs."""
-        state = {name: [part.state_dict() for part in parts] for name, parts in self._parts().items()}
-        return checkpoint.to_bytes(state | {"step": self.step, "num_rows": self.num_rows, "seed": self._seed})
+        """Copy what a joiner needs."""
+        return to_bytes(self._state())
 
     def adopt(self, data: bytes) -> None:
         """Take over a state that ``state_bytes`` gave."""
-        state = checkpoint.from_bytes(data)
-        for name, parts in self._parts().items():
-            for part, kept in zip(parts, state[name], strict=True):
-                part.load_state_dict(kept)
+        self._adopt(from_bytes(data))
+
+    def adopt_kept(self) -> None:
+        """Take over the newest checkpoint of an earlier life of this run, if there is one."""
+        if (state := self._around.checkpoints.newest()) is not None:
+            self._adopt(state)
+
+    def before_leave(self) -> None:
+        """Call what the user wants before a voluntary leave."""
+        for function in self._leave_hooks:
+            function()
+
+    def save(self, *, of_replica_0: bool = False) -> None:
+        """Keep the state as of the last commit, unless it is kept already; returns while it is written.
+
+        Args:
+            of_replica_0: leave it to the first replica.
+        """
+        if of_replica_0 and self.rank >= self._member.group_size:
+            return
+        self._saved_s, self._saved_step = time.monotonic(), self.step
+        if self.step and self._around.checkpoints.saved_step != self.step:
+            self._around.checkpoints.save(self.step, self._state())
+
+    def saved(self) -> None:
+        """Wait until what was saved is on disk."""
+        self._around.checkpoints.finish()
+
+    def _state(self) -> dict[str, Any]:
+        return self._cared_for.state() | {"step": self.step, "num_rows": self.num_rows, "seed": self._seed}
+
+    def _adopt(self, state: dict[str, Any]) -> None:
+        self._cared_for.adopt(state)
         self.step, self.num_rows, self._seed = state["step"], state["num_rows"], state["seed"]
+        self._saved_step = self.step
 
-    def kept_state(self) -> bytes | None:
-        """Give the newest checkpoint of an earlier life of this run, or None."""
-        return self._around.checkpoints.newest()
-
-    def _parts(self) -> dict[str, list[Any]]:
-        """Give all that has a state."""
-        scalers = [] if self._scaler is None else [self._scaler]
-        return {"model": [self._model], "optimizers": self._optimizers, "schedulers": self._schedulers, "scaler": scalers}
+    def _stored(self, dataset: Any) -> Any:
+        """Have a function's Ray Dataset stored, once for all ranks, and give its path."""
+        if not callable(dataset) or isinstance(dataset, Iterable) or hasattr(dataset, "__getitem__"):
+            return dataset
+        self._num_datasets += 1
+        return self._around.stored_dataset(self._num_datasets, dataset)
 
     def _zero_grad(self) -> None:
-        for optimizer in self._optimizers:
+        for optimizer in self._cared_for.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def _begin(self, rows: int, batch_rows: int) -> None:
-        assert self._member.group is not None
-        self._weight, self._batch_rows, self._total_weight = float(rows), batch_rows, None
-        self._answered = False
+    def _begin(self, rows: Any, *, shared_in_group: bool) -> None:
+        assert self._member.column is not None
+        group_size = self._member.group_size
+        self._cut = Cut(rank=self.rank, world_size=self.world_size, group_size=group_size, is_shared=shared_in_group)
+        self._weight, self._replica_weight = self._cut.weight(rows), float(len(self._cut.of_replica(rows)))
+        self._batch_rows, self._total_weight = len(rows), None
+        self._answered = self._save_wanted = False
         self._step_begun_s = time.monotonic()
-        self._reducer.begin(self._member.group, self._weight)
+        self._reducer.begin(self._member.column, self._replica_weight)
+        self._set_weights()
         self._buffers.begin()
-        torch.manual_seed(hash((self._seed, self.step, self.rank)) % 2**63)
+        drawn = hash((self._seed, self.step, self.rank))
+        torch.manual_seed(drawn % 2**63)
+        np.random.seed(drawn % 2**32)  # noqa: NPY002  (the global generator is what the user's code draws from)
+        random.seed(drawn)
+
+    def _set_weights(self) -> None:
+        self._reducer.set_weight(self._replica_weight)
+        ours = self._replica_weight / self._member.group_size
+        self._gradient_scale = 1.0 if self._cut.is_shared or not ours else self._weight / ours
+
+    def _scale_gradients(self, _: Any, __: Any, output: Any) -> None:
+        """Weigh what goes back into the model: FSDP takes the plain mean over a replica's ranks, whatever rows they had."""
+        if self._member.group_size > 1 and self._gradient_scale != 1.0 and torch.is_grad_enabled():
+            scale = self._gradient_scale
+            tree_map_only(torch.Tensor, lambda each: each.requires_grad and each.register_hook(lambda grad: grad * scale), output)
 
     def _sync(self, metrics: dict[str, Any]) -> None:
-        """Reduce one control vector (weight, who sees the next world, who wants to stop, metrics) and the gradients."""
+        """Reduce one vector of signs and metrics over all ranks, and the gradients over those of this place."""
         group = self._member.group
         if group is None:
             raise BrokenWorldError("the world was left")
         if len(metrics) > MAX_METRICS:
             raise InputError(f"{len(metrics)} metrics were given to commit.", f"Give up to {MAX_METRICS}.")
-        control = torch.zeros(3 + MAX_METRICS, dtype=torch.float64)
+        control = torch.zeros(NUM_SIGNS + MAX_METRICS, dtype=torch.float64)
         control[0] = self._weight
         control[1] = float(self._member.sees_next)
         control[2] = float(self._stop_wanted or self._member.stop_asked)
-        for place, value in enumerate(metrics.values()):
-            control[3 + place] = _number(value) * self._weight
+        control[3] = float(self.rank == 0 and self._save_is_due())
+        for place, value in enumerate(metrics.values(), NUM_SIGNS):
+            control[place] = _number(value) * self._weight
         with self._member.within("waiting"):
             self._reducer.finish()
             group.wait(group.reduce(control))
@@ -255,34 +346,30 @@ class Job:
         self._total_weight = float(control[0])
         self._agreed = bool(control[1] == group.world_size)
         self._stopping = bool(control[2] > 0)
+        self._save_wanted = bool(control[3] > 0)
         self._reducer.write_back(self._total_weight)
-        means = {name: float(control[3 + place]) / self._total_weight for place, name in enumerate(metrics)}
+        means = {name: float(control[place]) / self._total_weight for place, name in enumerate(metrics, NUM_SIGNS)}
         self._logged = means | self._logged
 
+    def _save_is_due(self) -> bool:
+        passed_s, steps = time.monotonic() - self._saved_s, self.step + 1 - self._saved_step
+        return self._around.checkpoint_every.is_over(passed_s, steps)
+
     def _committed(self) -> None:
-        now_s = time.monotonic()
         if self.rank == 0:
             event = StepCommitted(
                 step=self.step,
                 epoch=self.epoch,
                 num_rows=self.num_rows,
-                total_steps=self._planned_steps,
+                total_steps=self._total_steps,
                 metrics=self._logged,
-                step_s=now_s - self._step_begun_s,
+                step_s=time.monotonic() - self._step_begun_s,
             )
             first, reporter = self._member.first_commit(), self._around.reporter
             (reporter.emit(event) if first else reporter.sample("step", event))
-            due = now_s - self._saved_s > self._around.checkpoint_every_s
-            if due or self._stopping:
-                self._saved_s = now_s
-                self._around.checkpoints.save(self.step, self.state_bytes())
+        if self._save_wanted:
+            self.save(of_replica_0=True)
         self._logged = {}
-
-
-def _several(given: Any) -> list[Any]:
-    if given is None:
-        return []
-    return list(given) if isinstance(given, list | tuple) else [given]
 
 
 def _number(value: Any) -> float:

@@ -16,13 +16,21 @@ from raykit.policy.failure import Phase
 
 
 class Adoptable(Protocol):
-    """What a member carries from one to another: the job's state."""
+    """What a member carries from one to another: the job's state.
+
+    ``prepared`` says that the next step is reduced and only its confirmation was missed: it can be rolled forward, when
+    another has committed it, or discarded, when nobody has.
+    """
 
     step: int
+    prepared: bool
 
+    def roll_forward(self) -> None: ...
+    def discard(self) -> None: ...
     def state_bytes(self) -> bytes: ...
     def adopt(self, data: bytes) -> None: ...
-    def kept_state(self) -> bytes | None: ...
+    def adopt_kept(self) -> None: ...
+    def before_leave(self) -> None: ...
 
 
 class Observer(Protocol):
@@ -31,22 +39,27 @@ class Observer(Protocol):
     def is_ready(self) -> None: ...
     def has_formed(self, generation: Generation, step: int) -> None: ...
     def has_broken(self, generation: int, reason: str) -> None: ...
+    def has_left(self) -> None: ...
 
 
 class Member:
-    """One a worker process. The training thread calls ``align`` and ``broke``; the actor's thread calls ``assign``."""
+    """One a worker process. The training thread calls ``align`` and ``broke``; the actor's thread ``assign`` and ``leave``."""
 
-    def __init__(self, worker: str, device: torch.device, observer: Observer) -> None:
+    def __init__(self, worker: str, device: torch.device, host: str, observer: Observer) -> None:
         self.worker, self.device = worker, device
         self.group: Group | None = None
+        self.column: Group | None = None
+        self.group_size = 1
         self.generation = 0
         self.assigned: Generation | None = None
+        self.is_final = False
         self.stop_asked = False
         self.phase: Phase = "starting"
         self.busy_with = ""
         self.phase_since_s = time.monotonic()
-        self._observer = observer
+        self._host, self._observer = host, observer
         self._told = threading.Condition()
+        self._leave_asked = False
         self._was_ready = False
         self._adopted = False
         self._commits = 0
@@ -58,10 +71,25 @@ class Member:
                 self.assigned = generation
                 self._told.notify_all()
 
+    def leave(self) -> None:
+        """Run what the user wants before a voluntary leave, once the training thread waits outside of every world."""
+        with self._told:
+            self._leave_asked = True
+            self._told.notify_all()
+
     @property
     def sees_next(self) -> bool:
         """Whether a newer world was published, which all may enter after a commit at which all have seen it."""
         return self.assigned is not None and self.assigned.number > self.generation
+
+    @property
+    def rank(self) -> int:
+        return self.group.rank if self.group else 0
+
+    @property
+    def place(self) -> int:
+        """This rank's place in its replica."""
+        return self.rank % self.group_size
 
     @contextmanager
     def within(self, phase: Phase) -> Iterator[None]:
@@ -76,6 +104,19 @@ class Member:
         """Count a commit, and say whether it is the first in this world."""
         self._commits += 1
         return self._commits == 1
+
+    def confirm(self) -> None:
+        """Know that every rank has reduced the step, before any of them takes it; nothing where replicas are single ranks.
+
+        Single ranks can copy the furthest one's state. A replica of several ranks can not: two of them may be left each
+        with a part of another step. So these commit in two phases, and who missed the second rolls forward.
+
+        Raises:
+            BrokenWorldError: a peer is gone.
+        """
+        if self.group_size > 1 and self.group is not None:
+            with self.within("waiting"):
+                self.group.wait(self.group.reduce(torch.zeros(1)))
 
     def broke(self, reason: str) -> None:
         """Leave a world in which a peer is gone, so that the others notice too."""
@@ -96,11 +137,8 @@ class Member:
         while self.group is None or agreed or self._must_leave:
             agreed = False
             self._leave()
-            with self.within("idle"), self._told:
-                self._told.wait_for(lambda: self.sees_next)
-                generation = self.assigned
-            assert generation is not None
-            self.generation = generation.number
+            generation = self._next_generation(job)
+            self.generation, self.group_size = generation.number, generation.group_size
             if self.worker not in generation.workers:
                 self._adopted = False  # its state ages from here on
                 continue
@@ -115,27 +153,46 @@ class Member:
     def _must_leave(self) -> bool:
         return self.sees_next and self.assigned is not None and self.assigned.urgent
 
+    def _next_generation(self, job: Adoptable) -> Generation:
+        with self.within("idle"):
+            while True:
+                with self._told:
+                    self._told.wait_for(lambda: self.sees_next or self._leave_asked)
+                    if self.sees_next:
+                        assert self.assigned is not None
+                        return self.assigned
+                    self._leave_asked = False
+                job.before_leave()
+                self._observer.has_left()
+
     def _leave(self) -> None:
-        if self.group is not None:
-            self.group.close()
-            self.group = None
+        for group in {self.group, self.column} - {None}:
+            assert group is not None
+            group.close()
+        self.group = self.column = None
 
     def _enter(self, generation: Generation, job: Adoptable) -> None:
-        self.group = self._meet(generation, list(range(len(generation.workers))), "ranks")
-        stands = self.group.gather([int(self._adopted), job.step])
-        root = stands.index(max(stands))  # the furthest of those that have taken part; the first, when nobody has
-        rank = self.group.rank
-        if not stands[root][0] and rank == root and (kept := job.kept_state()) is not None:
-            job.adopt(kept)
-        behind = [each for each, stand in enumerate(stands) if each != root and (stand != stands[root] or not stand[0])]
-        if behind and rank in (root, *behind):
+        everyone, column = list(range(len(generation.workers))), generation.column_of(self.worker)
+        self.group = self._meet(generation, everyone, "ranks")
+        self.column = self.group if column == everyone else self._meet(generation, column, f"column {column[0]}")
+        stands = self.group.gather([int(self._adopted), job.step, int(job.prepared)])
+        furthest = max((stand[0], stand[1]) for stand in stands)
+        if job.prepared:
+            (job.roll_forward if furthest == (1, job.step + 1) else job.discard)()
+        # Where anybody has committed a step, all the others of the world had prepared it.
+        stands = [[adopted, step + int(bool(prepared) and furthest == (1, step + 1))] for adopted, step, prepared in stands]
+        root = next(rank for rank in column if tuple(stands[rank]) == furthest)
+        if not furthest[0] and self.rank == root:
+            job.adopt_kept()
+        behind = [rank for rank in column if rank != root and (tuple(stands[rank]) != furthest or not furthest[0])]
+        if behind and self.rank in (root, *behind):
             self._even_out(generation, [root, *behind], job)
-        self._adopted, self._commits = True, 0
+        self._adopted, self._commits, self.is_final = True, 0, generation.final
         self._observer.has_formed(generation, job.step)
 
     def _even_out(self, generation: Generation, ranks: list[int], job: Adoptable) -> None:
         """Give the first one's state to the others, in a group of their own: who has it already need not wait for it."""
-        beside = self._meet(generation, ranks, "state")
+        beside = self._meet(generation, ranks, f"state {ranks[0]}")
         try:
             data = beside.broadcast(job.state_bytes() if beside.rank == 0 else None, 0)
         finally:
@@ -145,7 +202,8 @@ class Member:
 
     def _meet(self, generation: Generation, ranks: list[int], purpose: str) -> Group:
         return Group(
-            port=generation.store_port,
+            store=generation.store,
+            host=self._host,
             prefix=f"{generation.number}/{purpose}",
             rank=ranks.index(generation.workers.index(self.worker)),
             world_size=len(ranks),

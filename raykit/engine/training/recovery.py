@@ -32,8 +32,15 @@ class Recovery:
             return self._ended(self.formed, at_s)
         return []
 
+    def concluded(self, formed: WorldFormed) -> list[Event]:
+        """Give the card of a loss after which the run ends: the last world has met, and its state is being saved."""
+        return self._card(formed, None, f"the state as of step {formed.step} is saved, and the run ends")
+
     def _ended(self, formed: WorldFormed, at_s: float) -> list[Event]:
         recovered_after_s = at_s - self.known_at_s
+        return self._card(formed, recovered_after_s, self._remedy(formed))
+
+    def _card(self, formed: WorldFormed, recovered_after_s: float | None, remedy: str) -> list[Event]:
         steps_lost = max(0, self.step_before - formed.step)
         card = Recovered(
             what=self._what(),
@@ -46,11 +53,16 @@ class Recovery:
             step_before=formed.step,
             steps_lost=steps_lost,
             steps_redone=int(self.broken),
-            remedy=self._remedy(formed),
+            remedy=remedy,
         )
         if not self.drill:
             return [card]
-        verdict = f"step {formed.step + 1} was committed {recovered_after_s:.2f} s after the loss was known; {steps_lost} committed steps lost"
+        went_on = (
+            remedy
+            if recovered_after_s is None
+            else f"step {formed.step + 1} was committed {recovered_after_s:.2f} s after the loss was known"
+        )
+        verdict = f"{went_on}; {steps_lost} committed steps lost"
         return [card, DrillEnded(action=self.drill, passed=steps_lost == 0, verdict=verdict)]
 
     def _what(self) -> str:

@@ -1,4 +1,4 @@
-"""The slots of a training run: one placement group a rank, so that a rank's place outlives its process."""
+"""The slots of a training run: one placement group a replica, so that its place outlives its processes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Slots:
             try:
                 group = ray.util.get_placement_group(name)
             except ValueError:
-                group = placement_group([bundle], name=name, lifetime="detached")
+                group = placement_group([bundle] * spec.group, strategy="PACK", name=name, lifetime="detached")
             self._groups[number] = group
 
     def give_back(self, num_slots: int, *, used: AbstractSet[int]) -> None:
@@ -55,14 +55,16 @@ class Slots:
                     self._context.emit(SlotsReleased(holder=_holder(number)))
 
     def look(self) -> None:
-        """Take note of slots that have come."""
-        spec: TrainSpec = self._context.spec
+        """Take note of slots that have come, and of those that went with their node."""
         for number, group in self._groups.items():
-            if number in self._held or placement_group_table(group)["state"] != "CREATED":
-                continue
-            self._held[number] = group
-            if _holder(number) not in self._already_held:
-                self._context.emit(SlotsHeld(holder=_holder(number), num_cpus=spec.cpus_per_worker, num_gpus=spec.gpus_per_worker))
+            is_there = placement_group_table(group)["state"] == "CREATED"
+            if is_there and number not in self._held:
+                self._held[number] = group
+                if _holder(number) not in self._already_held:
+                    self._context.emit(self._held_event(number))
+            elif not is_there and self._held.pop(number, None) is not None:
+                self._already_held -= {_holder(number)}
+                self._context.emit(SlotsReleased(holder=_holder(number)))
 
     def group(self, number: int) -> Any:
         """Give the placement group of a slot that is held."""
@@ -74,6 +76,11 @@ class Slots:
             remove_placement_group(group)
         self._context.emit(*(SlotsReleased(holder=_holder(number)) for number in self._held))
         self._groups, self._held = {}, {}
+
+    def _held_event(self, number: int) -> SlotsHeld:
+        spec: TrainSpec = self._context.spec
+        cpus, gpus = spec.cpus_per_worker * spec.group, spec.gpus_per_worker * spec.group
+        return SlotsHeld(holder=_holder(number), num_cpus=cpus, num_gpus=gpus)
 
 
 def _holder(number: int) -> str:

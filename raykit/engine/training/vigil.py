@@ -18,6 +18,7 @@ import ray
 
 from raykit.engine.training.watch import Watch, on_node
 from raykit.policy.failure import STILL_S, Heard, Pulse, Suspect, suspects
+from raykit.spec.training import LossCause
 
 NODE_TIMEOUT_S = 2.0
 MEDIAN_STEPS = 15
@@ -37,6 +38,7 @@ class Hung:
 
     worker: str
     cause: str
+    kind: LossCause = "hung"
     stack: str = ""
 
 
@@ -55,6 +57,10 @@ class Vigil:
         """Have a watch on each of these nodes, so that none has to start when it is needed."""
         for node_id in node_ids - self._watches.keys():
             self._watches[node_id] = on_node(node_id)
+
+    def kill_node(self, node_id: str) -> None:
+        """End a node as its power would, for a drill; returns at once."""
+        self._watches[node_id].kill_node.remote()
 
     def hear(self, worker: str, pulse: Pulse, at_s: float) -> None:
         """Take a pulse in."""
@@ -110,7 +116,7 @@ class Vigil:
                 self._found.put(Hung(worker=suspect.worker, cause=f"it hung: {process}", stack=stack))
                 _ask(watch, "kill", place.pid)
         except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
-            self._found.put(Hung(worker=suspect.worker, cause="its node is silent"))
+            self._found.put(Hung(worker=suspect.worker, cause="its node is silent", kind="node"))
         finally:
             self._looked_at.discard(suspect.worker)
 

@@ -22,18 +22,21 @@ import ray
 from raykit.engine.reporter import Reporter, captured
 from raykit.engine.run import UserCodeError, as_user_error, limit_threads, save_outputs
 from raykit.engine.setting import NAMESPACE
-from raykit.engine.training.world import Generation
+from raykit.engine.training.world import Address, Generation
+from raykit.errors import RaykitError
 from raykit.events import OutputReady, WorkerReady, WorkerStarted, WorldBroken, WorldFormed
 from raykit.policy.failure import Pulse
 from raykit.spec import TrainSpec
 from raykit.wire.payload import Payload
 
+HOST_LOOK_S = 0.2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What a host that comes back must know of a worker."""
+    """What a host must know of a worker."""
 
-    store_port: int
+    store: Address
     slot: int | None
     assigned: Generation | None
     pid: int
@@ -44,20 +47,31 @@ class Description:
 class Worker:
     """Runs the user's code from its constructor on. Torch is imported here, not where the host imports this class."""
 
-    def __init__(self, host: Any, folder: Path, spec: TrainSpec, worker: str, slot: int | None) -> None:
+    def __init__(self, host: Any, folder: Path, spec: TrainSpec, worker: str, *, slot: int | None, leader: Any = None) -> None:
+        """Begin.
+
+        Args:
+            host: the run's host.
+            folder: the run's.
+            spec: the run's.
+            worker: this one's name.
+            slot: the number of the slot that it holds, None for a spare.
+            leader: the first worker of its replica, None where it is that itself.
+        """
         from raykit.engine.device import device
         from raykit.engine.training.collective import open_store
         from raykit.engine.training.member import Member
 
-        self._folder, self._spec, self._worker, self._slot = folder, spec, worker, slot
+        self._host, self._folder, self._spec, self._worker, self._slot = host, folder, spec, worker, slot
+        self._leader = leader
         self._node_id = ray.get_runtime_context().get_node_id()
+        address = ray.util.get_node_ip_address()
         self._thread = threading.Thread(target=self._train, name="raykit-train", daemon=True)
-        self._member = Member(worker, device(), self)
+        self._member = Member(worker, device(), address, self)
         self._reporter = Reporter(host, worker, folder / "logs" / f"{worker}.log", pulse=self._pulse).start()
-        self._store, self._store_port = open_store()  # the store serves as long as it is held
+        self._store, self._store_address = open_store(address)  # it serves as long as it is held
         self._loop = asyncio.get_event_loop()
-        self._is_ready = asyncio.Event()
-        self._is_over = asyncio.Event()
+        self._is_ready, self._is_over, self._has_left = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._error: UserCodeError | None = None
         self._namespace: dict[str, Any] = {}
         node = self._node_id[:8]
@@ -66,7 +80,7 @@ class Worker:
 
     async def describe(self) -> Description:
         return Description(
-            store_port=self._store_port,
+            store=self._store_address,
             slot=self._slot,
             assigned=self._member.assigned,
             pid=os.getpid(),
@@ -89,6 +103,20 @@ class Worker:
     async def stop(self) -> None:
         """End with the others after the next commit."""
         self._member.stop_asked = True
+
+    async def leave(self) -> None:
+        """Do what the user wants before a voluntary leave; answers when it is done."""
+        self._member.leave()
+        await self._has_left.wait()
+
+    async def save_state(self) -> None:
+        """Keep the state as of the last commit; answers when it is on disk."""
+        from raykit.engine.training.elastic import job_here
+
+        job = job_here()
+        if job is not None:
+            await asyncio.to_thread(job.save)
+            await asyncio.to_thread(job.saved)
 
     async def save_outputs(self, names: tuple[str, ...]) -> list[OutputReady]:
         return await asyncio.to_thread(save_outputs, self._namespace, names, self._folder, "rank 0")
@@ -116,6 +144,9 @@ class Worker:
     def has_broken(self, generation: int, reason: str) -> None:
         self._reporter.emit(WorldBroken(worker=self._worker, generation=generation, reason=reason))
 
+    def has_left(self) -> None:
+        self._loop.call_soon_threadsafe(self._has_left.set)
+
     def _pulse(self) -> Pulse:
         """Say where the training thread is, from the reporter's thread."""
         member = self._member
@@ -129,29 +160,56 @@ class Worker:
         )
 
     def _train(self) -> None:
-        from raykit.engine.training.checkpoint import Checkpoints
-        from raykit.engine.training.job import Surroundings, surround
-
-        checkpoints = Checkpoints(self._folder / "checkpoints", self._reporter.emit)
-        surround(
-            Surroundings(
-                member=self._member,
-                checkpoints=checkpoints,
-                checkpoint_every_s=self._spec.checkpoint_every_s,
-                reporter=self._reporter,
-            )
-        )
         payload = Payload.from_bytes((self._folder / "payload").read_bytes())
         limit_threads(self._spec.cpus_per_worker)
         with captured(self._reporter):
             try:
+                self._surround()
                 self._namespace = payload.open().run()
-                checkpoints.finish()
             except BaseException as exc:  # a cell may also leave by sys.exit
                 self._error = as_user_error(exc, payload, self._worker)
         self._reporter.flush()
         self._loop.call_soon_threadsafe(self._is_ready.set)
         self._loop.call_soon_threadsafe(self._is_over.set)
+
+    def _surround(self) -> None:
+        from raykit.engine.training.checkpoint import Checkpoints
+        from raykit.engine.training.elastic import surround
+        from raykit.engine.training.job import Surroundings
+        from raykit.engine.training.replica import join_replica
+
+        together = None
+        if self._spec.group > 1:
+            leader = self._store_address if self._leader is None else self._ask(self._leader.describe).store
+            together = join_replica(leader, place_of(self._worker), self._spec.group, self._member)
+        place = self._spec.checkpoint_to or str(self._folder / "checkpoints")
+        surroundings = Surroundings(
+            member=self._member,
+            checkpoints=Checkpoints(place, kept=self._spec.checkpoints_kept, saved=self._reporter.emit, group=together),
+            checkpoint_every=self._spec.checkpoint_every,
+            reporter=self._reporter,
+            stored_dataset=self._stored_dataset,
+        )
+        surround(surroundings)
+
+    def _stored_dataset(self, number: int, make: Any) -> str:
+        """Have the host store the rows of a Ray Dataset, and give their path; a host that restarts is asked again."""
+        import cloudpickle
+
+        made = cloudpickle.dumps(make)
+        with self._member.within("idle"):
+            while True:
+                try:
+                    return str(self._ask(self._host.stored_dataset, number, made))
+                except ray.exceptions.ActorUnavailableError:
+                    time.sleep(HOST_LOOK_S)
+                except ray.exceptions.RayTaskError as exc:
+                    raise (exc.cause if isinstance(exc.cause, RaykitError) else exc) from None
+
+    @staticmethod
+    def _ask(method: Any, *arguments: Any) -> Any:
+        # By its future: a plain ray.get warns in the processes of async actors.
+        return method.remote(*arguments).future().result()
 
 
 def _cpu_time_ns(thread_id: int | None) -> int:
@@ -178,6 +236,16 @@ def find_workers(run: str) -> dict[str, Any]:
     return dict(sorted(found.items(), key=lambda item: number_of(item[0])))
 
 
-def number_of(worker: str) -> int:
-    """Give 3 for ``w3``."""
-    return int(worker.removeprefix("w"))
+def replica_of(worker: str) -> str:
+    """Give ``w3`` for ``w3`` and for ``w3.1``, the second worker of a replica of several."""
+    return worker.partition(".")[0]
+
+
+def place_of(worker: str) -> int:
+    """Give the place of a worker in its replica, from zero on."""
+    return int(worker.partition(".")[2] or 0)
+
+
+def number_of(worker: str) -> tuple[int, int]:
+    """Give (3, 1) for ``w3.1``."""
+    return int(replica_of(worker).removeprefix("w")), place_of(worker)
