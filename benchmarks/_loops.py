@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from _marks import Marks
 
 BATCH = 48
 NUM_ROWS = 40 * BATCH
@@ -40,44 +39,6 @@ def rows() -> dict[str, Any]:
     }
 
 
-class Marks:
-    """Each rank writes its process and its committed steps to a file of its own; whoever watches reads them all."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def write(self, rank: int, step: int) -> None:
-        with (self._folder / f"{os.getpid()}.marks").open("a") as file:
-            file.write(f"{time.time()} {rank} {step}\n")
-
-    def read(self) -> list[Mark]:
-        """Give all marks by time."""
-        found = []
-        for file in self._folder.glob("*.marks"):
-            for line in file.read_text().splitlines():
-                parts = line.split()
-                if len(parts) == 3:  # a process that was killed may have left half a line
-                    found.append(Mark(at_s=float(parts[0]), rank=int(parts[1]), step=int(parts[2]), pid=int(file.stem)))
-        return sorted(found, key=lambda mark: mark.at_s)
-
-    def ask_to_stop(self) -> None:
-        (self._folder / "stop").touch()
-
-    @property
-    def stop_asked(self) -> bool:
-        return (self._folder / "stop").exists()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
-    """A committed step of a rank."""
-
-    at_s: float
-    rank: int
-    step: int
-    pid: int
-
-
 def on_raykit(kind: str, folder: str) -> int:
     """In a worker of raykit: train until a person stops it."""
     import torch
@@ -94,6 +55,32 @@ def on_raykit(kind: str, folder: str) -> int:
         if marks.stop_asked:
             job.stop()
     return int(job.step)
+
+
+def counted(folder: str) -> dict[str, Any]:
+    """In a worker of raykit: train a small network, and a parameter that counts how often each row was in a committed step."""
+    import time
+
+    import torch
+    from torch import nn
+
+    import raykit as rk
+
+    torch.manual_seed(0)
+    marks = Marks(Path(folder))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
+    tally = nn.Embedding.from_pretrained(torch.zeros(NUM_ROWS, 1), freeze=False)
+    optimizers = [torch.optim.AdamW(network.parameters(), lr=1e-3), torch.optim.SGD(tally.parameters(), lr=BATCH)]
+    job = rk.elastic(model=nn.ModuleList([network, tally]), optimizer=optimizers)
+    data = rows() | {"row": torch.arange(NUM_ROWS)}
+    for batch in job.batches(data, batch_size=BATCH, epochs=100_000):
+        time.sleep(0.02)
+        loss = nn.functional.cross_entropy(network(batch["x"]), batch["y"])
+        (loss + tally(batch["row"]).mean()).backward()
+        job.commit(loss=loss)
+        if marks.stop_asked:
+            job.stop()
+    return {"step": job.step, "rows": job.num_rows, "counts": (-tally.weight).flatten().tolist()}
 
 
 def on_ray_train(settings: dict[str, Any]) -> None:
@@ -137,3 +124,58 @@ def on_ray_train(settings: dict[str, Any]) -> None:
                     ray.train.report({"step": step})
         stop.fill_(float(marks.stop_asked))
         torch.distributed.all_reduce(stop)
+
+
+def on_torchft(settings: dict[str, Any]) -> None:
+    """In a worker of Ray Train with torchft: each worker a replica group of its own, as Ray's example has it.
+
+    Rows are dealt by the rank among those that take part, since torchft's own sampler is documented to lose some.
+    """
+    from datetime import timedelta
+
+    import ray.train
+    import torch
+    from torch.nn import functional
+    from torchft import DistributedDataParallel, Manager, ProcessGroupGloo
+
+    class Parallel(DistributedDataParallel):
+        """torchft 0.2.0's own hook fails an assertion in the survivors of a broken reduction."""
+
+        @staticmethod
+        def _comm_hook(state, bucket):  # torch would compare annotations with its own
+            state.allreduce(bucket.buffer()).wait()
+            done: Any = torch.futures.Future()
+            done.set_result(bucket.buffer())
+            return done
+
+    marks, data = Marks(Path(settings["folder"])), rows()
+    rank = ray.train.get_context().get_world_rank()
+    timeout = timedelta(seconds=settings["operation_timeout_s"])
+    torch.set_num_threads(1)
+    network = model(settings["kind"])
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+
+    def take(state: dict[str, Any]) -> None:
+        network.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+
+    manager = Manager(
+        pg=ProcessGroupGloo(timeout=timeout),
+        min_replica_size=1,
+        load_state_dict=take,
+        state_dict=lambda: {"model": network.state_dict(), "optimizer": optimizer.state_dict()},
+        rank=0,
+        world_size=1,
+        replica_id=f"replica_{rank}",
+        timeout=timeout,
+    )
+    parallel = Parallel(manager, network)
+    while not marks.stop_asked:
+        manager.start_quorum()
+        optimizer.zero_grad(set_to_none=True)
+        place, world, step = manager.participating_rank() or 0, manager.num_participants(), manager.current_step()
+        at = torch.arange(step * BATCH + place, (step + 1) * BATCH, world) % NUM_ROWS
+        functional.cross_entropy(parallel(data["x"][at]), data["y"][at]).backward()
+        if manager.should_commit():
+            optimizer.step()
+            marks.write(rank, manager.current_step())

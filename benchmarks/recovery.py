@@ -1,233 +1,141 @@
-"""From the SIGKILL of one of four training workers to the next committed step: raykit beside Ray Train.
+"""From the SIGKILL of a training worker or of its node to the next committed step: raykit beside its peers.
 
 The next committed step is the first whose number was never committed before the kill, on whatever rank; its time is
-that of the mark which the rank writes to disk after the optimizer's step. Trials alternate; each is kept in
-out/recovery.jsonl, and a run that was interrupted goes on with those that are missing (``--fresh`` begins again).
+that of the mark which the rank writes to disk after the optimizer's step. A run is back at full size with the first
+such step that all four ranks commit. Sides take turns; each trial is kept in out/recovery.jsonl, and a benchmark that
+was interrupted goes on with those that are missing (``--fresh`` begins again, ``--side NAME`` takes some of the sides).
 
-Sides: raykit with one warm spare; Ray Train with a fixed size at its defaults, with a checkpoint at each step or each
-ten; the same tuned as its settings allow (the controller looks each 0.2 s, torch is loaded before workers need it).
-Each run of raykit ends with a rank that is stopped (SIGSTOP), and a resize to two ranks and back: a pause is the longest
-time between two steps' first commits, less the median step.
+One of four workers is killed:
+- raykit with one warm spare;
+- Ray Train with a fixed size at its defaults, with a checkpoint at each step or each ten; the same tuned as its
+  settings allow (the controller looks each 0.2 s, torch is loaded before workers need it);
+- Ray Train with torchft 0.2.0 (TorchftConfig), at settings that hold: a replica is dead after 1 s without a heartbeat,
+  the others are waited for up to 60 s, an operation ends after 10 s (torchft's default is 60), and its hook for DDP is
+  replaced by one that outlives a broken reduction. A survivor that is no neighbour of the dead one in gloo's ring may
+  wait for the whole 10 s, so the times have two modes.
+
+One of four nodes is killed, its raylet with all that it started (all nodes are on this machine, with one CPU slot each,
+one worker on each, and it is never the head):
+- raykit, with one warm spare;
+- Ray Train with num_workers=(1, 4) at its defaults.
+
+Each run of raykit in which workers are killed ends with a rank that is stopped (SIGSTOP), and a resize to two ranks and
+back: a pause is the longest time between two steps' first commits, less the median step.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import random
-import signal
 import statistics
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import psutil
-from _loops import Mark, Marks, on_raykit
-from _measure import Figure, processes_with, report
+import _recovery_peers as peers
+from _marks import Trial
+from _measure import Figure, report
+from _recovery_raykit import WORKERS, node_lost, ranks_lost
 
-import raykit as rk
-from raykit.cluster.local import SHIM
-
-WORKERS = 4
-STEPS_BEFORE = 25
-KILLS_A_RUN = 4
 RUNS = 5
-WAIT_S = 240
 KEPT = Path(__file__).parent.parent / "out" / "recovery.jsonl"
-TUNED = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_preload_python_modules": "torch,pandas", "PYTHONPATH": str(SHIM)}
 
-Trial = dict[str, Any]
+RAYKIT, RAYKIT_NODE = "raykit", "raykit, node lost"
+FIXED, EACH_STEP, TUNED = "ray train", "ray train, checkpoint each step", "ray train, tuned"
+ELASTIC_NODE, TORCHFT = "ray train elastic, node lost", "torchft"
+
+SIDES: dict[str, Callable[[str], list[Trial]]] = {
+    RAYKIT: ranks_lost,
+    FIXED: partial(peers.ray_train, every=10, environment={}),
+    EACH_STEP: partial(peers.ray_train, every=1, environment={}),
+    TUNED: partial(peers.ray_train, every=10, environment=peers.TUNED),
+    RAYKIT_NODE: node_lost,
+    ELASTIC_NODE: peers.ray_train_elastic,
+    TORCHFT: peers.ray_train_torchft,
+}
+
+RATIOS = [
+    ("next commit", "next_commit_s", RAYKIT, FIXED, 1 / 50),
+    ("next commit", "next_commit_s", RAYKIT, EACH_STEP, 1 / 50),
+    ("next commit", "next_commit_s", RAYKIT, TUNED, 1 / 20),
+    ("next commit", "next_commit_s", RAYKIT, TORCHFT, 1 / 3),
+    ("back at full size", "full_size_s", RAYKIT, TORCHFT, 1 / 20),
+    ("next commit", "next_commit_s", RAYKIT_NODE, ELASTIC_NODE, 1 / 20),
+]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one run of raykit with one kill: only whether it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="one run of raykit with one kill, or of each --side: only whether it runs"
+    )
+    parser.add_argument("--runs", type=int, default=RUNS, metavar="N", help=f"of each side, those that were kept included ({RUNS})")
     parser.add_argument("--fresh", action="store_true", help="forget the trials of earlier runs")
     parser.add_argument("--model", choices=("mlp", "cnn"), default="mlp")
+    parser.add_argument(
+        "--side", choices=SIDES, action="append", metavar="NAME", help=f"one of: {'; '.join(SIDES)}; may be repeated"
+    )
     arguments = parser.parse_args()
+    kind, sides = arguments.model, list(arguments.side or ([RAYKIT] if arguments.quick else SIDES))
+    if TORCHFT in sides and not peers.torchft_is_there():
+        print(peers.TORCHFT_MISSING)
+        sides.remove(TORCHFT)
     if arguments.quick:
-        print(*on_raykit_once(arguments.model, num_kills=1), sep="\n")
+        for side in sides:
+            print(side, *(ranks_lost(kind, num_kills=1) if side == RAYKIT else SIDES[side](kind)), sep="\n")
         report("recovery", {})
     if arguments.fresh:
         KEPT.unlink(missing_ok=True)
-    kind = arguments.model
-    sides: dict[str, Callable[[], list[Trial]]] = {
-        "raykit": partial(on_raykit_once, kind),
-        "ray train": partial(on_ray_train_once, kind, every=10, environment={}),
-        "ray train, checkpoint each step": partial(on_ray_train_once, kind, every=1, environment={}),
-        "ray train, tuned": partial(on_ray_train_once, kind, every=10, environment=TUNED),
-    }
-    for number in range(RUNS):
-        for side, run in sides.items():
+    for number in range(arguments.runs):
+        for side in sides:
             if len({trial["run"] for trial in kept(kind, side)}) <= number:
-                keep(kind, side, number, run())
-    report(f"recovery, {kind}", figures(kind, list(sides)))
+                keep(kind, side, number, SIDES[side](kind))
+    report(f"recovery, {kind}", figures(kind))
 
 
-def figures(kind: str, sides: list[str]) -> dict[str, Figure]:
-    """Compare the medians; all of a side's values are printed."""
-    medians = {}
-    for side in sides:
-        times = [trial["next_commit_s"] for trial in kept(kind, side) if trial["what"] == "kill"]
-        medians[side] = statistics.median(times)
-        print(f"{kind}, {side}: median {medians[side]:.3f} s, worst {max(times):.3f} s, all {[round(each, 2) for each in times]}")
-    ours = kept(kind, "raykit")
-    lost = [trial["steps_lost"] for trial in ours if trial["what"] == "kill"]
-    stops = [trial for trial in ours if trial["what"] == "stop"]
-    late = [trial["next_commit_s"] - trial["limit_s"] for trial in stops]
-    print(f"{kind}, raykit, SIGSTOP: {[round(trial['next_commit_s'], 2) for trial in stops]} s to the next commit")
+def figures(kind: str) -> dict[str, Figure]:
+    """Compare the medians of all that was kept, and name what was not measured; all values are printed."""
+    found: dict[str, Figure] = {}
+    for side in SIDES:
+        for what in ("next_commit_s", "full_size_s"):
+            if times := values(kind, side, "kill", what):
+                name = what.removesuffix("_s").replace("_", " ")
+                every = [round(each, 2) for each in times]
+                print(f"{kind}, {side}, {name}: median {statistics.median(times):.3f} s, worst {max(times):.3f} s, all {every}")
+    for name, what, ours, theirs, goal in RATIOS:
+        one, other = values(kind, ours, "kill", what), values(kind, theirs, "kill", what)
+        if one and other:
+            ratio = statistics.median(one) / statistics.median(other)
+            found[f"{name}, {ours} / {theirs}"] = Figure(value=ratio, goal=f"<= {goal:.4g}")
+        else:
+            print(f"not measured: {name}, {ours} / {theirs}")
+    if times := values(kind, TORCHFT, "kill", "next_commit_s"):
+        found["next commit, torchft, fastest, s"] = Figure(value=min(times))
+    for side in (RAYKIT, RAYKIT_NODE):
+        if times := values(kind, side, "kill", "next_commit_s"):
+            found[f"next commit, {side}, s"] = Figure(value=statistics.median(times))
+            lost = sum(values(kind, side, "kill", "steps_lost"))
+            found[f"committed steps lost, {side}, all kills"] = Figure(value=lost, goal="<= 0")
+    return found | figures_of_raykit(kind)
+
+
+def figures_of_raykit(kind: str) -> dict[str, Figure]:
+    """Judge what has no peer: a stopped rank and a resize."""
+    found = {}
+    if stops := values(kind, RAYKIT, "stop", "next_commit_s"):
+        print(f"{kind}, raykit, SIGSTOP: {[round(each, 2) for each in stops]} s to the next commit")
+        late = [stop - limit for stop, limit in zip(stops, values(kind, RAYKIT, "stop", "limit_s"), strict=True)]
+        found["stopped rank, next commit after max(5 steps, 1 s) + 1 s, worst, s"] = Figure(value=max(late), goal="<= 0")
     for what in ("resize to 2", f"resize to {WORKERS}"):
-        print(f"{kind}, raykit, {what}: pauses {[round(trial['pause_s'], 2) for trial in ours if trial['what'] == what]} s")
-    goals = {"ray train": 1 / 50, "ray train, checkpoint each step": 1 / 50, "ray train, tuned": 1 / 20}
-    ratios = {
-        f"next commit, raykit / {side}": Figure(value=medians["raykit"] / medians[side], goal=f"<= {goal}")
-        for side, goal in goals.items()
-    }
-    return (
-        ratios
-        | {
-            "next commit, raykit, s": Figure(value=medians["raykit"]),
-            "committed steps lost, raykit, all kills": Figure(value=sum(lost), goal="<= 0"),
-            "stopped rank, next commit after max(5 steps, 1 s) + 1 s, worst, s": Figure(value=max(late), goal="<= 0"),
-        }
-        | {
-            f"pause beyond a step, {what}, worst, s": Figure(
-                value=max(trial["pause_s"] for trial in ours if trial["what"] == what), goal="<= 0.2"
-            )
-            for what in ("resize to 2", f"resize to {WORKERS}")
-        }
-    )
+        if pauses := values(kind, RAYKIT, what, "pause_s"):
+            print(f"{kind}, raykit, {what}: pauses {[round(each, 2) for each in pauses]} s")
+            found[f"pause beyond a step, {what}, worst, s"] = Figure(value=max(pauses), goal="<= 0.2")
+    return found
 
 
-def on_raykit_once(kind: str, num_kills: int = KILLS_A_RUN) -> list[Trial]:
-    """Kill ranks of one run, each when the world is whole again and a spare is ready."""
-    with tempfile.TemporaryDirectory(prefix="rk-") as folder:
-        os.environ["RAYKIT_HOME"] = f"{folder}/home"
-        marks = Marks(Path(folder))
-        rk.up("bench", num_cpus=WORKERS, object_store_bytes=150_000_000)
-        try:
-            run = rk.train(on_raykit, kind, folder, workers=(1, WORKERS), name=kind)
-            trials = []
-            for _ in range(num_kills):
-                until(lambda: whole(run.refresh()))
-                seen = marks.read()[-1].step
-                until(lambda seen=seen: marks.read()[-1].step >= seen + STEPS_BEFORE)
-                victim = random.choice([rank for rank in run.refresh().ranks if rank.rank is not None and not rank.lost])
-                trials.append({"what": "kill", **strike(marks, victim.pid, signal.SIGKILL)})
-            until(lambda: whole(run.refresh()))
-            step_s = median_step_s(marks)
-            stopped = next(rank for rank in run.view.ranks if rank.rank == 1)
-            trials.append(
-                {"what": "stop", "limit_s": max(5 * step_s, 1) + 1, **strike(marks, stopped.pid, signal.SIGSTOP, in_flight=1)}
-            )
-            until(lambda: whole(run.refresh()))
-            for workers in (2, WORKERS):
-                begun_s = time.time()
-                run.resize((1, workers))
-                until(lambda workers=workers: run.refresh().world_size == workers)
-                reached_s = time.time()
-                until(lambda reached_s=reached_s: len(first_commits(marks, reached_s)) > 2)
-                trials.append({"what": f"resize to {workers}", "pause_s": longest_gap_s(marks, begun_s) - median_step_s(marks)})
-            marks.ask_to_stop()
-            with suppress(rk.RaykitError):
-                run.wait()
-        finally:
-            rk.down("bench")
-    return trials
-
-
-def first_commits(marks: Marks, since_s: float) -> list[float]:
-    """Give the times at which steps were committed first, in the order of the steps."""
-    times: dict[int, float] = {}
-    for mark in marks.read():
-        times.setdefault(mark.step, mark.at_s)
-    return [at_s for at_s in times.values() if at_s >= since_s]
-
-
-def median_step_s(marks: Marks) -> float:
-    times = first_commits(marks, 0)[-STEPS_BEFORE:]
-    return statistics.median(after - before for before, after in pairwise(times))
-
-
-def longest_gap_s(marks: Marks, since_s: float) -> float:
-    return max(after - before for before, after in pairwise(first_commits(marks, since_s)))
-
-
-def whole(view: Any) -> bool:
-    """Say whether all ranks train and a spare is ready."""
-    spares = [rank for rank in view.ranks if rank.ready and not rank.lost and rank.rank is None]
-    return bool(view.world_size == WORKERS and view.step > 0 and spares and view.state == "running")
-
-
-def on_ray_train_once(kind: str, *, every: int, environment: dict[str, str]) -> list[Trial]:
-    """Kill one worker of one run of Ray Train."""
-    with tempfile.TemporaryDirectory(prefix="rt-") as folder:
-        settings = {
-            "kind": kind,
-            "folder": folder,
-            "every": every,
-            "workers": WORKERS,
-            "temp": f"{folder}/ray",
-            "storage": f"{folder}/kept",
-        }
-        marks = Marks(Path(folder))
-        program = [sys.executable, str(Path(__file__).parent / "_ray_train.py"), json.dumps(settings)]
-        mark = {"RAYKIT_BENCHMARK": folder}
-        with (Path(folder) / "log").open("w") as log:
-            peer = subprocess.Popen(program, stdout=log, stderr=log, env=os.environ | environment | mark, start_new_session=True)
-        try:
-            until(lambda: alive(peer, folder) and marks.read() and marks.read()[-1].step >= STEPS_BEFORE)
-            latest = {each.rank: each.pid for each in marks.read()}
-            trial = {"what": "kill", **strike(marks, latest[WORKERS - 1], signal.SIGKILL)}
-            marks.ask_to_stop()
-            peer.wait(WAIT_S)
-        finally:
-            for process in processes_with(mark):
-                process.kill()
-            psutil.wait_procs(processes_with(mark), timeout=10)
-            peer.wait(10)
-    return [trial]
-
-
-def alive(peer: subprocess.Popen[bytes], folder: str) -> bool:
-    if peer.poll() is not None:
-        raise RuntimeError((Path(folder) / "log").read_text()[-3000:])
-    return True
-
-
-def strike(marks: Marks, pid: int, number: signal.Signals, *, in_flight: int = 0) -> Trial:
-    """Signal a worker, wait for the first step that was never committed before, and judge what was committed twice.
-
-    A rank that is stopped may have done its part of so many steps ``in_flight``: those do not count as the next.
-    """
-    os.kill(pid, number)
-    killed_s = time.time()
-    before = max(mark.step for mark in marks.read() if mark.at_s <= killed_s)
-    first: list[Mark] = []
-
-    def committed() -> bool:
-        first[:] = [mark for mark in marks.read() if mark.step > before + in_flight and mark.pid != pid][:1]
-        return bool(first)
-
-    until(committed)
-    again = {mark.step for mark in marks.read() if killed_s + 0.05 < mark.at_s < first[0].at_s and mark.step < before}
-    return {"next_commit_s": first[0].at_s - killed_s, "steps_lost": len(again)}
-
-
-def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {WAIT_S} s in vain")
-        time.sleep(0.02)
+def values(kind: str, side: str, what: str, key: str) -> list[float]:
+    """Give one number of each of a side's trials of one sort that has it."""
+    return [trial[key] for trial in kept(kind, side) if trial["what"] == what and key in trial]
 
 
 def kept(kind: str, side: str) -> list[Trial]:
