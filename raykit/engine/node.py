@@ -6,6 +6,7 @@ loopback. All of it is private to Ray 2.60; tests/ray/test_node_contract.py hold
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -32,6 +33,11 @@ def main() -> None:
         # Ray refuses a second node under the switch that keeps all ports on loopback. Here both are wanted.
         services.get_node_ip_address = lambda address=None: "127.0.0.1"  # noqa: ARG005
         ray_constants.ENABLE_RAY_CLUSTER = True
+        # Nodes of one machine share a folder, and those that start at once would choose the same name for their sockets.
+        choose = Node._prepare_socket_file  # noqa: SLF001
+        Node._prepare_socket_file = lambda self, socket_path, default_prefix: choose(  # noqa: SLF001
+            self, socket_path or f"{self._sockets_dir}/{default_prefix}.{os.getpid()}", default_prefix
+        )
     start()
 
 

@@ -8,18 +8,23 @@ from dataclasses import dataclass, field
 from raykit.decisions import Conclude, Decision, End, Form, GiveUp, LossAnswer, Start
 
 MAX_LOSSES_WITHOUT_COMMIT = 5
-BROKEN_GRACE_S = 1.0  # a dead peer is told of by Ray within this time; after it, nobody died: meet again
+SILENT_S = 0.75  # three pulses
+BROKEN_GRACE_S = SILENT_S  # a dead process is told of by Ray within this time; after it, those who are heard meet again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaState:
-    """A replica as the host knows it. ``ready`` is at its first step or beyond; ``done`` has left its loop."""
+    """A replica as the host knows it. ``ready`` is at its first step or beyond; ``done`` has left its loop.
+
+    ``silent`` was not heard for ``SILENT_S``: it may be dead, or only late. It is not invited until it is heard again.
+    """
 
     replica: str
     holds_slot: bool = False
     ready: bool = False
     done: bool = False
     lost: bool = False
+    silent: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +32,8 @@ class Membership:
     """What is true: the replicas, the world as it was last asked for, and the slots that are held and wanted.
 
     ``is_formed`` says that the ranks of the world have met. ``broken_for_s`` is the time since a rank said that it
-    cannot reach its peers, None while they all can. ``losses`` counts the replicas lost so far by their cause, and
+    cannot reach its peers, None while they all can. ``must_hurry``: the world that was asked for last is to be entered at
+    a commit, but in the world before it somebody is gone, and there will be no commit. ``losses`` counts the replicas lost so far by their cause, and
     ``max_losses`` bounds them, the sum under ``""``. ``is_concluding``: the last world was asked for to save and end.
     """
 
@@ -43,6 +49,7 @@ class Membership:
     max_losses: Mapping[str, int] = field(default_factory=dict)
     losses_since_commit: int = 0
     broken_for_s: float | None = None
+    must_hurry: bool = False
 
 
 def decide(now: Membership) -> list[Decision]:
@@ -58,7 +65,7 @@ def decide(now: Membership) -> list[Decision]:
         return _finish(now, alive)
     if reason := _spent(now):
         return _conclude(now, alive, reason, failed=True)
-    if now.is_concluding or (now.on_loss == "stop" and _has_lost(now)):
+    if now.is_concluding or (now.on_loss == "stop" and (_has_lost(now) or now.must_hurry)):
         return _conclude(now, alive, "a worker was lost, and on_loss is stop", failed=False)
     return [*_staff(now, alive), *_worlds(now, alive)]
 
@@ -76,17 +83,19 @@ def _worlds(now: Membership, alive: list[ReplicaState]) -> list[Decision]:
     least = max(now.min_replicas, min(len(now.world), now.num_slots)) if now.on_loss == "wait" else now.min_replicas
     world = _next_world(now, alive, least)
     if now.is_formed and world == now.world:
-        leavers = tuple(each.replica for each in alive if each.holds_slot and each.ready and each.replica not in world)
+        outside = [each for each in alive if each.replica not in world and each.holds_slot and each.ready]
+        leavers = tuple(each.replica for each in outside if not each.silent)
         decisions += [End(replicas=leavers)] if leavers else []
-    if (world != now.world or _must_meet_again(now)) and len(world) >= least:
+    if (world != now.world or _must_meet_again(now) or now.must_hurry) and len(world) >= least:
         decisions.append(Form(replicas=world))
     return decisions
 
 
 def _next_world(now: Membership, alive: list[ReplicaState], least: int) -> tuple[str, ...]:
-    ready = [each.replica for each in alive if each.ready]
-    survivors = [replica for replica in now.world if replica in ready]
-    joiners = [replica for replica in ready if replica not in survivors]
+    ready = {each.replica: each for each in alive if each.ready}
+    meeting = _must_meet_again(now) or now.must_hurry
+    survivors = [replica for replica in now.world if replica in ready and not (meeting and ready[replica].silent)]
+    joiners = [replica for replica, state in ready.items() if replica not in survivors and not state.silent]
     whole = len(survivors) == len(now.world) and now.is_formed
     if not whole and len(survivors) >= least:
         joiners = []
@@ -124,5 +133,5 @@ def _conclude(now: Membership, alive: list[ReplicaState], reason: str, *, failed
 def _finish(now: Membership, alive: list[ReplicaState]) -> list[Decision]:
     """Some have left the loop: whoever lost a peer in its last step redoes that step among those still in it."""
     rest = tuple(each.replica for each in alive if each.ready and not each.done and each.replica in now.world)
-    hurt = _has_lost(now) or now.broken_for_s is not None
-    return [Form(replicas=rest)] if hurt and rest and rest != now.world else []
+    hurt = _has_lost(now) or now.broken_for_s is not None or now.must_hurry
+    return [Form(replicas=rest)] if hurt and rest and (rest != now.world or now.must_hurry) else []

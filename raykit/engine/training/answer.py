@@ -30,7 +30,7 @@ class Answer:
             payload.known()
             self._function = pickle.loads(payload.extras[EXTRA])  # noqa: S301  (came with the run, past the door's token)
 
-    def to(self, worker: str, rank: int, cause: str) -> LossAnswer:
+    def to(self, worker: str, rank: int | None, cause: str) -> LossAnswer:
         """Say what is to be done about the loss of a rank.
 
         Raises:

@@ -40,7 +40,15 @@ def open_store(host: str) -> tuple[Any, Address]:
 
 
 def join_store(store: Address) -> Any:
-    """Be a client of a rendezvous store."""
+    """Be a client of a rendezvous store.
+
+    Raises:
+        BrokenWorldError: nobody serves it: torch itself would try again until its timeout.
+    """
+    try:
+        socket.create_connection(store, timeout=FORM_TIMEOUT.total_seconds()).close()
+    except OSError as exc:
+        raise BrokenWorldError(f"the store's owner is gone: {exc}") from exc
     return dist.TCPStore(*store, is_master=False, wait_for_workers=False, timeout=FORM_TIMEOUT)
 
 
@@ -202,6 +210,10 @@ class Reducer:
             self._group.wait(work)
         self._torn = False
         return [bucket.flat for bucket in self._buckets]
+
+    def let_go(self) -> None:
+        """Give up what is in flight: a work that is held keeps the group's sockets open, and peers would wait on."""
+        self._works = []
 
     def write_back(self, total_weight: float) -> None:
         """Make the gradients means over ``total_weight`` rows."""

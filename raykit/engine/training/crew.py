@@ -18,6 +18,7 @@ from raykit.engine.training.vigil import Place, Vigil
 from raykit.engine.training.worker import Description, Worker, find_workers, name_of, number_of, replica_of
 from raykit.engine.training.world import Address, Generation
 from raykit.events import WorkerEnded, WorkerLost
+from raykit.policy.failure import Pulse
 from raykit.policy.membership import ReplicaState
 from raykit.spec import TrainSpec
 from raykit.spec.training import LossCause
@@ -49,10 +50,12 @@ class Replica:
     lost: bool = False
 
     @property
-    def state(self) -> ReplicaState:
-        ready = not self.lost and all(hand.store is not None for hand in self.hands)
-        done = all(hand.done for hand in self.hands)
-        return ReplicaState(replica=self.name, holds_slot=self.slot is not None, ready=ready, done=done, lost=self.lost)
+    def ready(self) -> bool:
+        return not self.lost and all(hand.store is not None for hand in self.hands)
+
+    @property
+    def done(self) -> bool:
+        return all(hand.done for hand in self.hands)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +89,21 @@ class Crew:
         return (hand for replica in self.living for hand in replica.hands)
 
     @property
+    def states(self) -> tuple[ReplicaState, ...]:
+        """Give all replicas as the policy sees them."""
+        return tuple(
+            ReplicaState(
+                replica=each.name,
+                holds_slot=each.slot is not None,
+                ready=each.ready,
+                done=each.done,
+                lost=each.lost,
+                silent=any(self._vigil.is_silent(hand.worker) for hand in each.hands),
+            )
+            for each in self.replicas.values()
+        )
+
+    @property
     def slots_used(self) -> set[int]:
         leaving = [replica for replica, _ in self._leaving.values()]
         return {replica.slot for replica in (*self.living, *leaving) if replica.slot is not None}
@@ -103,9 +121,14 @@ class Crew:
         replica = self.replicas.get(replica_of(worker))
         return next(((replica, hand) for hand in replica.hands if hand.worker == worker), None) if replica else None
 
-    def take_up(self, num_named: int) -> Generation | None:
-        """Find what an earlier host left, and give the newest world that it published. ``num_named`` names are taken."""
+    def take_up(self, num_named: int) -> tuple[Generation | None, bool]:
+        """Find what an earlier host left; give the newest world that it published, and whether its ranks are all in it.
+
+        Args:
+            num_named: names that are taken.
+        """
         latest: Generation | None = None
+        entered: dict[str, int] = {}
         left = find_workers(self._context.name)
         self._num_named = max([num_named, *(number_of(worker)[0] for worker in left)])
         asked = {worker: handle.describe.remote() for worker, handle in left.items()}
@@ -118,12 +141,16 @@ class Crew:
                 ray.kill(handle)
                 continue
             replica = self.replicas.setdefault(replica_of(worker), Replica(name=replica_of(worker), slot=described.slot))
-            replica.hands.append(_hand(worker, handle))
+            hand = _hand(worker, handle)
+            replica.hands.append(hand)
+            self._place(hand, described)
+            self._vigil.hear(worker, Pulse(phase="idle", phase_s=0.0, progress=(0, 0)), time.monotonic())
+            entered[worker] = described.entered
             if described.assigned and (latest is None or described.assigned.number > latest.number):
                 latest = described.assigned
         for replica in [each for each in self.replicas.values() if len(each.hands) < self._spec.group]:
             self._kill(self.replicas.pop(replica.name))
-        return latest
+        return latest, latest is not None and all(entered.get(worker, 0) == latest.number for worker in latest.workers)
 
     def start(self, slot: int | None, slots: Slots) -> None:
         """Start a replica in a slot, or a spare, which holds none and stays away from the nodes of the ranks."""
@@ -179,13 +206,17 @@ class Crew:
                     raise UserCodeError(*answer)
         return list(lost.values())
 
-    def lose(self, loss: Loss, world: tuple[str, ...]) -> str | None:
-        """Take a worker as lost, and its replica with it; give the replica's name, None when it was lost before."""
+    def lose(self, loss: Loss, ranks: tuple[str, ...]) -> str | None:
+        """Take a worker as lost, and its replica with it; give the replica's name, None when it was lost before.
+
+        Args:
+            loss: who, and why.
+            ranks: the workers of the world that stands.
+        """
         found = self.find(loss.worker)
         if found is None or found[0].lost:
             return None
         replica, _ = found
-        ranks = self.workers_of(world)
         replica.lost = True
         self.losses[loss.kind] += 1
         for hand in replica.hands:
@@ -230,6 +261,9 @@ class Crew:
 
     def _describe(self, hand: Hand, described: Description) -> None:
         hand.ready, hand.store = None, described.store
+        self._place(hand, described)
+
+    def _place(self, hand: Hand, described: Description) -> None:
         hand.place = Place(pid=described.pid, node_id=described.node_id)
         self._vigil.guard({described.node_id})
 

@@ -155,6 +155,7 @@ class Job:
             self.prepared = True
             self._member.confirm()
         except BrokenWorldError as exc:
+            self._reducer.let_go()
             self._member.broke(str(exc))
             if not self.prepared:
                 self.discard()
@@ -192,6 +193,7 @@ class Job:
         try:
             self._sync(metrics)
         except BrokenWorldError as exc:
+            self._reducer.let_go()
             self._member.broke(str(exc))
             return False
         return True

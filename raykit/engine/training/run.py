@@ -39,7 +39,7 @@ from raykit.events import (
     WorldFormed,
 )
 from raykit.policy.failure import Pulse
-from raykit.policy.membership import Membership, ReplicaState, decide
+from raykit.policy.membership import SILENT_S, Membership, ReplicaState, decide
 from raykit.spec import TrainSpec
 
 TICK_S = 0.05
@@ -62,7 +62,8 @@ class TrainingRun:
         self._datasets = Datasets(context)
         self._world: tuple[str, ...] = ()
         self._generation = 0
-        self._is_formed = False
+        self._is_formed = self._is_urgent = self._must_hurry = False
+        self._standing: tuple[str, ...] = ()
         self._concluding: Conclude | None = None
         self._step = 0
         self._losses_since_commit = 0
@@ -124,7 +125,7 @@ class TrainingRun:
     def _take_up(self) -> frozenset[str]:
         """Find what an earlier host left: its workers, their world, and the slots that it wrote down as held."""
         view = view_of(self._context)
-        latest = self._crew.take_up(max((number_of(rank.worker)[0] for rank in view.ranks), default=0))
+        latest, is_formed = self._crew.take_up(max((number_of(rank.worker)[0] for rank in view.ranks), default=0))
         for rank in view.ranks:
             if not rank.lost and self._crew.find(rank.worker) is None:
                 self._context.emit(WorkerLost(worker=rank.worker, rank=rank.rank, cause=GONE))
@@ -133,7 +134,8 @@ class TrainingRun:
             self._min_replicas, self._max_replicas = (workers // self._spec.group for workers in view.resized_to)
         if latest is not None:
             self._world = tuple(dict.fromkeys(map(replica_of, latest.workers)))
-            self._generation, self._is_formed = latest.number, True
+            self._generation, self._is_formed, self._is_urgent = latest.number, is_formed, latest.urgent
+            self._standing = latest.workers
             self._tell(latest)  # the earlier host may have died before it told all
             gone = [worker for worker in latest.workers if self._crew.find(worker) is None]
             if gone:
@@ -157,8 +159,10 @@ class TrainingRun:
     def _is_over(self) -> bool:
         if self._context.stop_asked.is_set() and not self._world:
             return True
-        world = [replica.state for replica in self._crew.living if replica.name in self._world]
-        return bool(world) and all(state.done for state in world)
+        # Those who were invited since, and wait for the others, are not waited for.
+        standing = {replica_of(worker) for worker in self._standing} or set(self._world)
+        living = [replica for replica in self._crew.living if replica.name in standing]
+        return bool(living) and all(replica.done for replica in living)
 
     def _membership(self, slots: Slots) -> Membership:
         lost_by_earlier_host = [name for name in self._world if name not in self._crew.replicas]
@@ -170,12 +174,13 @@ class TrainingRun:
             world=self._world,
             is_formed=self._is_formed,
             is_concluding=self._concluding is not None,
-            replicas=(*gone, *(replica.state for replica in self._crew.replicas.values())),
+            replicas=(*gone, *self._crew.states),
             on_loss=self._answer,
             losses=self._crew.losses,
             max_losses=dict(self._spec.max_losses),
             losses_since_commit=self._losses_since_commit,
             broken_for_s=None if self._broken_at_s is None else time.monotonic() - self._broken_at_s,
+            must_hurry=self._must_hurry,
         )
 
     @property
@@ -237,29 +242,27 @@ class TrainingRun:
             self._vigil.hear(worker, pulse, at_s)
 
     def _end_hung(self) -> None:
-        """Take those of the world who hang as lost."""
-        hands = [
-            hand
-            for name in self._world
-            if (replica := self._crew.replicas.get(name)) and not replica.lost
-            for hand in replica.hands
-        ]
-        for hung in self._vigil.look({hand.worker: hand.place for hand in hands if hand.place}):
+        """Take those who hang as lost."""
+        for hung in self._vigil.look({hand.worker: hand.place for hand in self._crew.hands if hand.place}):
             self._lose(Loss(worker=hung.worker, cause=hung.cause, kind=hung.kind, stack=hung.stack))
 
     def _lose(self, loss: Loss) -> None:
-        ranks = self._crew.workers_of(self._world)
-        name = self._crew.lose(loss, self._world)
+        ranks = self._standing or self._crew.workers_of(self._world)
+        name = self._crew.lose(loss, ranks)
         if name is None:  # it was lost or let go before
             return
         self._losses_since_commit += 1
-        if name in self._world:
-            self._answer = self._on_loss.to(loss.worker, ranks.index(loss.worker), loss.cause)
+        stands = loss.worker in ranks
+        if stands and not self._is_formed and not self._is_urgent:
+            self._must_hurry = True
+        if stands or name in self._world:
+            rank = ranks.index(loss.worker) if stands else None
+            self._answer = self._on_loss.to(loss.worker, rank, loss.cause)
             self._begin_recovery([hand.worker for hand in self._crew.replicas[name].hands], loss)
 
     def _begin_recovery(self, lost: list[str], loss: Loss) -> None:
         if self._recovery is None:
-            world = self._crew.workers_of(self._world)
+            world = self._standing or self._crew.workers_of(self._world)
             self._recovery = Recovery(known_at_s=time.monotonic(), world_before=world, step_before=self._step)
             self._recovery.broken = self._broken_at_s is not None
         self._recovery.formed = None
@@ -272,8 +275,10 @@ class TrainingRun:
     def _take_in(self, at_s: float, event: Event) -> None:
         if isinstance(event, WorldBroken) and event.generation == self._generation:
             self._broken_at_s = self._broken_at_s or at_s
+        elif isinstance(event, WorldBroken) and not self._is_formed and not self._is_urgent:
+            self._must_hurry = True
         if isinstance(event, WorldFormed) and event.generation == self._generation:
-            self._broken_at_s, self._is_formed = None, True
+            self._broken_at_s, self._is_formed, self._standing = None, True, event.workers
         if self._recovery is not None:
             card = self._recovery.observe(event, at_s)
             if self._concluding and isinstance(event, WorldFormed) and event.generation == self._generation:
@@ -330,9 +335,13 @@ class TrainingRun:
     def _form(self, world: tuple[str, ...], slots: Slots, *, final: bool = False) -> None:
         """Publish the next world to all workers; who lost a peer enters at once, the others after a commit."""
         replicas = self._crew.replicas
-        mended = final or self._broken_at_s is not None or any(name not in replicas or replicas[name].lost for name in self._world)
+        somebody_gone = any(name not in replicas or replicas[name].lost for name in self._world)
+        self._is_urgent = final or self._must_hurry or self._broken_at_s is not None or somebody_gone
         self._generation += 1
-        self._broken_at_s, self._is_formed = None, False
+        if self._is_urgent and (unheard := [name for name in self._world if name in replicas and self._is_left_out(name, world)]):
+            silent = list(self._crew.workers_of(tuple(unheard)))
+            self._begin_recovery(silent, Loss(worker=silent[0], cause=f"it was not heard for {SILENT_S} s", kind="node"))
+        self._broken_at_s, self._is_formed, self._must_hurry = None, False, False
         store = replicas[world[0]].hands[0].store
         assert store is not None, "only replicas that are ready form a world"
         taken = {replicas[name].slot for name in world}
@@ -344,9 +353,19 @@ class TrainingRun:
         workers = self._crew.workers_of(world)
         self._tell(
             Generation(
-                number=self._generation, workers=workers, store=store, urgent=mended, group_size=self._spec.group, final=final
+                number=self._generation,
+                workers=workers,
+                store=store,
+                urgent=self._is_urgent,
+                group_size=self._spec.group,
+                final=final,
             )
         )
+
+    def _is_left_out(self, name: str, world: tuple[str, ...]) -> bool:
+        """Say whether a replica that lives is not invited any more because it is silent."""
+        replica = self._crew.replicas[name]
+        return name not in world and not replica.lost and any(self._vigil.is_silent(hand.worker) for hand in replica.hands)
 
     def _tell(self, generation: Generation) -> None:
         for hand in self._crew.hands:

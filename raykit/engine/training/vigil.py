@@ -18,6 +18,7 @@ import ray
 
 from raykit.engine.training.watch import Watch, on_node
 from raykit.policy.failure import STILL_S, Heard, Pulse, Suspect, suspects
+from raykit.policy.membership import SILENT_S
 from raykit.spec.training import LossCause
 
 NODE_TIMEOUT_S = 2.0
@@ -67,6 +68,10 @@ class Vigil:
         _, still_since_s, before = self._heard.get(worker, (at_s, at_s, None))
         moved = before is None or before.progress != pulse.progress
         self._heard[worker] = at_s, at_s if moved else still_since_s, pulse
+
+    def is_silent(self, worker: str) -> bool:
+        """Say whether a worker was heard before, and is heard no longer."""
+        return worker in self._heard and self._silent_s(worker) > SILENT_S
 
     def step_took(self, step_s: float) -> None:
         """Take a committed step's time in."""

@@ -39,6 +39,7 @@ class Description:
     store: Address
     slot: int | None
     assigned: Generation | None
+    entered: int
     pid: int
     node_id: str
 
@@ -83,6 +84,7 @@ class Worker:
             store=self._store_address,
             slot=self._slot,
             assigned=self._member.assigned,
+            entered=self._member.generation,
             pid=os.getpid(),
             node_id=self._node_id,
         )
