@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import Any
 
 from raykit.client import session
 from raykit.client.capture import pack
 from raykit.client.session import Cluster
 from raykit.commands import Command, Drill, Resize, Stop
-from raykit.errors import ClusterLostError, RunFailedError, RunLostError, RunStoppedError
+from raykit.errors import ClusterLostError, InputError, OptionError, RunFailedError, RunLostError, RunStoppedError
 from raykit.spec import RunSpec, TaskSpec, TrainSpec
 from raykit.views import RunView, fold_all
 from raykit.wire.door import DoorClosedError
+from raykit.wire.loop import check_loop
 from raykit.wire.payload import FunctionWork, Payload
 
 POLL_S = 10.0
@@ -146,9 +148,14 @@ def train(
     gpus: float = 0,
     spares: int | None = None,
     checkpoint_every_s: float = 60.0,
+    engine: Any = "raykit",
     **kwargs: Any,
 ) -> Run:
     """Run an elastic training function on every worker; rank 0's result is ``.wait().result``.
+
+    With ``engine="ray-train"`` the function is a ``train_loop_per_worker`` of Ray Train, unchanged, and takes its config
+    or nothing. ``.wait().result`` is then what it reported last, ``.output("checkpoint")`` the path of its newest
+    checkpoint, or None.
 
     Args:
         function: a loop over ``rk.elastic(...).batches(...)``, as in a ``%%ray train`` cell.
@@ -159,7 +166,12 @@ def train(
         gpus: GPUs of each rank.
         spares: warm spares; 1 if not given, 0 on a small cluster.
         checkpoint_every_s: seconds between checkpoints.
+        engine: ``raykit``, or ``ray-train``.
         kwargs: see ``args``.
+
+    Raises:
+        CellError: Ray Train could not call the function.
+        InputError: Ray Train's loop is given more than a config.
     """
     spec = TrainSpec(
         name=name,
@@ -168,10 +180,31 @@ def train(
         gpus_per_worker=gpus,
         num_spares=spares,
         checkpoint_every_s=checkpoint_every_s,
-        outputs=("result",),
+        engine=engine,
+        outputs=("result", "checkpoint") if engine == "ray-train" else ("result",),
     )
+    if engine == "ray-train":
+        refuse_options(spec)
+        check_loop(function)
+        if len(args) > 1 or kwargs:
+            raise InputError("A loop of Ray Train takes its config and nothing else.", "Put it all into the config.")
     work = FunctionWork(function=function, args=args, kwargs=kwargs)
     return start(spec, pack(work, {getattr(function, "__name__", "function"): function, **kwargs}, {}))
+
+
+def refuse_options(spec: TrainSpec) -> None:
+    """Refuse options of raykit's own engine where Ray Train is asked for.
+
+    Raises:
+        OptionError: the option that would have no effect.
+    """
+    for each in fields(TrainSpec):
+        if each.name in _OWN_OPTIONS and getattr(spec, each.name) != each.default:
+            flag = each.metadata["option"][0][0]
+            raise OptionError(f"{flag} has no effect on a loop of Ray Train.", f"Leave {flag} out, or --engine ray-train.")
+
+
+_OWN_OPTIONS = ("num_spares", "checkpoint_every_s", "hang_after_s")
 
 
 def _at(view: RunView) -> str:

@@ -8,11 +8,12 @@ from typing import Any
 
 from raykit.client.capture import capture_cell, check_names
 from raykit.client.pipeline import MARK, Pipeline
-from raykit.client.run import Run, start
+from raykit.client.run import Run, refuse_options, start
 from raykit.errors import CellError, OptionError
 from raykit.jupyter.display import Said, follow
 from raykit.spec import TaskSpec, TrainSpec
 from raykit.spec.lines import PipelineLine, Viewing
+from raykit.wire.loop import check_cell
 
 
 def run_cell(shell: Any, cell: str, spec: TaskSpec, viewing: Viewing) -> Said | None:
@@ -22,8 +23,11 @@ def run_cell(shell: Any, cell: str, spec: TaskSpec, viewing: Viewing) -> Said | 
 
 
 def train_cell(shell: Any, cell: str, spec: TrainSpec, viewing: Viewing) -> Said | None:
-    """Run a cell on every worker of an elastic training run."""
+    """Run a cell on every worker of an elastic training run, or the loop of Ray Train that it defines."""
     payload = capture_cell(_numbered(cell), shell.user_ns, title=_title(shell))
+    if spec.engine == "ray-train":
+        refuse_options(spec)
+        check_cell(cell, shell.user_ns)
     return view(shell, start(spec, payload, on=viewing.on), detach=viewing.detach)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+from raykit.errors import OptionError
 from raykit.spec.options import amount, check_range, count, counts, names, option, seconds
 
 
@@ -28,8 +30,13 @@ class TrainSpec:
         metavar="5m",
     )  # fmt: skip
     outputs: tuple[str, ...] = option("-o", default=(), help="names that come back, from the first rank", read=names)
+    engine: Literal["raykit", "ray-train"] = option(
+        "--engine", default="raykit", help="raykit, or ray-train for a train_loop_per_worker of Ray Train", read=str
+    )
 
     def __post_init__(self) -> None:
+        if self.engine not in ("raykit", "ray-train"):
+            raise OptionError(f"--engine is {self.engine!r}.", "There are two: raykit and ray-train.")
         check_range("--workers", *self.workers, least=1)
 
     @property
