@@ -137,19 +137,29 @@ def test_a_rank_that_is_killed_costs_a_restart_from_the_checkpoint_and_a_card_sa
     assert facts["next commit"].startswith("step 3, ")
 
 
-def test_a_stopped_loop_is_resumed_from_its_newest_checkpoint(cluster, until, tmp_path):
+def test_a_loop_of_a_range_takes_the_slots_that_are_free_and_is_resumed_from_its_newest_checkpoint(cluster, until, tmp_path):
+    def hold():
+        import time
+
+        print("held")
+        time.sleep(600)
+
     gate = tmp_path / "gate"
-    run = rk.train(ddp, {"steps": 4, "gate": str(gate)}, workers=(1, 2), engine="ray-train", name="held")
+    holder = rk.run(hold, name="holder")
+    until(lambda: holder.refresh().lines)
+    run = rk.train(ddp, {"steps": 4, "gate": str(gate)}, workers=(1, 2), engine="ray-train", name="ranged")
     until(lambda: run.refresh().step == 2)
+    assert run.view.world_size == 1
+    holder.stop()
     run.stop()
     with pytest.raises(RunStoppedError, match="at step 2"):
         run.wait()
     assert run.result["step"] == 2
     _is_left_clean(until)
     gate.touch()
-    resumed = rk.resume("held")
-    resumed.wait()
+    resumed = rk.resume("ranged").wait()
     assert resumed.result["step"] == 4
+    assert resumed.view.world_size == 2
     assert [line.text for line in resumed.view.lines if line.text.startswith("from")] == ["from step 3"]
 
 

@@ -23,6 +23,7 @@ from ray.train.v2._internal.execution import context
 from ray.train.v2._internal.execution.callback import ControllerCallback, ReportCallback, WorkerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import ErroredState, RestartingState, ShuttingDownState
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.train.v2._internal.execution.worker_group.worker import ActorMetadata, Worker
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
 
@@ -41,6 +42,9 @@ assert parameters(ReportCallback.after_report) == ["self", "training_report", "m
 assert parameters(ControllerCallback.after_controller_state_update) == ["self", "previous_state", "current_state"]
 
 assert {"CPU", "GPU"} <= set(ScalingConfig(num_workers=(1, 2), use_gpu=True, resources_per_worker={"CPU": 1, "GPU": 1}).total_resources)
+policy = ElasticScalingPolicy(ScalingConfig(num_workers=(1, 3)))
+assert policy._count_possible_workers({"a": {"CPU": 1.5}, "b": {"CPU": 1.0, "memory": 5.0}, "c": {}}) == 2
+assert "scaling_policy=create_scaling_policy(self.scaling_config)" in getsource(TorchTrainer.fit)
 assert {"max_failures", "controller_failure_limit"} <= {each.name for each in fields(FailureConfig)}
 assert parameters(TorchTrainer._create_default_callbacks) == ["self"]
 assert parameters(TorchTrainer._initialize_and_run_controller) == ["self", "controller_init_kwargs"]
@@ -65,6 +69,8 @@ assert {"pid", "node_id"} <= {each.name for each in fields(ActorMetadata)} and i
 assert count_required_parameters(lambda config=None, *args: 0) == 1 and count_required_parameters(lambda config=None: 0) == 0
 
 assert {"creator_actor_id", "placement_group_id", "state"} <= set(gcs_pb2.PlacementGroupTableData.DESCRIPTOR.fields_by_name)
-assert callable(ray._private.state.state.actor_table) and callable(ray._private.state.state._connect_and_get_accessor)
+assert {"node_id", "unit_resources"} <= set(gcs_pb2.PlacementGroupTableData.DESCRIPTOR.fields_by_name["bundles"].message_type.fields_by_name)
+assert callable(ray._private.state.available_resources_per_node) and callable(ray._private.state.state.actor_table)
+assert callable(ray._private.state.state._connect_and_get_accessor)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -30,6 +30,7 @@ from ray.train.v2._internal.execution import context as train_context
 from ray.train.v2._internal.execution.callback import ControllerCallback, ReportCallback, WorkerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import ErroredState, RestartingState, ShuttingDownState
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -187,19 +188,20 @@ def clear(run: str) -> None:
         time.sleep(TICK_S)
     creators = {row["ActorID"] for row in _actors_called(name)}
     for group in _groups_made_by(creators):
-        remove_placement_group(group)
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
 def _actors_called(name: str) -> list[dict[str, Any]]:
     return [row for row in ray._private.state.state.actor_table(None).values() if row["Name"] == name]  # noqa: SLF001
 
 
-def _groups_made_by(creators: set[str]) -> Iterator[PlacementGroup]:
-    accessor = ray._private.state.state._connect_and_get_accessor()  # noqa: SLF001  (the public table leaves the creator out)
+def _groups_made_by(creators: set[str]) -> Iterator[Any]:
+    """Give the records of placement groups that are there; Ray's public table leaves out who made them."""
+    accessor = ray._private.state.state._connect_and_get_accessor()  # noqa: SLF001
     for row in accessor.get_placement_group_table():
         group = gcs_pb2.PlacementGroupTableData.FromString(row)
         if group.creator_actor_id.hex() in creators and group.state != gcs_pb2.PlacementGroupTableData.REMOVED:
-            yield PlacementGroup(ray.PlacementGroupID(group.placement_group_id))
+            yield group
 
 
 class _Trainer(TorchTrainer):
@@ -225,6 +227,8 @@ class _Trainer(TorchTrainer):
             ENABLE_PRINT_PATCH_ENV_VAR: "0",  # with it each printed line comes twice: by its stream and by a logger
             "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # Ray Train's own setting
         }
+        if self.scaling_config.elasticity_enabled:
+            arguments["scaling_policy"] = _AsSlotsAllow(self.scaling_config)
         controller = (
             ray.remote(TrainController)
             .options(
@@ -245,6 +249,24 @@ class _Trainer(TorchTrainer):
                 raise StoppedError
         ray.get(running)
         return ray.get(controller.get_result.remote())
+
+
+class _AsSlotsAllow(ElasticScalingPolicy):
+    """Decides on as many workers as there are slots that are free or the run's own.
+
+    Ray Train's own policy counts every slot of the cluster that no other Ray Train or Ray Data holds. Where a cell holds
+    one, it decides on a group that cannot be placed, waits a minute, and decides the same again; after the loss of a node
+    it does so until it hears of the loss.
+    """
+
+    def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:
+        slots: dict[str, dict[str, float]] = ray._private.state.available_resources_per_node()  # noqa: SLF001
+        for group in _groups_made_by({ray.get_runtime_context().get_actor_id()}):
+            for bundle in group.bundles:
+                node = slots.get(bundle.node_id.hex(), {})
+                for resource, amount in bundle.unit_resources.items():
+                    node[resource] = node.get(resource, 0.0) + amount
+        return min(super()._count_possible_workers(reserved_resources), super()._count_possible_workers(slots))
 
 
 @dataclass(slots=True, kw_only=True)
