@@ -69,11 +69,19 @@ def _left():
     kinds = ("TrainController", "RayTrainWorker", "SynchronizationActor", "PreemptionWatcher", "PlacementGroupCleaner")
     groups = [each for each in ray.util.placement_group_table().values() if each["state"] != "REMOVED"]
     actors = [each for each in ray._private.state.state.actor_table(None).values() if each["State"] != "DEAD"]
-    return groups + [each for each in actors if each["ActorClassName"] in kinds]
+    try:
+        coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+        claims = ray.get(
+            coordinator.__ray_call__.remote(lambda it: [each for each in it._ongoing_reqs if each.startswith("train-")])
+        )
+    except ValueError:
+        claims = []
+    return groups + claims + [each for each in actors if each["ActorClassName"] in kinds]
 
 
 def _is_left_clean(until):
-    until(lambda: not rk.run(_left).wait().result)
+    until(lambda: not rk.run(_left, cpus=0).wait().result)
+    until(lambda: rk.status()["num_cpus_free"] == 2)
 
 
 def test_a_loop_runs_unchanged_and_its_reports_are_seen(cluster):
@@ -135,6 +143,19 @@ def test_a_rank_that_is_killed_costs_a_restart_from_the_checkpoint_and_a_card_sa
     assert facts["world"] == "2 → 2"
     assert facts["done"] == "Ray Train started new workers (w3, w4) from the checkpoint of step 2"
     assert facts["next commit"].startswith("step 3, ")
+
+
+def test_a_host_that_comes_back_goes_on_from_the_newest_checkpoint_and_leaves_nothing(cluster, until, tmp_path):
+    gate = tmp_path / "gate"
+    run = rk.train(ddp, {"steps": 4, "gate": str(gate)}, engine="ray-train", name="rehosted")
+    until(lambda: run.refresh().step == 2)
+    run.drill("kill-host")
+    until(lambda: run.refresh().host_attempts == 2)
+    gate.touch()
+    assert run.wait().result["step"] == 4
+    assert [line.text for line in run.view.lines if line.text.startswith("from")] == ["from step 1", "from step 3"]
+    assert [(rank.worker, rank.lost) for rank in run.view.ranks] == [("w1", True), ("w2", False)]
+    _is_left_clean(until)
 
 
 def test_a_loop_of_a_range_takes_the_slots_that_are_free_and_is_resumed_from_its_newest_checkpoint(cluster, until, tmp_path):

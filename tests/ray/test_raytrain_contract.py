@@ -13,6 +13,7 @@ from dataclasses import fields
 from inspect import getsource, iscoroutinefunction, signature
 import ray
 from ray.core.generated import gcs_pb2
+from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
 from ray.train import FailureConfig, LoggingConfig, ScalingConfig
 from ray.train._internal.utils import count_required_parameters
 from ray.train.torch import TorchTrainer
@@ -23,7 +24,7 @@ from ray.train.v2._internal.execution import context
 from ray.train.v2._internal.execution.callback import ControllerCallback, ReportCallback, WorkerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import ErroredState, RestartingState, ShuttingDownState
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, ScalingPolicy
 from ray.train.v2._internal.execution.worker_group.worker import ActorMetadata, Worker
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
 
@@ -42,6 +43,10 @@ assert parameters(ReportCallback.after_report) == ["self", "training_report", "m
 assert parameters(ControllerCallback.after_controller_state_update) == ["self", "previous_state", "current_state"]
 
 assert {"CPU", "GPU"} <= set(ScalingConfig(num_workers=(1, 2), use_gpu=True, resources_per_worker={"CPU": 1, "GPU": 1}).total_resources)
+assert 'f"train-{train_run_context.run_id}"' in getsource(ScalingPolicy.after_controller_start)
+for part in ('name="AutoscalingCoordinator"', 'namespace="AutoscalingCoordinator"'):
+    assert part in getsource(default_autoscaling_coordinator.get_or_create_autoscaling_coordinator), part
+assert parameters(default_autoscaling_coordinator._AutoscalingCoordinatorActor.cancel_request) == ["self", "requester_id"]
 policy = ElasticScalingPolicy(ScalingConfig(num_workers=(1, 3)))
 assert policy._count_possible_workers({"a": {"CPU": 1.5}, "b": {"CPU": 1.0, "memory": 5.0}, "c": {}}) == 2
 assert "scaling_policy=create_scaling_policy(self.scaling_config)" in getsource(TorchTrainer.fit)

@@ -69,6 +69,8 @@ POLL_S = 0.25  # Ray Train takes one report of each rank a poll; its own 2 s wou
 MAX_FAILURES = 3  # restarts after the loss of ranks, over the whole run; Ray Train's own default is none
 MAX_FAILED_STARTS = 3  # Ray Train's own default is no limit: a run whose ranks cannot start would never end
 WHERE = "Ray Train"
+COORDINATOR = "AutoscalingCoordinator"  # its name and its namespace
+CLAIM = "claim"  # the file with the name under which the run claims slots there
 REASON_LENGTH = 300
 
 
@@ -86,7 +88,7 @@ class RayTrainRun:
             raise UserCodeError(
                 WHERE, "The GPUs of this cluster are simulated; Ray Train would look for real ones. Leave --gpus out.", ""
             )
-        clear(context.name)
+        clear(context.name, _storage(context))
         earlier = Earlier.of(context)
         context.emit(*earlier.farewell)
         self._wait_for_slots()
@@ -96,7 +98,7 @@ class RayTrainRun:
             self._save_outputs(all_of_them=False)
             raise
         finally:
-            clear(context.name)
+            clear(context.name, _storage(context))
             context.emit(*(SlotsReleased(holder=holder) for holder in sorted(self._held)))
         self._save_outputs(all_of_them=True)
 
@@ -148,7 +150,7 @@ class RayTrainRun:
                 callbacks=[_Watch(context.host, _storage(context), earlier), _Quiet()],
             ),
         )
-        trainer.controlled(_controller_name(context.name), context.stop_asked)
+        trainer.controlled(_controller_name(context.name), _storage(context), context.stop_asked)
         try:
             trainer.fit()
         except TrainingFailedError as exc:
@@ -174,11 +176,12 @@ class RayTrainRun:
             raise UserCodeError(WHERE, f"-o {missing[0]}: the loop reported no metric of that name; there are: {known}.", "")
 
 
-def clear(run: str) -> None:
+def clear(run: str, storage: Path) -> None:
     """End the controller that a run has, or had, and remove what it held; blocking until its slots are on their way back.
 
-    What Ray Train starts for a run belongs to its controller's process and ends with it, except for placement groups:
-    those stay when a start fails or the controller is killed.
+    What Ray Train starts for a run belongs to its controller's process and ends with it, except for placement groups,
+    which stay when a start fails or the controller is killed, and for its claim with Ray's coordinator, by which others
+    (Ray Data among them) would count its slots as taken for three minutes more.
     """
     name = _controller_name(run)
     with suppress(ValueError):
@@ -189,6 +192,12 @@ def clear(run: str) -> None:
     creators = {row["ActorID"] for row in _actors_called(name)}
     for group in _groups_made_by(creators):
         remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+    claim = storage / CLAIM
+    if claim.exists():
+        with suppress(ValueError, ray.exceptions.RayError):  # no coordinator, no claim
+            coordinator = ray.get_actor(COORDINATOR, namespace=COORDINATOR)
+            ray.get(coordinator.cancel_request.remote(claim.read_text()), timeout=SEND_TIMEOUT_S)
+        claim.unlink()
 
 
 def _actors_called(name: str) -> list[dict[str, Any]]:
@@ -207,8 +216,8 @@ def _groups_made_by(creators: set[str]) -> Iterator[Any]:
 class _Trainer(TorchTrainer):
     """Ray Train's own trainer, whose controller can be found by its name and be stopped."""
 
-    def controlled(self, name: str, stop_asked: threading.Event) -> None:
-        self._name, self._stop_asked = name, stop_asked
+    def controlled(self, name: str, storage: Path, stop_asked: threading.Event) -> None:
+        self._name, self._storage, self._stop_asked = name, storage, stop_asked
 
     def _create_default_callbacks(self) -> list[Any]:
         """Leave out the cleaner, a detached actor that looks for the dashboard each second; :func:`clear` does its work.
@@ -227,6 +236,8 @@ class _Trainer(TorchTrainer):
             ENABLE_PRINT_PATCH_ENV_VAR: "0",  # with it each printed line comes twice: by its stream and by a logger
             "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # Ray Train's own setting
         }
+        self._storage.mkdir(mode=0o700, exist_ok=True)
+        (self._storage / CLAIM).write_text(f"train-{self.train_run_context.run_id}")
         if self.scaling_config.elasticity_enabled:
             arguments["scaling_policy"] = _AsSlotsAllow(self.scaling_config)
         controller = (
@@ -254,19 +265,18 @@ class _Trainer(TorchTrainer):
 class _AsSlotsAllow(ElasticScalingPolicy):
     """Decides on as many workers as there are slots that are free or the run's own.
 
-    Ray Train's own policy counts every slot of the cluster that no other Ray Train or Ray Data holds. Where a cell holds
-    one, it decides on a group that cannot be placed, waits a minute, and decides the same again; after the loss of a node
-    it does so until it hears of the loss.
+    Ray Train's own policy goes by claims alone. Where a cell holds a slot, it decides on a group that cannot be placed,
+    waits a minute, and decides the same again; after the loss of a node it does so until the coordinator hears of it.
     """
 
-    def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:
+    def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:  # noqa: ARG002
         slots: dict[str, dict[str, float]] = ray._private.state.available_resources_per_node()  # noqa: SLF001
         for group in _groups_made_by({ray.get_runtime_context().get_actor_id()}):
             for bundle in group.bundles:
                 node = slots.get(bundle.node_id.hex(), {})
                 for resource, amount in bundle.unit_resources.items():
                     node[resource] = node.get(resource, 0.0) + amount
-        return min(super()._count_possible_workers(reserved_resources), super()._count_possible_workers(slots))
+        return super()._count_possible_workers(slots)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -302,7 +312,7 @@ class _Watch(ControllerCallback, WorkerGroupCallback, ReportCallback):
         self._host, self._storage = host, storage
         self._num_named, self._generation = earlier.num_workers, earlier.generation
         self._step = self._checkpoint_step = self._world_step = earlier.checkpoint_step
-        self._checkpoint = last_report(storage).checkpoint
+        self._checkpoint = self._world_checkpoint = last_report(storage).checkpoint
         self._members: list[_Member] = []
         self._held: list[str] = []
         self._has_begun = self._has_reported = False
@@ -329,6 +339,7 @@ class _Watch(ControllerCallback, WorkerGroupCallback, ReportCallback):
         self._generation += 1
         self._has_reported = False
         self._step = self._world_step = self._checkpoint_step
+        self._world_checkpoint = self._checkpoint
         workers = tuple(member.name for member in self._members)
         begun = [] if self._has_begun else [RunStarted()]
         self._has_begun = True
@@ -401,7 +412,9 @@ class _Watch(ControllerCallback, WorkerGroupCallback, ReportCallback):
     def _recovered(self, loss: _Loss) -> Recovered:
         names = ", ".join(member.name for member in self._members)
         whence = (
-            f"from the checkpoint of step {self._world_step}" if self._checkpoint else "from the start: there was no checkpoint yet"
+            f"from the checkpoint of step {self._world_step}"
+            if self._world_checkpoint
+            else "from the start: there was no checkpoint yet"
         )
         return Recovered(
             what=loss.what,

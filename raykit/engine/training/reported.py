@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
+
 from raykit.engine.run import RunContext
 from raykit.events import CheckpointSaved, Event, SlotsReleased, WorkerLost, WorkerStarted, WorldFormed
 from raykit.store.log import Log
@@ -38,6 +40,7 @@ class Earlier:
 
     @staticmethod
     def of(context: RunContext) -> Earlier:
+        """Read the run's log."""
         log = Log(context.cluster.log_path)
         try:
             records = list(log.read_all(run=context.name))
@@ -58,14 +61,16 @@ class Earlier:
 
 
 def keep_report(storage: Path, report: Report) -> None:
+    """Write a report in the place of the one before, in one move."""
     file = storage / "last-report.pkl"
     draft = file.with_suffix(".new")
     storage.mkdir(mode=0o700, exist_ok=True)
-    draft.write_bytes(pickle.dumps(report))
+    draft.write_bytes(cloudpickle.dumps(report))  # a metric may be of a class of the user's own cell
     draft.replace(file)
 
 
 def last_report(storage: Path) -> Report:
+    """Give what was reported last, by whichever host's workers; an empty report where there was none."""
     with suppress(FileNotFoundError):
         report = pickle.loads((storage / "last-report.pkl").read_bytes())  # noqa: S301  (the controller's own)
         assert isinstance(report, Report)
