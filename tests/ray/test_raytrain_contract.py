@@ -58,7 +58,11 @@ source = getsource(TorchTrainer._initialize_and_run_controller)
 for part in ("num_cpus=0", "RAY_NODE_ID_KEY", "env_vars", "controller.run.remote()", "controller.get_result.remote()"):
     assert part in source, part
 assert iscoroutinefunction(TrainController.run) and iscoroutinefunction(TrainController.abort)
-told = {constants.HEALTH_CHECK_INTERVAL_S_ENV_VAR, constants.ENABLE_PRINT_PATCH_ENV_VAR}
+told = {
+    constants.HEALTH_CHECK_INTERVAL_S_ENV_VAR,
+    constants.ENABLE_PRINT_PATCH_ENV_VAR,
+    constants.WORKER_GROUP_START_TIMEOUT_S_ENV_VAR,
+}
 assert told <= constants.ENV_VARS_TO_PROPAGATE and constants.get_env_vars_to_propagate() == {}
 assert parameters(WorkerCallback.after_init_train_context) == ["self"] and context.logger.name == context.__file__
 assert LoggingConfig(log_level="WARNING").log_level == "WARNING"

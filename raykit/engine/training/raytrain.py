@@ -23,6 +23,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.constants import (
     ENABLE_PRINT_PATCH_ENV_VAR,
     HEALTH_CHECK_INTERVAL_S_ENV_VAR,
+    WORKER_GROUP_START_TIMEOUT_S_ENV_VAR,
     get_env_vars_to_propagate,
 )
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
@@ -66,6 +67,7 @@ SEND_TIMEOUT_S = 5.0
 ABORT_TIMEOUT_S = 5.0
 CLEAR_TIMEOUT_S = 10.0
 POLL_S = 0.25  # Ray Train takes one report of each rank a poll; its own 2 s would make a step of 0.2 s one of 2 s
+PLACING_TIMEOUT_S = 10.0  # free slots are placed in no time, unless their node is dead and Ray does not know yet; its own: 60
 MAX_FAILURES = 3  # restarts after the loss of ranks, over the whole run; Ray Train's own default is none
 MAX_FAILED_STARTS = 3  # Ray Train's own default is no limit: a run whose ranks cannot start would never end
 WHERE = "Ray Train"
@@ -240,6 +242,7 @@ class _Trainer(TorchTrainer):
         (self._storage / CLAIM).write_text(f"train-{self.train_run_context.run_id}")
         if self.scaling_config.elasticity_enabled:
             arguments["scaling_policy"] = _AsSlotsAllow(self.scaling_config)
+            environment[WORKER_GROUP_START_TIMEOUT_S_ENV_VAR] = str(PLACING_TIMEOUT_S)
         controller = (
             ray.remote(TrainController)
             .options(
