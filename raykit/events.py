@@ -184,11 +184,14 @@ class WorldBroken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCommitted:
-    """A step is in the model. ``metrics`` are means over the global batch."""
+    """A step is in the model. ``metrics`` are means over the global batch, or what rank 0 reported to Ray Train.
+
+    ``epoch`` and ``num_rows`` are None where the loop is Ray Train's: it does not say them.
+    """
 
     step: int
-    epoch: int
-    num_rows: int
+    epoch: int | None
+    num_rows: int | None
     total_steps: int | None
     metrics: dict[str, float] = field(default_factory=dict)
     step_s: float = 0.0
@@ -241,7 +244,7 @@ class Recovered:
     """The first step after a loss is committed: the recovery card.
 
     ``detected_after_s`` is None where the moment of death is not known, ``recovered_after_s`` where the run ended with the
-    loss; ``stack`` is where the code of one that hung stood.
+    loss, ``steps_redone`` where it is not known what was in flight; ``stack`` is where the code of one that hung stood.
     """
 
     what: str
@@ -253,17 +256,17 @@ class Recovered:
     world_after: int
     step_before: int
     steps_lost: int
-    steps_redone: int
+    steps_redone: int | None
     remedy: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointSaved:
-    """The state up to ``step`` lies in ``path``."""
+    """The state up to ``step`` lies in ``path``. ``save_s`` is None where the user's own code wrote it."""
 
     step: int
     path: str
-    save_s: float
+    save_s: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -163,7 +163,7 @@ class RunView:
     generation: int = 0
     step: int = 0
     total_steps: int | None = None
-    epoch: int = 0
+    epoch: int | None = 0
     rows: int = 0
     rate: RateView = RateView()
     metrics: tuple[tuple[str, float], ...] = ()
@@ -359,9 +359,9 @@ def _step_committed(view: RunView, event: ev.StepCommitted, at_unix_s: float) ->
         state=view.state if view.state == "stopping" else "running",
         step=event.step,
         epoch=event.epoch,
-        rows=event.num_rows,
+        rows=view.rows if event.num_rows is None else event.num_rows,
         total_steps=event.total_steps,
-        rate=view.rate.at(at_unix_s, event.num_rows),
+        rate=view.rate if event.num_rows is None else view.rate.at(at_unix_s, event.num_rows),
         metrics=tuple(event.metrics.items()),
         curve=curve,
         curve_stride=stride,
@@ -397,10 +397,11 @@ def _recovered(view: RunView, event: ev.Recovered, at_unix_s: float) -> RunView:
     next_commit = (
         [] if after is None else [("next commit", f"step {event.step_before + 1}, {after:.2f} s after the loss was known")]
     )
+    redone = "not known what was in flight" if event.steps_redone is None else f"{event.steps_redone} step in flight redone"
     facts = (
         *([("cause", event.cause)] if event.cause else []),
         ("found", found),
-        ("lost", f"{event.steps_lost} committed steps; {event.steps_redone} step in flight redone"),
+        ("lost", f"{event.steps_lost} committed steps; {redone}"),
         ("world", f"{event.world_before} → {event.world_after}"),
         ("done", event.remedy),
         *next_commit,

@@ -10,12 +10,13 @@ from raykit.client import session
 from raykit.client.capture import pack, with_extra
 from raykit.client.session import Cluster
 from raykit.commands import Command, Drill, Resize, Stop
-from raykit.errors import ClusterLostError, RunFailedError, RunLostError, RunNotFoundError, RunStoppedError
+from raykit.errors import ClusterLostError, InputError, RunFailedError, RunLostError, RunNotFoundError, RunStoppedError
 from raykit.events import RunAccepted, StepCommitted
 from raykit.spec import RunSpec, TaskSpec, TrainSpec
 from raykit.spec.training import interval
 from raykit.views import RunView, fold_all
 from raykit.wire.door import DoorClosedError
+from raykit.wire.loop import check_loop
 from raykit.wire.payload import FunctionWork, Payload
 
 POLL_S = 10.0
@@ -190,9 +191,14 @@ def train(
     checkpoint_to: str = "",
     checkpoints_kept: int = 2,
     hang_after_s: float = 300.0,
+    engine: Any = "raykit",
     **kwargs: Any,
 ) -> Run:
     """Run an elastic training function on every worker; rank 0's result is ``.wait().result``.
+
+    With ``engine="ray-train"`` the function is a ``train_loop_per_worker`` of Ray Train, unchanged, and takes its config
+    or nothing. ``.wait().result`` is then what it reported last, ``.output("checkpoint")`` the path of its newest
+    checkpoint, or None.
 
     Args:
         function: a loop over ``rk.elastic(...).batches(...)``, as in a ``%%ray train`` cell.
@@ -210,7 +216,12 @@ def train(
         checkpoint_to: folder or fsspec URL of the checkpoints; the run's own folder if not given.
         checkpoints_kept: how many checkpoints are kept.
         hang_after_s: end a rank that works, but keeps the others waiting for so long.
+        engine: ``raykit``, or ``ray-train``.
         kwargs: see ``args``.
+
+    Raises:
+        CellError: Ray Train could not call the function.
+        InputError: Ray Train's loop is given more than a config.
     """
     spec = TrainSpec(
         name=name,
@@ -225,8 +236,13 @@ def train(
         checkpoint_to=checkpoint_to,
         checkpoints_kept=checkpoints_kept,
         hang_after_s=hang_after_s,
-        outputs=("result",),
+        engine=engine,
+        outputs=("result", "checkpoint") if engine == "ray-train" else ("result",),
     )
+    if engine == "ray-train":
+        check_loop(function)
+        if len(args) > 1 or kwargs:
+            raise InputError("A loop of Ray Train takes its config and nothing else.", "Put it all into the config.")
     work = FunctionWork(function=function, args=args, kwargs=kwargs)
     payload = pack(work, {getattr(function, "__name__", "function"): function, **kwargs}, {})
     return start(spec, with_extra(payload, "on_loss", on_loss) if callable(on_loss) else payload)

@@ -120,6 +120,10 @@ def _make(context: RunContext) -> RunKind:
         from raykit.engine.pipeline.run import PipelineRun
 
         return PipelineRun(context)
+    if context.spec.engine == "ray-train":
+        from raykit.engine.training.raytrain import RayTrainRun
+
+        return RayTrainRun(context)
     from raykit.engine.training.run import TrainingRun
 
     return TrainingRun(context)

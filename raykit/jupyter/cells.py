@@ -14,6 +14,7 @@ from raykit.jupyter.display import Said, follow
 from raykit.spec import TaskSpec, TrainSpec
 from raykit.spec.lines import PipelineLine, Viewing
 from raykit.spec.training import ON_LOSS
+from raykit.wire.loop import check_cell
 
 
 def run_cell(shell: Any, cell: str, spec: TaskSpec, viewing: Viewing) -> Said | None:
@@ -23,8 +24,10 @@ def run_cell(shell: Any, cell: str, spec: TaskSpec, viewing: Viewing) -> Said | 
 
 
 def train_cell(shell: Any, cell: str, spec: TrainSpec, viewing: Viewing) -> Said | None:
-    """Run a cell on every worker of an elastic training run."""
+    """Run a cell on every worker of an elastic training run, or the loop of Ray Train that it defines."""
     payload = capture_cell(_numbered(cell), shell.user_ns, title=_title(shell))
+    if spec.engine == "ray-train":
+        check_cell(cell, shell.user_ns)
     if spec.on_loss not in ON_LOSS:
         if not callable(function := shell.user_ns.get(spec.on_loss)):
             raise OptionError(f"--on-loss is {spec.on_loss!r}.", f"Give {', '.join(ON_LOSS)}, or a function of the notebook.")

@@ -118,6 +118,8 @@ def _labels(view: RunView) -> Sequence[str]:
 def _progress_words(view: RunView) -> str:
     if view.run_kind == "training":
         whole = f" of {view.total_steps:,}" if view.total_steps else ""
+        if view.epoch is None:
+            return f"step {view.step:,}{whole}"
         return f"step {view.step:,}{whole}, epoch {view.epoch + 1}, {number(view.rate.per_s, ' rows/s')}"
     if view.run_kind == "pipeline":
         whole = "an unknown number of" if view.source_rows is None else f"{view.source_rows:,}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from raykit.errors import OptionError
@@ -12,6 +12,8 @@ LossCause = Literal["died", "hung", "node", "memory"]
 """Why a worker was lost: its process ended, it hung, its node went, or its node ran out of memory."""
 
 ON_LOSS = ("shrink", "wait", "stop")
+
+OF_BOTH_ENGINES = ("name", "workers", "cpus_per_worker", "gpus_per_worker", "outputs", "engine")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +87,15 @@ class TrainSpec:
         metavar="5m",
     )  # fmt: skip
     outputs: tuple[str, ...] = option("-o", default=(), help="names that come back, from the first rank", read=names)
+    engine: Literal["raykit", "ray-train"] = option(
+        "--engine", default="raykit", help="raykit, or ray-train for a train_loop_per_worker of Ray Train", read=str
+    )
 
     def __post_init__(self) -> None:
+        if self.engine not in ("raykit", "ray-train"):
+            raise OptionError(f"--engine is {self.engine!r}.", "There are two: raykit and ray-train.")
+        if self.engine == "ray-train":
+            self._refuse_options_of_raykit()
         check_range("--workers", *self.workers, least=1)
         if self.group < 1 or any(workers % self.group for workers in self.workers):
             low, high = self.workers
@@ -119,3 +128,9 @@ class TrainSpec:
     def demand(self) -> tuple[tuple[float, float], ...]:
         """The (CPUs, GPUs) of each slot without which the run cannot start."""
         return ((self.cpus_per_worker, self.gpus_per_worker),) * self.workers[0]
+
+    def _refuse_options_of_raykit(self) -> None:
+        for each in fields(self):
+            if each.name not in OF_BOTH_ENGINES and getattr(self, each.name) != each.default:
+                flag = each.metadata["option"][0][0]
+                raise OptionError(f"{flag} has no effect on a loop of Ray Train.", f"Leave {flag} out, or --engine ray-train.")
