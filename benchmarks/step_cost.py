@@ -76,7 +76,8 @@ def in_turn(kind: str, rounds: int, steps: int) -> Steps:
     from torch.nn.parallel import DistributedDataParallel
 
     import raykit as rk
-    from raykit.engine.training.feed import Rows, global_batch, share
+    from raykit.engine.training.feed import global_batch, share
+    from raykit.engine.training.rows import Rows
 
     data = rows()
     epochs = 1 + (rounds * steps + WARM_UP) * BATCH // NUM_ROWS

@@ -270,6 +270,15 @@ class CheckpointSaved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointFailed:
+    """The state up to ``step`` could not be written to ``path``; training goes on."""
+
+    step: int
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StopAsked:
     """A person asked the run to end."""
 
@@ -320,6 +329,7 @@ Event = (
     | Decided
     | Recovered
     | CheckpointSaved
+    | CheckpointFailed
     | StopAsked
     | DrillStarted
     | DrillEnded

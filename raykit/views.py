@@ -415,6 +415,13 @@ def _checkpoint_saved(view: RunView, event: ev.CheckpointSaved, _: float) -> Run
     return replace(view, checkpoint_step=event.step, checkpoint_path=event.path)
 
 
+def _checkpoint_failed(view: RunView, event: ev.CheckpointFailed, at_unix_s: float) -> RunView:
+    title = "Checkpoints cannot be written"
+    facts = (("newest try", f"step {event.step}, to {event.path}"), ("reason", event.reason))
+    card = CardView(at_unix_s=at_unix_s, title=title, good=False, facts=facts)
+    return replace(view, cards=(*(each for each in view.cards if each.title != title), card))
+
+
 def _stop_asked(view: RunView, _: ev.StopAsked, __: float) -> RunView:
     return view if view.ended else replace(view, state="stopping")
 
@@ -457,6 +464,7 @@ _STEPS: dict[type, Callable[[RunView, Any, float], RunView]] = {
     ev.Decided: _decided,
     ev.Recovered: _recovered,
     ev.CheckpointSaved: _checkpoint_saved,
+    ev.CheckpointFailed: _checkpoint_failed,
     ev.StopAsked: _stop_asked,
     ev.DrillStarted: _drill_started,
     ev.DrillEnded: _drill_ended,

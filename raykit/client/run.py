@@ -124,7 +124,7 @@ class Run:
 
         self.refresh()
         path = self.view.checkpoint_path
-        state = Checkpoints(path.rpartition("/")[0], kept=1, saved=lambda _: None).newest() if path else None
+        state = Checkpoints(path.rpartition("/")[0], kept=1, told=lambda _: None).newest() if path else None
         if state is None:
             raise RunNotFoundError(
                 f"The run {self.name} has saved no state.", "Wait for its first checkpoint (--checkpoint-every)."

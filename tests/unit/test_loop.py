@@ -7,6 +7,7 @@ from raykit.jupyter import cells
 from raykit.spec import TrainSpec
 from raykit.spec.lines import Viewing
 from raykit.spec.parse import parse
+from raykit.spec.training import interval
 from raykit.wire.loop import call_loop, check_cell, check_loop
 from raykit.wire.payload import CellWork, FunctionWork
 
@@ -78,4 +79,4 @@ def test_the_magic_refuses_a_cell_without_a_loop_and_options_of_the_other_engine
     with pytest.raises(CellError, match="defines no train_loop_per_worker"):
         cells.train_cell(shell, "x = 1", TrainSpec(engine="ray-train"), Viewing())
     with pytest.raises(OptionError, match="--checkpoint-every has no effect"):
-        cells.train_cell(shell, "x = 1", TrainSpec(engine="ray-train", checkpoint_every_s=5), Viewing())
+        cells.train_cell(shell, "x = 1", TrainSpec(engine="ray-train", checkpoint_every=interval(5)), Viewing())

@@ -4,12 +4,13 @@ from raykit.errors import OptionError
 from raykit.spec import ClusterSpec, StageSpec, TrainSpec
 from raykit.spec.lines import DrillLine, RunLine, Viewing
 from raykit.spec.parse import HelpAsked, complete, parse, parse_all, split
+from raykit.spec.training import Interval, interval
 
 
 def test_options_of_a_line_become_the_fields_of_a_spec():
     spec = parse(TrainSpec, "digits --workers 1:4 --gpus 0.5 --checkpoint-every 2m -o model,history", command="%%ray train")
     assert spec == TrainSpec(
-        name="digits", workers=(1, 4), gpus_per_worker=0.5, checkpoint_every_s=120, outputs=("model", "history")
+        name="digits", workers=(1, 4), gpus_per_worker=0.5, checkpoint_every=Interval(seconds=120), outputs=("model", "history")
     )
 
 
@@ -55,7 +56,7 @@ def test_two_kinds_share_one_line():
 
 
 def test_completion_offers_the_options_that_begin_so():
-    assert complete((TrainSpec, Viewing), "--c") == ["--checkpoint-every", "--cpus"]
+    assert complete((TrainSpec, Viewing), "--ch") == ["--checkpoint-every", "--checkpoint-to", "--checkpoints-kept"]
 
 
 @pytest.mark.parametrize("word", ["--cpus -1", "--cpus many", "--object-store 1K", "--profile tiny", "--nodes 0"])
@@ -79,3 +80,34 @@ def test_a_drill_needs_an_action_that_exists_and_a_run():
         parse(DrillLine, "kill-all digits", command="%ray drill")
     with pytest.raises(OptionError, match="No run is named"):
         parse(DrillLine, "kill-worker", command="%ray drill")
+
+
+def test_an_interval_is_of_time_or_of_steps():
+    assert interval("90s") == interval(90) == Interval(seconds=90)
+    assert interval("500steps") == Interval(steps=500)
+    assert interval("1 step").is_over(0, 1)
+    assert not Interval(steps=500).is_over(1e9, 499)
+    assert Interval(seconds=2).is_over(2, 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--checkpoint-every 0steps", "no interval"),
+        ("--checkpoint-every soon", "soon"),
+        ("--workers 1:4 --group 2", "multiples of --group"),
+        ("--checkpoints-kept 0", "at least one"),
+        ("--max-losses tired=3", "no cause 'tired'"),
+        ("--engine torch", "raykit and ray-train"),
+        ("--engine ray-train --spares 2", "--spares has no effect"),
+        ("--on-loss shrink,wait", "shrink, wait, stop"),
+    ],
+)
+def test_a_training_option_that_cannot_be_is_refused_with_what_can(line, words):
+    with pytest.raises(OptionError, match=words):
+        parse(TrainSpec, line, command="%%ray train")
+
+
+def test_losses_are_bounded_in_all_or_by_cause():
+    assert parse(TrainSpec, "--max-losses 10", command="%%ray train").max_losses == (("", 10),)
+    assert parse(TrainSpec, "--max-losses hung=2,node=1", command="%%ray train").max_losses == (("hung", 2), ("node", 1))

@@ -7,17 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raykit.decisions import End, Form, GiveUp, Start
-from raykit.engine.training.feed import Rows, global_batch, share, steps_per_epoch, to_device
+from raykit.engine.training.feed import Cut, epoch_order, global_batch, share, steps_per_epoch
+from raykit.engine.training.rows import Rows, to_device
 from raykit.errors import InputError
-from raykit.policy.membership import Membership, WorkerState, decide
+from raykit.policy.membership import Membership, ReplicaState, decide
 
 
-def _now(*workers, **given):
-    return Membership(**{"min_workers": 1, "num_slots": 2, "num_spares": 1, "workers": workers} | given)
+def _now(*replicas, **given):
+    return Membership(**{"min_replicas": 1, "num_slots": 2, "num_spares": 1, "replicas": replicas} | given)
 
 
 def _ready(worker):
-    return WorkerState(worker=worker, ready=True)
+    return ReplicaState(replica=worker, ready=True)
 
 
 def test_the_ranks_start_first_and_the_spare_when_they_have_a_world():
@@ -26,41 +27,41 @@ def test_the_ranks_start_first_and_the_spare_when_they_have_a_world():
 
 
 def test_the_first_world_waits_for_every_rank_that_has_a_slot():
-    assert decide(_now(_ready("w1"), WorkerState(worker="w2"))) == []
-    assert decide(_now(_ready("w1"), _ready("w2"))) == [Form(workers=("w1", "w2"))]
+    assert decide(_now(_ready("w1"), ReplicaState(replica="w2"))) == []
+    assert decide(_now(_ready("w1"), _ready("w2"))) == [Form(replicas=("w1", "w2"))]
 
 
 def test_survivors_answer_a_loss_at_once_in_their_order_and_a_ready_spare_joins_when_they_have_met():
     workers = (replace(_ready("w1"), lost=True), _ready("w2"), _ready("w3"), _ready("w4"))
     lost = _now(*workers, world=("w1", "w2", "w3"), num_slots=3)
-    assert Form(workers=("w2", "w3")) in decide(lost)
+    assert Form(replicas=("w2", "w3")) in decide(lost)
     shrunk = replace(lost, world=("w2", "w3"))
     assert not any(isinstance(each, Form) for each in decide(replace(shrunk, is_formed=False)))
-    assert Form(workers=("w2", "w3", "w4")) in decide(shrunk)
+    assert Form(replicas=("w2", "w3", "w4")) in decide(shrunk)
 
 
 def test_a_ready_spare_takes_a_lost_rank_s_place_at_once_where_the_survivors_are_too_few():
     workers = (replace(_ready("w1"), lost=True), _ready("w2"), _ready("w3"))
-    assert Form(workers=("w2", "w3")) in decide(_now(*workers, world=("w1", "w2"), min_workers=2))
+    assert Form(replicas=("w2", "w3")) in decide(_now(*workers, world=("w1", "w2"), min_replicas=2))
 
 
 def test_a_loss_without_a_spare_shrinks_the_world_while_another_worker_starts():
     workers = (_ready("w1"), replace(_ready("w2"), lost=True))
-    assert decide(_now(*workers, world=("w1", "w2"), num_spares=0)) == [Start(num_ranks=1), Form(workers=("w1",))]
+    assert decide(_now(*workers, world=("w1", "w2"), num_spares=0)) == [Start(num_ranks=1), Form(replicas=("w1",))]
 
 
 def test_a_smaller_size_lets_the_last_ranks_leave_at_a_commit_and_ends_them_when_the_others_have_met():
-    ranks = [WorkerState(worker=f"w{n}", ready=True, holds_slot=True) for n in (1, 2, 3)]
+    ranks = [ReplicaState(replica=f"w{n}", ready=True, holds_slot=True) for n in (1, 2, 3)]
     spare = _ready("w4")
     shrink = _now(*ranks, spare, world=("w1", "w2", "w3"), num_slots=2)
-    assert decide(shrink) == [Form(workers=("w1", "w2"))]
+    assert decide(shrink) == [Form(replicas=("w1", "w2"))]
     assert decide(replace(shrink, world=("w1", "w2"), is_formed=False)) == []
-    assert decide(replace(shrink, world=("w1", "w2"))) == [End(workers=("w3",))]
+    assert decide(replace(shrink, world=("w1", "w2"))) == [End(replicas=("w3",))]
 
 
 def test_below_the_least_number_nothing_is_formed():
     workers = (_ready("w1"), replace(_ready("w2"), lost=True))
-    decisions = decide(_now(*workers, world=("w1", "w2"), min_workers=2, num_spares=0))
+    decisions = decide(_now(*workers, world=("w1", "w2"), min_replicas=2, num_spares=0))
     assert not any(isinstance(decision, Form) for decision in decisions)
 
 
@@ -68,16 +69,56 @@ def test_ranks_that_lost_touch_though_nobody_died_meet_again_after_a_grace():
     workers = (_ready("w1"), _ready("w2"))
     whole = {"world": ("w1", "w2"), "num_spares": 0}
     assert decide(_now(*workers, **whole, broken_for_s=0.2)) == []
-    assert decide(_now(*workers, **whole, broken_for_s=1.5)) == [Form(workers=("w1", "w2"))]
+    assert decide(_now(*workers, **whole, broken_for_s=1.5)) == [Form(replicas=("w1", "w2"))]
 
 
 def test_a_worker_that_dies_again_and_again_without_a_commit_ends_the_run():
     assert isinstance(decide(_now(losses_since_commit=6))[0], GiveUp)
 
 
+def test_a_run_that_waits_forms_no_smaller_world_but_follows_a_person_who_makes_it_smaller():
+    lost = _now(_ready("w1"), replace(_ready("w2"), lost=True), world=("w1", "w2"), on_loss="wait", num_spares=0)
+    assert decide(lost) == [Start(num_ranks=1)]
+    there = replace(lost, replicas=(*lost.replicas, _ready("w3")))
+    assert decide(there) == [Form(replicas=("w1", "w3"))]
+    assert Form(replicas=("w1",)) in decide(replace(lost, num_slots=1))
+
+
+def test_a_run_that_stops_at_a_loss_lets_the_survivors_meet_once_more():
+    lost = _now(_ready("w1"), replace(_ready("w2"), lost=True), world=("w1", "w2"), on_loss="stop")
+    (conclude,) = decide(lost)
+    assert (conclude.replicas, conclude.failed) == (("w1",), False)
+    concluding = replace(lost, world=("w1",), is_concluding=True, is_formed=False)
+    assert decide(concluding) == []
+    assert isinstance(decide(replace(concluding, replicas=(replace(_ready("w1"), lost=True),)))[0], GiveUp)
+
+
+def test_a_budget_of_losses_by_cause_or_in_all_ends_the_run_and_says_which():
+    whole = _now(_ready("w1"), _ready("w2"), world=("w1", "w2"), losses={"hung": 2, "died": 3})
+    for max_losses, words in (({"hung": 1}, "hung"), ({"": 4}, "5 workers")):
+        (conclude,) = decide(replace(whole, max_losses=max_losses))
+        assert conclude.failed
+        assert words in conclude.reason
+    assert decide(replace(whole, max_losses={"hung": 2, "": 5})) == [Start(num_spares=1)]
+
+
+def test_who_is_silent_is_not_invited_until_it_is_heard_again():
+    silent = replace(_ready("w2"), silent=True)
+    broken = _now(_ready("w1"), silent, world=("w1", "w2"), num_spares=0, broken_for_s=1.5)
+    assert decide(broken) == [Form(replicas=("w1",))]
+    assert decide(_now(_ready("w1"), silent, world=("w1",), num_spares=0)) == []
+    assert decide(_now(_ready("w1"), _ready("w2"), world=("w1",), num_spares=0)) == [Form(replicas=("w1", "w2"))]
+
+
+def test_a_world_that_waits_for_a_commit_which_cannot_come_is_asked_for_again_at_once():
+    shrinking = _now(_ready("w1"), _ready("w2"), world=("w1", "w2"), is_formed=False, num_spares=0)
+    assert decide(shrinking) == []
+    assert decide(replace(shrinking, must_hurry=True)) == [Form(replicas=("w1", "w2"))]
+
+
 def test_when_one_is_done_only_those_in_the_last_step_meet_again():
     workers = (replace(_ready("w1"), done=True), _ready("w2"), replace(_ready("w3"), lost=True))
-    assert decide(_now(*workers, world=("w1", "w2", "w3"), num_slots=3)) == [Form(workers=("w2",))]
+    assert decide(_now(*workers, world=("w1", "w2", "w3"), num_slots=3)) == [Form(replicas=("w2",))]
 
 
 @given(st.integers(1, 300), st.integers(1, 64), st.integers(0, 5), st.data())
@@ -90,6 +131,29 @@ def test_every_row_is_seen_once_an_epoch_whatever_the_world_is_at_each_step(num_
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
         seen.extend(np.concatenate(parts).tolist())
     assert sorted(seen) == list(range(num_rows))
+
+
+@given(st.integers(1, 200), st.integers(1, 6), st.integers(1, 4), st.booleans())
+def test_the_weights_of_all_ranks_are_the_batch_and_no_rank_of_a_replica_with_rows_is_without(num_rows, replicas, group, shared):
+    batch = np.arange(num_rows)
+    cuts = [Cut(rank=rank, world_size=replicas * group, group_size=group, is_shared=shared) for rank in range(replicas * group)]
+    assert sum(cut.weight(batch) for cut in cuts) == pytest.approx(num_rows)
+    for cut in cuts:
+        ours, mine = cut.of_replica(batch), cut.of(batch)
+        assert (len(mine) > 0) == (len(ours) > 0)
+        assert set(mine) <= set(ours)
+    counted = [row for cut in cuts if cut.weight(batch) for row in cut.of(batch)]
+    assert sorted(counted) == sorted(batch.tolist() * (group if shared else 1))
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(0, 3))
+def test_rows_stored_in_blocks_are_seen_once_an_epoch_and_each_block_is_read_once(blocks, epoch):
+    order = epoch_order(sum(blocks), 0, epoch, tuple(blocks))
+    assert sorted(order) == list(range(sum(blocks)))
+    of_block = np.repeat(np.arange(len(blocks)), blocks)[order]
+    spans = [np.flatnonzero(of_block == block) for block in range(len(blocks))]
+    in_memory = max(sum(span[0] <= at <= span[-1] for span in spans) for at in range(len(order)))
+    assert in_memory <= 4
 
 
 def test_two_epochs_have_different_orders_and_the_same_seed_the_same():

@@ -37,6 +37,7 @@ EVENTS = [
     ev.WorldBroken(worker="w1", generation=1, reason="reset"),
     ev.WorkerEnded(worker="w1"),
     ev.Resized(min_workers=1, max_workers=3),
+    ev.Decided(decision="Form", about=("w1",)),
     ev.Recovered(
         what="rank 1 was lost",
         detected_after_s=None,
@@ -49,6 +50,7 @@ EVENTS = [
         remedy="1 went on",
     ),
     ev.CheckpointSaved(step=1, path="p", save_s=0.1),
+    ev.CheckpointFailed(step=2, path="p", reason="the disk is full"),
     ev.StopAsked(),
     ev.DrillStarted(action="kill-worker", target="w2", pid=5),
     ev.DrillEnded(action="kill-worker", passed=True, verdict="fine"),

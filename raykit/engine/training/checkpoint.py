@@ -22,9 +22,10 @@ from typing import Any
 import fsspec
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from raykit.events import CheckpointSaved
+from raykit.events import CheckpointFailed, CheckpointSaved, Event
 
 COMPLETE = ".metadata"
 STRUCTURE = "_structure"
@@ -35,16 +36,16 @@ logger = logging.getLogger(__name__)
 class Checkpoints:
     """The newest states of a run, by step, in a folder or at any URL that fsspec knows."""
 
-    def __init__(self, place: str, *, kept: int, saved: Callable[[CheckpointSaved], None], group: Any = None) -> None:
+    def __init__(self, place: str, *, kept: int, told: Callable[[Event], None], group: Any = None) -> None:
         """Store.
 
         Args:
             place: a folder, or an fsspec URL.
             kept: how many complete checkpoints stay.
-            saved: is told of each that is complete, by the rank that completes it.
+            told: takes what became of each: CheckpointSaved from the rank that completes it, or CheckpointFailed.
             group: the process group of the ranks that write one checkpoint together, None for a single rank.
         """
-        self._place, self._kept, self._saved, self._group = place.rstrip("/"), kept, saved, group
+        self._place, self._kept, self._told, self._group = place.rstrip("/"), kept, told, group
         self._writing: threading.Thread | None = None
         self.saved_step = -1
 
@@ -70,7 +71,7 @@ class Checkpoints:
         for folder in reversed(_complete(filesystem, root)):
             try:
                 return _loaded(filesystem, folder)
-            except Exception:  # whatever tore it, an older one is better than none
+            except (Exception, CheckpointException):  # whatever tore it, an older one is better than none
                 logger.exception("the checkpoint %s cannot be read", folder)
         return None
 
@@ -81,12 +82,13 @@ class Checkpoints:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that one process writes alone is what is wanted
                 dcp.save(state, checkpoint_id=path, process_group=self._group, no_dist=self._group is None)
-        except Exception:  # a full disk must not end the training; the card and the log say what is missing
-            logger.exception("the checkpoint %s could not be written", path)
+        except (Exception, CheckpointException) as exc:  # a full disk must not end the training: a card says it
+            reason = str(exc).strip().splitlines()[-1]
+            self._told(CheckpointFailed(step=step, path=path, reason=reason))
             return
         if self._group is None or self._group.rank() == 0:
             self._forget_old(step)
-            self._saved(CheckpointSaved(step=step, path=path, save_s=time.monotonic() - begun_s))
+            self._told(CheckpointSaved(step=step, path=path, save_s=time.monotonic() - begun_s))
 
     def _forget_old(self, newest: int) -> None:
         """Keep the newest complete ones, and drop what is older, torn ones among them."""

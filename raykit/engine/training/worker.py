@@ -187,7 +187,7 @@ class Worker:
         place = self._spec.checkpoint_to or str(self._folder / "checkpoints")
         surroundings = Surroundings(
             member=self._member,
-            checkpoints=Checkpoints(place, kept=self._spec.checkpoints_kept, saved=self._reporter.emit, group=together),
+            checkpoints=Checkpoints(place, kept=self._spec.checkpoints_kept, told=self._reporter.emit, group=together),
             checkpoint_every=self._spec.checkpoint_every,
             reporter=self._reporter,
             stored_dataset=self._stored_dataset,

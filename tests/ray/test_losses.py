@@ -1,0 +1,247 @@
+"""What a training run does about a loss, by its policy and by its user's; and losses that come at the worst moment."""
+
+import os
+import signal
+import time
+
+import pytest
+
+import raykit as rk
+from raykit.errors import OptionError, RunError, RunFailedError, RunStoppedError
+
+from . import loops
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def wide(raykit_home):
+    """A cluster with slots for four ranks, whatever the machine has."""
+    yield rk.up("wide", num_cpus=4, object_store_bytes=100_000_000)
+    rk.down("wide")
+
+
+@pytest.fixture(autouse=True)
+def _current(wide):
+    rk.use("wide")
+
+
+def _kill(run, *ranks, number=signal.SIGKILL):
+    for each in [rank for rank in run.refresh().ranks if rank.rank in ranks and not rank.lost]:
+        os.kill(each.pid, number)
+
+
+def _spare_is_ready(run):
+    return any(rank.rank is None and rank.ready and not rank.lost for rank in run.refresh().ranks)
+
+
+def _whole(run, size):
+    return run.refresh().world_size == size and run.view.state == "running" and _spare_is_ready(run)
+
+
+def _facts(run):
+    """Give the facts of the cards about lost ranks; the host's has no cause."""
+    return [facts for card in run.view.cards if "cause" in (facts := dict(card.facts))]
+
+
+def test_a_run_that_waits_goes_on_at_its_full_size_only(until):
+    run = rk.train(loops.linear, 200, 0.01, workers=(1, 2), on_loss="wait", name="waits")
+    until(lambda: _whole(run, 2))
+    _kill(run, 1)
+    until(lambda: _facts(run.refresh() and run))
+    assert _facts(run)[0]["world"] == "2 → 2"
+    run.stop()
+    until(lambda: run.refresh().ended)
+
+
+def test_a_run_that_stops_at_a_loss_has_saved_its_last_step_and_is_taken_up_again(until):
+    run = rk.train(loops.linear, 20, 0.01, workers=2, on_loss="stop", name="stops")
+    until(lambda: run.refresh().step > 20)
+    _kill(run, 0)
+    with pytest.raises(RunStoppedError, match="on_loss is stop"):
+        run.wait()
+    (facts,) = _facts(run)
+    assert "is saved, and the run ends" in facts["done"]
+    assert run.view.checkpoint_step >= run.view.step
+    resumed = rk.resume("stops").wait()
+    assert resumed.result["step"] == 400
+    assert resumed.result["weight"] == pytest.approx(loops.alone(20), abs=1e-4)
+
+
+def test_the_user_s_function_sees_the_view_and_answers(until):
+    def answer(view):
+        lost = sum(rank.lost for rank in view.ranks)
+        return "shrink" if lost < 2 else "stop"
+
+    run = rk.train(loops.linear, 300, 0.01, workers=(1, 2), on_loss=answer, name="answers")
+    until(lambda: _whole(run, 2))
+    _kill(run, 1)
+    until(lambda: len(_facts(run.refresh() and run)) == 1)
+    until(lambda: _whole(run, 2))
+    _kill(run, 1)
+    with pytest.raises(RunStoppedError):
+        run.wait()
+
+
+def test_a_function_that_raises_or_answers_nonsense_fails_the_run_with_its_own_words(until):
+    def broken(view):
+        return view.nothing
+
+    def nonsense(view):
+        return "perhaps"
+
+    for function, words in ((broken, "nothing"), (nonsense, "'perhaps'")):
+        run = rk.train(loops.linear, 300, 0.01, workers=2, on_loss=function)
+        until(lambda run=run: run.refresh().step > 0)
+        _kill(run, 1)
+        with pytest.raises(RunFailedError, match=words):
+            run.wait()
+
+
+def test_an_answer_that_does_not_exist_is_refused_before_anything_starts():
+    with pytest.raises(OptionError, match="shrink, wait, stop"):
+        rk.train(loops.linear, 1, on_loss="shrink or wait")
+
+
+def test_a_budget_of_losses_ends_the_run_and_its_state_is_kept(until):
+    run = rk.train(loops.linear, 300, 0.01, workers=2, max_losses={"died": 0}, name="budget")
+    until(lambda: run.refresh().step > 20)
+    _kill(run, 1)
+    with pytest.raises(RunFailedError, match=r"1 workers were lost \(died\)"):
+        run.wait()
+    assert run.state_dict()["weight"].shape == (2, 10)
+
+
+def test_a_rank_that_is_let_go_does_what_the_user_wants_before(until, tmp_path):
+    def leaves(folder):
+        import pathlib
+        import time
+
+        import torch
+
+        model = torch.nn.Linear(4, 1)
+        job = rk.elastic(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.01))
+        rank = []
+        job.on_leave(lambda: pathlib.Path(folder, f"left-{rank[0]}").touch())
+        for batch in job.batches({"x": torch.ones(40, 4)}, batch_size=8, epochs=500):
+            rank[:] = [job.rank]
+            model(batch["x"]).mean().backward()
+            time.sleep(0.01)
+            job.commit()
+
+    run = rk.train(leaves, str(tmp_path), workers=2, name="leaves")
+    until(lambda: run.refresh().step > 10)
+    run.resize(1)
+    until((tmp_path / "left-1").exists)
+    until(lambda: run.refresh().world_size == 1)
+    assert not (tmp_path / "left-0").exists()
+    run.stop()
+    until(lambda: run.refresh().ended)
+
+
+def test_two_ranks_that_die_at_once_cost_no_committed_step(until):
+    run = rk.train(loops.linear, 60, 0.01, workers=(1, 4), name="pair")
+    until(lambda: _whole(run, 4))
+    _kill(run, 0, 2)
+    until(lambda: _facts(run.refresh() and run))
+    run.wait()
+    assert run.result["weight"] == pytest.approx(loops.alone(60), abs=1e-4)
+    assert all(card.good for card in run.view.cards)
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_rank_that_dies_while_the_run_is_made_smaller_does_not_hold_the_others(until, rank):
+    run = rk.train(loops.linear, 80, 0.01, workers=(1, 4), name=f"smaller-{rank}")
+    until(lambda: _whole(run, 4))
+    _kill(run, rank)
+    run.resize((1, 3))
+    run.wait()
+    assert run.result["weight"] == pytest.approx(loops.alone(80), abs=1e-4)
+    assert _facts(run)
+
+
+def test_a_rank_that_dies_while_another_joins_does_not_hold_the_others(until):
+    run = rk.train(loops.linear, 80, 0.01, workers=(1, 2), name="joined")
+    until(lambda: _whole(run, 2))
+    run.resize((1, 3))
+    until(lambda: any(rank.rank is None for rank in run.refresh().ranks))
+    _kill(run, 1)
+    run.wait()
+    assert run.result["weight"] == pytest.approx(loops.alone(80), abs=1e-4)
+
+
+def test_a_rank_that_hangs_after_the_host_came_back_is_found(until):
+    run = rk.train(loops.linear, 100, 0.01, workers=(1, 2), name="later")
+    until(lambda: _whole(run, 2))
+    run.drill("kill-host")
+    until(lambda: run.refresh().host_attempts == 2)
+    _kill(run, 1, number=signal.SIGSTOP)
+    until(lambda: _facts(run.refresh() and run))
+    run.wait()
+    assert run.result["weight"] == pytest.approx(loops.alone(100), abs=1e-4)
+
+
+def test_a_run_that_ends_while_a_spare_is_invited_ends(until):
+    def ends():
+        import time
+
+        import torch
+
+        model = torch.nn.Linear(4, 1)
+        job = rk.elastic(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.01))
+        sizes = []
+        for batch in job.batches({"x": torch.ones(40, 4)}, batch_size=8, epochs=500):
+            model(batch["x"]).mean().backward()
+            time.sleep(0.02)
+            job.commit()
+            sizes.append(job.world_size)
+            if len(sizes) > 1 and sizes[-1] < sizes[-2]:
+                job.stop()  # the survivors' first step after a loss: a spare has been invited by then
+        return job.step
+
+    for number in range(2):
+        run = rk.train(ends, workers=(1, 3), name=f"ends-{number}")
+        until(lambda run=run: _whole(run, 3))
+        _kill(run, 2)
+        assert 0 < run.wait().result < 2500
+
+
+def test_when_all_ranks_die_at_once_the_run_goes_on_from_its_checkpoint(until):
+    run = rk.train(loops.linear, 40, 0.01, workers=2, spares=0, checkpoint_every="50steps", name="all-lost")
+    until(lambda: (run.refresh().checkpoint_step or 0) >= 100)
+    _kill(run, 0, 1)
+    run.wait()
+    assert run.result["step"] == 800
+    assert run.result["weight"] == pytest.approx(loops.alone(40), abs=1e-4)
+    (facts,) = _facts(run)
+    assert "from the last checkpoint" in facts["done"]
+
+
+def test_the_state_and_the_metrics_of_a_run_are_there_without_the_cell(tmp_path):
+    run = rk.train(loops.linear, 3, workers=2, checkpoint_to=f"file://{tmp_path}/kept", name="kept").wait()
+    assert run.state_dict()["weight"].flatten().tolist() == pytest.approx(loops.alone(3), abs=1e-5)
+    metrics = run.metrics()
+    assert metrics.index.is_monotonic_increasing
+    assert set(metrics.columns) == {"epoch", "rows", "loss"}
+    assert metrics["rows"].iloc[-1] <= 3000
+
+
+def test_a_node_that_is_lost_takes_its_ranks_and_the_others_go_on(own, until):
+    own("pair", num_nodes=2)
+    run = rk.train(loops.linear, 400, 0.01, workers=(1, 4), spares=1, name="node")
+    until(lambda: run.refresh().world_size == 4 and run.view.step > 0)
+    began = time.monotonic()
+    run.drill("kill-node")
+    until(lambda: any(card.title == "Drill kill-node: passed" for card in run.refresh().cards))
+    assert run.view.world_size <= 3, time.monotonic() - began
+    run.stop()
+    until(lambda: run.refresh().ended)
+
+
+def test_the_loss_of_the_only_node_is_no_drill(until):
+    run = rk.train(loops.linear, 300, 0.01, name="only")
+    until(lambda: run.refresh().step > 0)
+    with pytest.raises(RunError, match="--nodes 2"):
+        run.drill("kill-node")
+    run.stop()
+    until(lambda: run.refresh().ended)

@@ -1,0 +1,104 @@
+"""The forms in which training data comes."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from raykit.engine.training.feed import Cut
+from raykit.engine.training.rows import Ahead, ParquetRows, source_of
+from raykit.errors import InputError
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Two files of three row groups, with numbers, a tensor, a list and a text in each row."""
+    for number, rows in enumerate((range(10), range(10, 25))):
+        count = len(rows)
+        tensors = np.arange(count * 4, dtype=np.float32).reshape(count, 2, 2) + 100 * rows[0]
+        table = pa.table(
+            {
+                "x": pa.array(list(rows)),
+                "image": pa.FixedShapeTensorArray.from_numpy_ndarray(tensors),
+                "pair": pa.array([[row, row + 1] for row in rows]),
+                "name": pa.array([f"row {row}" for row in rows]),
+            }
+        )
+        pq.write_table(table, tmp_path / f"part-{number}.parquet", row_group_size=10)
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", ["", "/*.parquet", "/part-1.parquet"])
+def test_parquet_rows_come_by_index_in_the_order_that_was_asked(stored, path):
+    rows = ParquetRows(f"{stored}{path}")
+    assert rows.num_rows == (15 if "part-1" in path else 25)
+    first = 10 if "part-1" in path else 0
+    at = np.array([14, 0, 7, 3])
+    batch = rows.take(at)
+    assert batch["x"].tolist() == (at + first).tolist()
+    assert batch["name"] == [f"row {row}" for row in at + first]
+    assert batch["pair"].tolist() == [[row, row + 1] for row in at + first]
+    assert batch["image"].shape == (4, 2, 2)
+    assert batch["image"].dtype == torch.float32
+
+
+def test_parquet_at_a_url_is_read_too(stored):
+    assert ParquetRows(f"file://{stored}").num_rows == 25
+
+
+def test_parquet_that_is_not_there_or_empty_is_refused(tmp_path):
+    with pytest.raises(InputError, match="Nothing is at"):
+        ParquetRows(str(tmp_path / "none"))
+    pq.write_table(pa.table({"x": pa.array([], pa.int64())}), tmp_path / "empty.parquet")
+    with pytest.raises(InputError, match="no rows"):
+        ParquetRows(str(tmp_path))
+
+
+def test_every_row_of_a_loop_is_seen_once_an_epoch_whatever_the_form(stored):
+    forms = [str(stored), {"x": np.arange(25)}, [{"x": number} for number in range(25)], range(25)]
+    for data in forms:
+        source = source_of(data, batch_size=4, epochs=2, seed=1)
+        assert source.num_steps() == 14
+        seen = []
+        for step in range(14):
+            batch = source.take(source.batch(step))
+            seen += (batch["x"] if isinstance(batch, dict) else batch).tolist()
+        assert sorted(seen) == sorted([*range(25)] * 2)
+        assert source.batch(14) is None
+        assert [source.epoch_of(step) for step in (0, 6, 7)] == [0, 0, 1]
+
+
+class Stream:
+    """Rows that can only be gone through, from the first one each time."""
+
+    def __iter__(self):
+        return iter({"x": number} for number in range(10))
+
+
+def test_a_stream_gives_the_same_batch_when_a_step_is_done_again_and_a_joiner_goes_through_what_it_missed():
+    source = source_of(Stream(), batch_size=4, epochs=2, seed=0)
+    assert source.num_steps() is None
+    assert source.take(source.batch(1))["x"].tolist() == [4, 5, 6, 7]
+    assert source.take(source.batch(1))["x"].tolist() == [4, 5, 6, 7]
+    assert source.take(source.batch(2))["x"].tolist() == [8, 9]
+    assert source.take(source.batch(0))["x"].tolist() == [0, 1, 2, 3]
+    joiner = source_of(Stream(), batch_size=4, epochs=2, seed=0)
+    assert joiner.take(joiner.batch(4))["x"].tolist() == [4, 5, 6, 7]
+    assert joiner.epoch_of(4) == 1
+    assert joiner.batch(6) is None
+    assert joiner.num_steps() == 6
+
+
+@pytest.mark.parametrize("data", [[], {"x": [1, 2], "y": [1]}, {"x": []}, 7, iter([1])])
+def test_data_that_is_no_training_set_is_refused(data):
+    with pytest.raises(InputError):
+        source_of(data, batch_size=1, epochs=1, seed=0)
+
+
+def test_batches_taken_ahead_are_those_of_the_step_and_of_the_world_also_when_it_changes():
+    source = source_of({"x": np.arange(40)}, batch_size=8, epochs=1, seed=3)
+    ahead = Ahead(source, num_workers=1, prefetch=2)
+    for step, world_size in ((0, 2), (1, 2), (1, 3), (2, 3), (4, 1)):
+        cut = Cut(rank=world_size - 1, world_size=world_size)
+        assert ahead.take(step, cut)["x"].tolist() == cut.of(source.batch(step)).tolist()
