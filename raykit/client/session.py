@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from raykit.cluster import local
 from raykit.cluster import record as records
+from raykit.cluster.home import clusters_home
 from raykit.cluster.record import ClusterRecord
 from raykit.commands import Stop
-from raykit.errors import ClusterLostError, NoClusterError, RunLostError
+from raykit.errors import ClusterLostError, NoClusterError, RunError, RunLostError, RunNameTakenError, RunNotFoundError
 from raykit.spec import ClusterSpec
 from raykit.store.log import Log
 from raykit.views import RunView, fold
@@ -198,11 +199,45 @@ def stop(name: str) -> None:
 
 
 def resume(name: str, *, on: str | None = None) -> Run:
-    """Start a run that was stopped, failed or lost again, from its last checkpoint or its first row."""
+    """Start a run that was stopped, failed or lost again, from its last checkpoint or its first row.
+
+    Args:
+        name: the run's; one that this cluster does not know is looked for in the person's other clusters.
+        on: the cluster; the current one if not given.
+
+    Raises:
+        RunNotFoundError: no cluster of this person knows it.
+        RunNameTakenError: it goes on in another cluster.
+        RunError: it is done.
+    """
     from raykit.client.run import Run
 
     cluster = get(on)
-    return Run(cluster, cluster.door.resume(name))
+    try:
+        return Run(cluster, cluster.door.resume(name))
+    except RunNotFoundError:
+        folder = _folder_elsewhere(name, cluster.name)
+        if folder is None:
+            raise
+        return Run(cluster, cluster.door.resume(name, folder=folder))
+
+
+def _folder_elsewhere(name: str, here: str) -> str | None:
+    """Give the folder of the newest run of that name in another cluster, which may be down."""
+    found: list[tuple[float, str, RunView]] = []
+    for home in clusters_home().iterdir():
+        if home.name != here and (home / "log.sqlite").exists():
+            views = [view for view in views_in_log(home / "log.sqlite") if name in (view.name, view.name.partition("#")[0])]
+            found += [(view.accepted_at_unix_s or 0, home.name, view) for view in views[:1]]
+    if not found:
+        return None
+    _, where, view = max(found)
+    record = records.find(where)
+    if not view.ended and record is not None and record.is_alive():
+        raise RunNameTakenError(f"The run {view.name} goes on in the cluster {where}.", f"Stop it there first: %ray use {where}")
+    if view.state == "done":
+        raise RunError(f"The run {view.name} of the cluster {where} is done; there is nothing to resume.", "Run its cell again.")
+    return view.folder
 
 
 def connect(name: str | None = None) -> Any:

@@ -129,9 +129,12 @@ class Hub:
         return web.json_response({"run": run})
 
     async def _resume(self, request: web.Request) -> web.Response:
-        asked = str((await request.json())["run"])
+        asked = await request.json()
         async with self._starting:
-            run, spec = self._registry.accept_again(asked)
+            if asked.get("folder"):
+                run, spec = await asyncio.to_thread(self._registry.accept_from, Path(asked["folder"]))
+            else:
+                run, spec = self._registry.accept_again(str(asked["run"]))
             capacity.check(spec, self._setting)
             await self._wait_for_name(run)
             self._make_host(run, spec)

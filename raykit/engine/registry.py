@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 from raykit.codec import decode, encode
 from raykit.engine.setting import ClusterSetting
@@ -61,7 +62,7 @@ class Registry:
             raise RunNameTakenError(
                 f"The run {going_on} goes on.", f"Stop it (%ray stop {going_on}), or give this one another name."
             )
-        run = base if not same else f"{base}#{1 + max(_number(view.name) for view in same)}"
+        run = self._unused(base)
         folder = self._setting.run_folder(run)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700, parents=True)
@@ -86,6 +87,31 @@ class Registry:
         spec = self.spec(run)
         self._write_accepted(run, spec, resumed=True)
         return run, spec
+
+    def accept_from(self, folder: Path) -> tuple[str, RunSpec]:
+        """Take over a run of another cluster with what it has saved, and give its name here and its spec.
+
+        Args:
+            folder: the run's, which stays as it is.
+
+        Raises:
+            RunError: no run lies there.
+        """
+        if not (folder / "spec.json").is_file():
+            raise RunError(f"No run lies in {folder}.", "Run its cell again.")
+        asked: RunSpec = decode(RunSpec, json.loads((folder / "spec.json").read_text()))
+        run = self._unused(_base(asked.name))
+        mine = self._setting.run_folder(run)
+        shutil.rmtree(mine, ignore_errors=True)
+        shutil.copytree(folder, mine, ignore=shutil.ignore_patterns("logs", "outputs", "*.new"))
+        spec = self.spec(run)
+        self._write_accepted(run, spec, resumed=True)
+        return run, spec
+
+    def _unused(self, base: str) -> str:
+        """Give a name that no run had yet: ``digits``, else ``digits#2``, ..."""
+        same = [view for view in self.views() if _base(view.name) == base]
+        return base if not same else f"{base}#{1 + max(_number(view.name) for view in same)}"
 
     def spec(self, run: str) -> RunSpec:
         """Give what was asked of a run.

@@ -67,9 +67,14 @@ class Door:
         files = {"spec": json.dumps(encode(spec)).encode(), "payload": payload}
         return str(self._json("POST", "/runs", files=files, timeout_s=120)["run"])
 
-    def resume(self, run: str) -> str:
-        """Start a run that is over again, from its last checkpoint or its first row."""
-        return str(self._json("POST", "/runs/resume", json={"run": run}, timeout_s=120)["run"])
+    def resume(self, run: str, *, folder: str = "") -> str:
+        """Start a run that is over again, from its last checkpoint or its first row, and give its name.
+
+        Args:
+            run: its name.
+            folder: the run's folder where it is another cluster's.
+        """
+        return str(self._json("POST", "/runs/resume", json={"run": run, "folder": folder}, timeout_s=120)["run"])
 
     def command(self, command: Command) -> None:
         """Ask something of a run that goes on."""

@@ -7,7 +7,7 @@ import time
 import pytest
 
 import raykit as rk
-from raykit.errors import OptionError, RunError, RunFailedError, RunStoppedError
+from raykit.errors import OptionError, RunError, RunFailedError, RunNameTakenError, RunStoppedError
 
 from . import loops
 
@@ -171,14 +171,14 @@ def test_a_rank_that_dies_while_another_joins_does_not_hold_the_others(until):
 
 
 def test_a_rank_that_hangs_after_the_host_came_back_is_found(until):
-    run = rk.train(loops.linear, 100, 0.01, workers=(1, 2), name="later")
+    run = rk.train(loops.linear, 60, 0.01, workers=(1, 2), name="later")
     until(lambda: _whole(run, 2))
     run.drill("kill-host")
     until(lambda: run.refresh().host_attempts == 2)
     _kill(run, 1, number=signal.SIGSTOP)
     until(lambda: _facts(run.refresh() and run))
     run.wait()
-    assert run.result["weight"] == pytest.approx(loops.alone(100), abs=1e-4)
+    assert run.result["weight"] == pytest.approx(loops.alone(60), abs=1e-4)
 
 
 def test_a_run_that_ends_while_a_spare_is_invited_ends(until):
@@ -236,6 +236,24 @@ def test_a_node_that_is_lost_takes_its_ranks_and_the_others_go_on(own, until):
     assert run.view.world_size <= 3, time.monotonic() - began
     run.stop()
     until(lambda: run.refresh().ended)
+
+
+def test_a_run_is_taken_up_on_another_cluster_where_it_was_also_when_its_own_is_down(own, until):
+    own("first")
+    run = rk.train(loops.linear, 30, 0.01, workers=2, name="moved")
+    until(lambda: run.refresh().step > 100)
+    own("second")
+    with pytest.raises(RunNameTakenError, match="goes on in the cluster first"):
+        rk.resume("moved", on="second")
+    run.stop()
+    until(lambda: run.refresh().ended)
+    stopped_at = run.view.step
+    rk.down("first")
+    moved = rk.resume("moved", on="second")
+    assert until(lambda: moved.refresh().step) >= stopped_at
+    moved.wait()
+    assert moved.result["step"] == 600
+    assert moved.result["weight"] == pytest.approx(loops.alone(30), abs=1e-4)
 
 
 def test_the_loss_of_the_only_node_is_no_drill(until):

@@ -225,6 +225,75 @@ def test_several_optimizers_and_schedulers_step_together(cluster):
     assert rk.train(two, workers=2).wait().result == ([True, True], [0.05, 0.05])
 
 
+def test_a_scaler_with_clipping_and_several_optimizers_learns_what_is_learned_without_it(cluster):
+    def scaled(with_scaler):
+        import torch
+
+        torch.manual_seed(0)
+        parts = [torch.nn.Linear(10, 8), torch.nn.Linear(8, 2)]
+        model = torch.nn.Sequential(*parts)
+        optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in parts]
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=with_scaler)
+        job = rk.elastic(model=model, optimizer=optimizers, scaler=scaler)
+        x = torch.randn(200, 10)
+        for batch in job.batches({"x": x, "y": (x.sum(1) > 0).long()}, batch_size=20, epochs=3):
+            loss = torch.nn.functional.cross_entropy(model(batch["x"]), batch["y"])
+            scaler.scale(loss).backward()
+            if job.sync(loss=loss):
+                for each in optimizers:
+                    scaler.unscale_(each)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            job.commit()
+        return [float(value) for each in model.parameters() for value in each.detach().flatten()]
+
+    plain, ours = (rk.train(scaled, flag, workers=2).wait().result for flag in (False, True))
+    assert ours == pytest.approx(plain, abs=1e-6)
+
+
+def test_autocast_is_what_it_is_in_one_process(cluster):
+    def mixed():
+        import torch
+
+        torch.manual_seed(0)
+        model = torch.nn.Linear(10, 2)
+        job = rk.elastic(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+        x, kinds, losses = torch.randn(200, 10), set(), []
+        for batch in job.batches({"x": x, "y": (x.sum(1) > 0).long()}, batch_size=20, epochs=10):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                logits = model(batch["x"])
+                loss = torch.nn.functional.cross_entropy(logits, batch["y"])
+            kinds.add(str(logits.dtype))
+            loss.backward()
+            job.commit(loss=loss)
+            losses.append(float(loss))
+        return kinds, str(model.weight.dtype), losses[0], losses[-1]
+
+    kinds, dtype, first, last = rk.train(mixed, workers=2).wait().result
+    assert (kinds, dtype) == ({"torch.bfloat16"}, "torch.float32")
+    assert last < first
+
+
+def test_a_loss_over_other_counts_than_rows_is_weighed_by_them(cluster):
+    def tokens():
+        import torch
+
+        torch.set_default_dtype(torch.float64)
+        model = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.zeros_(model.weight)
+        job = rk.elastic(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=1.0))
+        x = torch.arange(1.0, 13.0)
+        for batch in job.batches({"x": x}, batch_size=4):
+            counted = batch["x"] % 3 != 0
+            job.weight(int(counted.sum()))
+            values = model(batch["x"].reshape(-1, 1)).flatten()[counted]
+            (-values.sum() / max(1, len(values))).backward()
+            job.commit()
+        return float(model.weight)
+
+    one, two = (rk.train(tokens, workers=workers).wait().result for workers in (1, 2))
+    assert two == pytest.approx(one)
+
+
 def test_a_rank_without_rows_of_a_short_last_batch_takes_part(cluster):
     def short():
         import torch

@@ -169,8 +169,11 @@ class Job:
         for optimizer, step in zip(self._cared_for.optimizers, self._optimizer_steps, strict=True):
             if scaler is None:
                 step()
-            else:
-                scaler.step(_Steps(optimizer, step))
+                continue
+            # The optimizer itself, by which the scaler knows whether its gradients are unscaled already.
+            optimizer.step = step
+            scaler.step(optimizer)
+            optimizer.step = _refuse_step
         if scaler is not None:
             scaler.update()
         for scheduler in self._cared_for.schedulers:
@@ -376,16 +379,6 @@ class Job:
 
 def _number(value: Any) -> float:
     return float(value.detach()) if isinstance(value, torch.Tensor) else float(value)
-
-
-class _Steps:
-    """An optimizer for GradScaler, whose step is the real one."""
-
-    def __init__(self, optimizer: Any, step: Callable[..., Any]) -> None:
-        self._optimizer, self.step = optimizer, step
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._optimizer, name)
 
 
 def _refuse_step(*_: Any, **__: Any) -> None:
