@@ -86,8 +86,6 @@ class Host:
 
     def _run(self) -> None:
         try:
-            if self._context.stop_asked.is_set():  # before an earlier host died
-                raise StoppedError
             self._kind.execute()
             ended = RunEnded(state="done")
         except StoppedError as exc:

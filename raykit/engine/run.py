@@ -63,7 +63,7 @@ class RunKind(Protocol):
     """A kind of run, as its host drives it."""
 
     def execute(self) -> None:
-        """Run to the end, in a thread of the host; blocking.
+        """Run to the end, in a thread of the host; blocking. A stop may have been asked already, of an earlier host.
 
         Raises:
             StoppedError: a Stop was carried out.

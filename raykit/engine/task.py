@@ -28,6 +28,8 @@ class TaskRun:
     def execute(self) -> None:
         context = self._context
         spec: TaskSpec = context.spec
+        if context.stop_asked.is_set():
+            raise StoppedError
         if context.attempt > 1:
             raise UserCodeError(HOLDER, "The run's host died, and the cell's process with it. Run the cell again.", "")
         options = _work.options(num_cpus=spec.num_cpus, num_gpus=spec.num_gpus, max_retries=0)

@@ -8,6 +8,7 @@ import pytest
 
 import raykit as rk
 from raykit.errors import OptionError, RunError, RunFailedError, RunNameTakenError, RunStoppedError
+from raykit.events import HostStarted
 
 from . import loops
 
@@ -179,6 +180,19 @@ def test_a_rank_that_hangs_after_the_host_came_back_is_found(until):
     until(lambda: _facts(run.refresh() and run))
     run.wait()
     assert run.result["weight"] == pytest.approx(loops.alone(60), abs=1e-4)
+
+
+def test_a_host_that_is_killed_while_it_stops_leaves_no_slot_held(until):
+    run = rk.train(loops.linear, 400, 0.3, workers=2, name="stopping")
+    until(lambda: run.refresh().step > 0)
+    records = run.cluster.door.events("stopping", after=0, wait_s=0)
+    host = next(record.event.pid for record in records if isinstance(record.event, HostStarted))
+    run.stop()
+    os.kill(host, signal.SIGKILL)
+    with pytest.raises(RunStoppedError):
+        run.wait()
+    until(lambda: rk.status("wide")["num_cpus_free"] == 4)
+    assert run.view.checkpoint_step == run.view.step
 
 
 def test_a_run_that_ends_while_a_spare_is_invited_ends(until):

@@ -41,6 +41,8 @@ class PipelineRun:
 
     def execute(self) -> None:
         context = self._context
+        if context.stop_asked.is_set():
+            raise StoppedError
         payload = context.payload()
         try:
             work: PipelineWork = payload.open()

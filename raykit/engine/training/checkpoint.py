@@ -7,7 +7,6 @@ tensors together, so that a run can be taken up with replicas of another size.
 
 from __future__ import annotations
 
-import copy
 import logging
 import tempfile
 import threading
@@ -15,7 +14,6 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +23,11 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from raykit.engine.training.state import Structure, apart
 from raykit.events import CheckpointFailed, CheckpointSaved, Event
 
 COMPLETE = ".metadata"
-STRUCTURE = "_structure"
+STRUCTURE = "_structure"  # closed, since torch.distributed.checkpoint forgets empty dicts and the type of keys
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +51,11 @@ class Checkpoints:
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Copy a state as it is now and write it in the background; waits for a write that goes on."""
         self.finish()
-        tensors: dict[str, Any] = {}
-        structure = {name: _apart(value, name, tensors) for name, value in state.items()}
+        structure, tensors = apart(state)
+        copied = {name: each.detach().to("cpu", copy=True) for name, each in tensors.items()}
         self.saved_step = step
         self._writing = threading.Thread(
-            target=self._write, args=(step, tensors | {STRUCTURE: _Structure(structure)}), name="raykit-checkpoint", daemon=True
+            target=self._write, args=(step, {**copied, STRUCTURE: structure}), name="raykit-checkpoint", daemon=True
         )
         self._writing.start()
 
@@ -126,44 +125,5 @@ def _loaded(filesystem: Any, folder: str) -> dict[str, Any]:
             warnings.simplefilter("ignore")
             dcp_to_torch_save(local, whole)
         tensors = torch.load(whole, map_location="cpu", weights_only=False)
-    state: dict[str, Any] = _together(tensors.pop(STRUCTURE).whole, tensors)
-    return state
-
-
-@dataclass(frozen=True, slots=True)
-class _TensorAt:
-    """Stands in a state's structure for the tensor of that name."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Structure:
-    """A state without its tensors, closed: dicts would be taken to pieces on their way to disk."""
-
-    whole: Any
-
-
-def _apart(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """Copy a state: tensors to the CPU and into ``tensors`` by dotted names, and give the structure that is left.
-
-    The structure is written as it is, since torch.distributed.checkpoint forgets empty dicts and the type of keys.
-    """
-    if isinstance(value, torch.Tensor):
-        tensors[name] = value.detach().to("cpu", copy=True)
-        return _TensorAt(name)
-    if isinstance(value, dict):
-        return {key: _apart(each, f"{name}.{key}", tensors) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_apart(each, f"{name}.{place}", tensors) for place, each in enumerate(value))
-    return copy.deepcopy(value)
-
-
-def _together(structure: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    if isinstance(structure, _TensorAt):
-        return tensors[structure.name]
-    if isinstance(structure, dict):
-        return {key: _together(each, tensors) for key, each in structure.items()}
-    if isinstance(structure, list | tuple):
-        return type(structure)(_together(each, tensors) for each in structure)
-    return structure
+    structure: Structure = tensors.pop(STRUCTURE)
+    return structure.filled(tensors)

@@ -1,7 +1,8 @@
 """A world of ranks: its process group, and gradients reduced bucket by bucket while backward still runs.
 
 The group is made by itself rather than as torch's global default, so that a survivor leaves a broken one behind and
-forms the next in the same process. gloo on the CPU was measured; NCCL is chosen for CUDA tensors and was not tried.
+forms the next in the same process. What ranks say to each other goes by gloo, on the CPU; so do their tensors, unless they
+lie on GPUs: those go by NCCL, which was not tried on one yet.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Group:
         Raises:
             BrokenWorldError: somebody will not come.
         """
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.device = rank, world_size, device
         self._given_up, self._left_behind = given_up, False
         try:
             keys = dist.PrefixStore(prefix, join_store(store))
@@ -91,7 +92,8 @@ class Group:
                 if outdated():
                     raise BrokenWorldError("a newer world was published")
                 time.sleep(MEET_S)
-            self._backend = _backend(keys, rank, world_size, device, host)
+            self._gloo = _gloo(keys, rank, world_size, host)
+            self._nccl = _nccl(keys, rank, world_size) if device.type == "cuda" else None
         except RuntimeError as exc:
             raise BrokenWorldError(str(exc)) from exc
 
@@ -100,7 +102,7 @@ class Group:
         options = dist.AllreduceOptions()
         options.reduceOp = dist.ReduceOp.SUM
         options.timeout = OPERATION_TIMEOUT
-        return self._backend.allreduce([tensor], options)
+        return self._backend_of(tensor).allreduce([tensor], options)
 
     def gather(self, values: list[int]) -> list[list[int]]:
         """Give every rank's integers, by rank; blocking."""
@@ -109,19 +111,19 @@ class Group:
         self.wait(self.reduce(table))
         return [[int(value) for value in row] for row in table]
 
-    def broadcast(self, data: bytes | None, root: int) -> bytes:
-        """Give the root's bytes to all; blocking."""
-        size = self.gather([len(data) if data is not None and self.rank == root else 0])[root][0]
-        buffer = (
-            torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            if self.rank == root and data
-            else torch.empty(size, dtype=torch.uint8)
-        )
+    def broadcast(self, data: bytes | None) -> bytes:
+        """Give the first rank's bytes, which are not empty, to all; blocking."""
+        size = self.gather([len(data or b"")])[0][0]
+        buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(size, dtype=torch.uint8)
+        return bytes(self.broadcast_tensor(buffer).numpy())
+
+    def broadcast_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Give the first rank's tensor to all, in place; blocking."""
         options = dist.BroadcastOptions()
-        options.rootRank = root
+        options.rootRank = 0
         options.timeout = OPERATION_TIMEOUT
-        self.wait(self._backend.broadcast([buffer], options))
-        return bytes(buffer.numpy())
+        self.wait(self._backend_of(tensor).broadcast([tensor], options))
+        return tensor
 
     def wait(self, work: Any) -> None:
         """Wait for a work.
@@ -144,24 +146,31 @@ class Group:
 
     def close(self) -> None:
         """Tear the sockets down: peers that wait for this rank see the error now rather than at a timeout."""
-        with suppress(RuntimeError):
-            self._backend.abort()
+        for backend in (self._gloo, self._nccl):
+            if backend is not None:
+                with suppress(RuntimeError):
+                    backend.abort()
         if self._left_behind:
-            _left_behind.append(self._backend)
-        self._backend = None
+            _left_behind.append((self._gloo, self._nccl))
+        self._gloo = self._nccl = None
+
+    def _backend_of(self, tensor: torch.Tensor) -> Any:
+        return self._nccl if tensor.device.type == "cuda" else self._gloo
 
 
 _left_behind: list[Any] = []
 """Process groups with a thread that waits for a peer which will never answer: to let one go would wait for it too."""
 
 
-def _backend(store: Any, rank: int, world_size: int, device: torch.device, host: str) -> Any:
-    if device.type == "cuda":
-        return dist.ProcessGroupNCCL(store, rank, world_size, dist.ProcessGroupNCCL.Options())
+def _gloo(store: Any, rank: int, world_size: int, host: str) -> Any:
     options = dist.ProcessGroupGloo._Options()  # noqa: SLF001
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]  # noqa: SLF001
     options._timeout = FORM_TIMEOUT  # noqa: SLF001
     return dist.ProcessGroupGloo(store, rank, world_size, options)
+
+
+def _nccl(store: Any, rank: int, world_size: int) -> Any:
+    return dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, world_size, dist.ProcessGroupNCCL.Options())
 
 
 class Reducer:

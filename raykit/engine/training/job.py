@@ -20,7 +20,7 @@ from raykit.engine.training.collective import BrokenWorldError, Reducer
 from raykit.engine.training.feed import Cut
 from raykit.engine.training.member import Member
 from raykit.engine.training.rows import Ahead, Streamed, source_of, to_device
-from raykit.engine.training.state import Stateful, from_bytes, to_bytes
+from raykit.engine.training.state import State, Stateful
 from raykit.errors import InputError
 from raykit.events import StepCommitted, WorkerBusy
 from raykit.spec.training import Interval
@@ -250,18 +250,20 @@ class Job:
             self._member.busy_with = ""
             self._around.reporter.emit(WorkerBusy(worker=self._member.worker, what=""))
 
-    def state_bytes(self) -> bytes:
-        """Copy what a joiner needs."""
-        return to_bytes(self._state())
+    def state(self) -> State:
+        """Give what a joiner or a checkpoint needs, sharing memory with it."""
+        return self._cared_for.state() | {"step": self.step, "num_rows": self.num_rows, "seed": self._seed}
 
-    def adopt(self, data: bytes) -> None:
-        """Take over a state that ``state_bytes`` gave."""
-        self._adopt(from_bytes(data))
+    def adopt(self, state: State) -> None:
+        """Take over a state."""
+        self._cared_for.adopt(state)
+        self.step, self.num_rows, self._seed = state["step"], state["num_rows"], state["seed"]
+        self._saved_step = self.step
 
     def adopt_kept(self) -> None:
         """Take over the newest checkpoint of an earlier life of this run, if there is one."""
         if (state := self._around.checkpoints.newest()) is not None:
-            self._adopt(state)
+            self.adopt(state)
 
     def before_leave(self) -> None:
         """Call what the user wants before a voluntary leave."""
@@ -278,19 +280,11 @@ class Job:
             return
         self._saved_s, self._saved_step = time.monotonic(), self.step
         if self.step and self._around.checkpoints.saved_step != self.step:
-            self._around.checkpoints.save(self.step, self._state())
+            self._around.checkpoints.save(self.step, self.state())
 
     def saved(self) -> None:
         """Wait until what was saved is on disk."""
         self._around.checkpoints.finish()
-
-    def _state(self) -> dict[str, Any]:
-        return self._cared_for.state() | {"step": self.step, "num_rows": self.num_rows, "seed": self._seed}
-
-    def _adopt(self, state: dict[str, Any]) -> None:
-        self._cared_for.adopt(state)
-        self.step, self.num_rows, self._seed = state["step"], state["num_rows"], state["seed"]
-        self._saved_step = self.step
 
     def _stored(self, dataset: Any) -> Any:
         """Have a function's Ray Dataset stored, once for all ranks, and give its path."""

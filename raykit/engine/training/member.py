@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 
 from raykit.engine.training.collective import BrokenWorldError, Group
+from raykit.engine.training.state import State, given
 from raykit.engine.training.world import Generation
 from raykit.policy.failure import Phase
 
@@ -27,8 +28,8 @@ class Adoptable(Protocol):
 
     def roll_forward(self) -> None: ...
     def discard(self) -> None: ...
-    def state_bytes(self) -> bytes: ...
-    def adopt(self, data: bytes) -> None: ...
+    def state(self) -> State: ...
+    def adopt(self, state: State) -> None: ...
     def adopt_kept(self) -> None: ...
     def before_leave(self) -> None: ...
 
@@ -194,11 +195,11 @@ class Member:
         """Give the first one's state to the others, in a group of their own: who has it already need not wait for it."""
         beside = self._meet(generation, ranks, f"state {ranks[0]}")
         try:
-            data = beside.broadcast(job.state_bytes() if beside.rank == 0 else None, 0)
+            state = given(beside, job.state() if beside.rank == 0 else None)
         finally:
             beside.close()
         if beside.rank != 0:
-            job.adopt(data)
+            job.adopt(state)
 
     def _meet(self, generation: Generation, ranks: list[int], purpose: str) -> Group:
         return Group(

@@ -93,6 +93,8 @@ class RayTrainRun:
         clear(context.name, _storage(context))
         earlier = Earlier.of(context)
         context.emit(*earlier.farewell)
+        if context.stop_asked.is_set():
+            raise StoppedError
         self._wait_for_slots()
         try:
             self._fit(earlier)

@@ -43,6 +43,7 @@ from raykit.policy.membership import SILENT_S, Membership, ReplicaState, decide
 from raykit.spec import TrainSpec
 
 TICK_S = 0.05
+HURRIED_TICK_S = 0.005  # while a world is being made: each tick delays the next commit
 SLOT_LOOK_S = 0.2
 SAVE_TIMEOUT_S = 120.0
 GONE = "it died while the run had no host"
@@ -193,7 +194,7 @@ class TrainingRun:
 
     def _look(self, slots: Slots) -> None:
         """Take in what has happened since the last look; blocking up to a tick."""
-        died = self._crew.hear(TICK_S)
+        died = self._crew.hear(TICK_S if self._is_formed and self._recovery is None else HURRIED_TICK_S)
         self._end_hung()  # before the deaths are taken in: who hangs is named so before it is ended
         for loss in died:
             self._lose(loss)

@@ -1,16 +1,26 @@
-"""All of a training loop that has a state: model, optimizers, schedulers, scaler, and where it stands."""
+"""All of a training loop that has a state: model, optimizers, schedulers, scaler, and where it stands.
+
+A state is nested dicts, lists and tensors. To travel or to be written it is taken apart, into its tensors by dotted names
+and the structure that is left.
+"""
 
 from __future__ import annotations
 
-import io
+import copy
+import pickle
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from raykit.engine.training.collective import Group
 from raykit.engine.training.shards import lay_out_model, lay_out_optimizer, parts_of
 
 State = dict[str, Any]
+Tensors = dict[str, torch.Tensor]
+
+PARCEL_BYTES = 64 * 2**20  # tensors travel put together up to this size, so that small ones cost no round trip each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,14 +52,87 @@ class Stateful:
             self.scaler.load_state_dict(state["scaler"])
 
 
-def to_bytes(state: State) -> bytes:
-    """Copy this rank's parts of a state, for a peer of the same place in another replica."""
-    buffer = io.BytesIO()
-    torch.save(parts_of(state), buffer)
-    return buffer.getvalue()
+@dataclass(frozen=True, slots=True)
+class _TensorAt:
+    """Stands in a structure for the tensor of that name."""
+
+    name: str
 
 
-def from_bytes(data: bytes) -> State:
-    """Read what a peer's :func:`to_bytes` gave, onto the CPU."""
-    state: State = torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
-    return state
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """A state without its tensors: with its empty parts, and its keys of any type."""
+
+    whole: Any
+
+    def filled(self, tensors: Tensors) -> State:
+        """Put the state together again."""
+        state: State = _filled(self.whole, tensors)
+        return state
+
+
+def apart(state: State) -> tuple[Structure, Tensors]:
+    """Take a state apart; the tensors are its own, all else is copied."""
+    tensors: Tensors = {}
+    return Structure({name: _apart(value, name, tensors) for name, value in state.items()}), tensors
+
+
+def given(group: Group, state: State | None) -> State:
+    """Give the state of the group's first rank to all of it: this rank's parts, tensor by tensor; blocking.
+
+    Raises:
+        BrokenWorldError: a peer is gone.
+    """
+    tensors: Tensors = {}
+    head: bytes | None = None
+    if state is not None:
+        structure, tensors = apart(parts_of(state))
+        head = pickle.dumps((structure, {name: (each.shape, each.dtype, each.device.type) for name, each in tensors.items()}))
+    structure, forms = pickle.loads(group.broadcast(head))  # noqa: S301  (came from a rank of this run)
+    for names in _parcels(forms):
+        shapes = [forms[name][0] for name in names]
+        _, dtype, kind = forms[names[0]]
+        if state is not None:
+            group.broadcast_tensor(torch.cat([tensors[name].detach().reshape(-1) for name in names]))
+            continue
+        device = group.device if kind != "cpu" else torch.device("cpu")
+        flat = group.broadcast_tensor(torch.empty(sum(map(torch.Size.numel, shapes)), dtype=dtype, device=device))
+        parts = flat.split([shape.numel() for shape in shapes])
+        tensors |= {name: part.view(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
+    filled: State = structure.filled(tensors)
+    return filled
+
+
+def _parcels(forms: dict[str, Any]) -> Iterator[list[str]]:
+    """Put tensors of one type together, in their order, up to ``PARCEL_BYTES``."""
+    parcel: list[str] = []
+    size, kind = 0, None
+    for name, (shape, dtype, device) in forms.items():
+        if parcel and (size >= PARCEL_BYTES or (dtype, device) != kind):
+            yield parcel
+            parcel, size = [], 0
+        parcel.append(name)
+        size, kind = size + shape.numel() * dtype.itemsize, (dtype, device)
+    if parcel:
+        yield parcel
+
+
+def _apart(value: Any, name: str, tensors: Tensors) -> Any:
+    if isinstance(value, torch.Tensor):
+        tensors[name] = value
+        return _TensorAt(name)
+    if isinstance(value, dict):
+        return {key: _apart(each, f"{name}.{key}", tensors) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_apart(each, f"{name}.{place}", tensors) for place, each in enumerate(value))
+    return copy.deepcopy(value)
+
+
+def _filled(structure: Any, tensors: Tensors) -> Any:
+    if isinstance(structure, _TensorAt):
+        return tensors[structure.name]
+    if isinstance(structure, dict):
+        return {key: _filled(each, tensors) for key, each in structure.items()}
+    if isinstance(structure, list | tuple):
+        return type(structure)(_filled(each, tensors) for each in structure)
+    return structure
