@@ -15,7 +15,7 @@ from raykit.commands import Command, Drill, Resize, Stop
 from raykit.decisions import Conclude, Decision, End, Form, GiveUp, LossAnswer, Start
 from raykit.engine.run import RunContext, StoppedError, UserCodeError
 from raykit.engine.training.answer import Answer, view_of
-from raykit.engine.training.crew import Crew, Hand, Loss
+from raykit.engine.training.crew import Crew, Loss
 from raykit.engine.training.datasets import Datasets
 from raykit.engine.training.drills import Drills
 from raykit.engine.training.recovery import Recovery
@@ -26,8 +26,6 @@ from raykit.engine.training.world import Generation
 from raykit.errors import RunError
 from raykit.events import (
     Decided,
-    DrillEnded,
-    DrillStarted,
     Event,
     LinesPrinted,
     Resized,
@@ -57,9 +55,10 @@ class TrainingRun:
         self._context = context
         self._spec: TrainSpec = context.spec
         self._min_replicas, self._max_replicas = self._spec.min_replicas, self._spec.max_replicas
-        self._own_node_id = ray.get_runtime_context().get_node_id()
-        self._vigil = Vigil(own_node_id=self._own_node_id, hang_after_s=self._spec.hang_after_s)
+        own_node_id = ray.get_runtime_context().get_node_id()
+        self._vigil = Vigil(own_node_id=own_node_id, hang_after_s=self._spec.hang_after_s)
         self._crew = Crew(context, self._vigil)
+        self._drills = Drills(context, self._crew, self._vigil, own_node_id)
         self._datasets = Datasets(context)
         self._world: tuple[str, ...] = ()
         self._generation = 0
@@ -71,7 +70,6 @@ class TrainingRun:
         self._broken_at_s: float | None = None
         self._recovery: Recovery | None = None
         self._answer: LossAnswer = "shrink"
-        self._drills = Drills()
         self._stop_sent = False
         self._reported: queue.SimpleQueue[tuple[float, str, Event | Pulse]] = queue.SimpleQueue()
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
@@ -89,8 +87,7 @@ class TrainingRun:
                     self._act(decision, slots)
             self._save()
         finally:
-            for drill in self._drills.waiting:
-                self._context.emit(DrillEnded(action=drill.action, passed=False, verdict="the run ended before the drill began"))
+            self._drills.end()
             self._crew.end_all()
             slots.release()
         if self._concluding is not None and self._concluding.failed:
@@ -103,7 +100,7 @@ class TrainingRun:
     def command(self, command: Command) -> None:
         if isinstance(command, Stop):
             self._context.stop_asked.set()
-        if isinstance(command, Drill) and command.action == "kill-node" and self._victims(command) == ():
+        if isinstance(command, Drill) and command.action == "kill-node" and not self._drills.victims(command, self._world):
             raise RunError(
                 "No rank is on another node than the run's host: to lose that node would be to lose the cluster.",
                 "Try it on a cluster of several nodes: %ray up NAME --nodes 2",
@@ -223,8 +220,8 @@ class TrainingRun:
             self._stop_sent = True
             for hand in self._crew.hands:
                 hand.handle.stop.remote()
-        if self._recovery is None and (drill := self._drills.due()) is not None:
-            self._strike(drill)
+        if self._recovery is None:  # no earlier loss is being mended
+            self._drills.strike(self._world)
 
     def _resize(self, workers: tuple[int, int], slots: Slots) -> None:
         """Ask for the slots of another size; those that are too many go back when their workers have left."""
@@ -291,29 +288,6 @@ class TrainingRun:
             self._drills.begin(at_s)
             self._step, self._losses_since_commit = event.step, 0
             self._vigil.step_took(event.step_s)
-
-    def _victims(self, drill: Drill) -> tuple[Hand, ...]:
-        """Give the workers that a drill would strike: the last rank, or all on the node of the last rank that is elsewhere."""
-        hands = [found[1] for worker in self._crew.workers_of(self._world) if (found := self._crew.find(worker)) and found[1].place]
-        if drill.action != "kill-node":
-            return tuple(hands[-1:])
-        away = [hand for hand in hands if hand.place and hand.place.node_id != self._own_node_id]
-        return tuple(hand for hand in away if hand.place and away[-1].place and hand.place.node_id == away[-1].place.node_id)
-
-    def _strike(self, drill: Drill) -> None:
-        """Carry out a drill that is due, when no earlier loss is being mended."""
-        victims = self._victims(drill)
-        if not victims or victims[-1].place is None:
-            self._context.emit(DrillEnded(action=drill.action, passed=False, verdict="there was no worker to strike"))
-            return
-        place, target = victims[-1].place, ", ".join(hand.worker for hand in victims)
-        self._context.emit(DrillStarted(action=drill.action, target=target, pid=place.pid))
-        self._drills.strike(drill, tuple(hand.worker for hand in victims))
-        if drill.action == "kill-node":
-            self._vigil.kill_node(place.node_id)
-        else:
-            handle = victims[-1].handle
-            (handle.hang if drill.action == "hang" else handle.die).remote()
 
     def _act(self, decision: Decision, slots: Slots) -> None:
         if isinstance(decision, GiveUp):
