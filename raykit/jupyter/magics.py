@@ -132,9 +132,8 @@ def _drill(_: Any, line: DrillLine) -> str:
 def _resize(_: Any, line: ResizeLine) -> Said:
     session.watch(line.name).resize(line.workers)
     least, most = line.workers
-    return Said(
-        f"{line.name} goes on with {least if least == most else f'{least} to {most}'} ranks from a commit on, as slots allow."
-    )
+    ranks = f"{least} to {most} ranks" if least != most else "1 rank" if most == 1 else f"{most} ranks"
+    return Said(f"{line.name} goes on with {ranks} from a commit on, as slots allow.")
 
 
 def _first_word(line: str) -> tuple[str, str]:

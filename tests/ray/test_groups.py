@@ -81,7 +81,7 @@ def test_a_lost_rank_takes_its_replica_out_and_a_spare_replica_joins(alone, unti
     assert run.result[0] == pytest.approx(alone[0], rel=1e-9, abs=1e-11)
     assert run.result[1:] == alone[1:]
     card = run.view.cards[0]
-    assert card.title == "rank 0, rank 1 (w1.0, w1.1) was lost"
+    assert card.title == "rank 0, rank 1 (w1.0, w1.1) were lost"
     assert card.good
 
 

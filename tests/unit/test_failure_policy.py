@@ -84,3 +84,4 @@ def test_a_process_that_uses_its_cpu_works():
 def test_a_stack_shows_where_the_training_thread_stands(process):
     shown = Watch().stack(process.pid)
     assert "stuck" in shown or "ermission" in shown, shown
+    assert "\x1b" not in shown

@@ -68,8 +68,9 @@ class Recovery:
     def _what(self) -> str:
         if not self.lost:
             return "The ranks lost touch with each other"
-        places = [f"rank {self.world_before.index(worker)}" for worker in self.lost if worker in self.world_before]
-        return f"{', '.join(places)} ({', '.join(self.lost)}) was lost"
+        lost = [worker for worker in self.world_before if worker in self.lost]
+        places = ", ".join(f"rank {self.world_before.index(worker)}" for worker in lost)
+        return f"{places} ({', '.join(lost)}) {'was' if len(lost) == 1 else 'were'} lost"
 
     def _remedy(self, formed: WorldFormed) -> str:
         workers = formed.workers

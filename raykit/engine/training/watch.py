@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +22,7 @@ LOOKS = 3
 LOOK_S = 0.1
 STACK_TIMEOUT_S = 3.0
 STACK_LINES = 12
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 Condition = Literal["gone", "stopped", "still", "works"]
 
@@ -79,7 +82,9 @@ def on_node(node_id: str) -> Any:
 
 
 def _training_thread(dump: str) -> str:
-    """Cut the thread of the user's code out of py-spy's text."""
-    threads = dump.split("\nThread ")
+    """Cut the thread of the user's code out of py-spy's text, down to the user's first frame."""
+    threads = ANSI.sub("", dump).split("\nThread ")
     mine = next((text for text in threads if "raykit-train" in text.partition("\n")[0]), threads[-1])
-    return "\n".join(line.strip() for line in mine.splitlines()[1 : 1 + STACK_LINES])
+    lines = [line.strip() for line in mine.splitlines()[1:]]
+    users = list(takewhile(lambda line: not line.startswith(("CellWork.run", "FunctionWork.run")), lines))
+    return "\n".join(users[:STACK_LINES])
