@@ -69,6 +69,8 @@ class Recovery:
         if not self.lost:
             return "The ranks lost touch with each other"
         lost = [worker for worker in self.world_before if worker in self.lost]
+        if not lost:
+            return f"{', '.join(self.lost)} was lost on its way into the world"
         places = ", ".join(f"rank {self.world_before.index(worker)}" for worker in lost)
         return f"{places} ({', '.join(lost)}) {'was' if len(lost) == 1 else 'were'} lost"
 
