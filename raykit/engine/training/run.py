@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import time
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ from raykit.spec import TrainSpec
 
 TICK_S = 0.05
 HURRIED_TICK_S = 0.005  # while a world is being made: each tick delays the next commit
+HURRY_S = 1.0
 SLOT_LOOK_S = 0.2
 SAVE_TIMEOUT_S = 120.0
 GONE = "it died while the run had no host"
@@ -191,7 +193,7 @@ class TrainingRun:
 
     def _look(self, slots: Slots) -> None:
         """Take in what has happened since the last look; blocking up to a tick."""
-        died = self._crew.hear(TICK_S if self._is_formed and self._recovery is None else HURRIED_TICK_S)
+        died = self._crew.hear(HURRIED_TICK_S if self._is_in_a_hurry else TICK_S)
         self._end_hung()  # before the deaths are taken in: who hangs is named so before it is ended
         for loss in died:
             self._lose(loss)
@@ -207,6 +209,12 @@ class TrainingRun:
             slots.look()
             self._crew.drop_unplaced(slots, self._world)
             slots.give_back(self._max_replicas, used=self._crew.slots_used)
+
+    @property
+    def _is_in_a_hurry(self) -> bool:
+        """Say whether a world is being made, or was just broken: not while new workers start, who need the CPUs."""
+        hurt_s = math.inf if self._recovery is None else time.monotonic() - self._recovery.known_at_s
+        return bool(self._world) and (not self._is_formed or hurt_s < HURRY_S)
 
     def _obey(self, slots: Slots) -> None:
         """Carry out what was asked, as far as its time has come."""
