@@ -10,10 +10,10 @@ from raykit.client import session
 from raykit.client.capture import pack, with_extra
 from raykit.client.session import Cluster
 from raykit.commands import Command, Drill, Resize, Stop
-from raykit.errors import ClusterLostError, InputError, RunFailedError, RunLostError, RunNotFoundError, RunStoppedError
+from raykit.errors import ClusterLostError, InputError, OptionError, RunFailedError, RunLostError, RunNotFoundError, RunStoppedError
 from raykit.events import RunAccepted, StepCommitted
 from raykit.spec import RunSpec, TaskSpec, TrainSpec
-from raykit.spec.training import interval
+from raykit.spec.training import ON_LOSS, interval
 from raykit.views import RunView, fold_all
 from raykit.wire.door import DoorClosedError
 from raykit.wire.loop import check_loop
@@ -222,7 +222,10 @@ def train(
     Raises:
         CellError: Ray Train could not call the function.
         InputError: Ray Train's loop is given more than a config.
+        OptionError: a value that cannot be, with those that can.
     """
+    if not callable(on_loss) and on_loss not in ON_LOSS:
+        raise OptionError(f"on_loss is {on_loss!r}.", f"Give {', '.join(ON_LOSS)}, or a function.")
     spec = TrainSpec(
         name=name,
         workers=(workers, workers) if isinstance(workers, int) else workers,

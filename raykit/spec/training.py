@@ -31,14 +31,20 @@ class Interval:
 
 
 def interval(value: str | float) -> Interval:
-    """Read ``60s``, ``5m``, ``500steps``, or a number of seconds."""
+    """Read ``60s``, ``5m``, ``500steps``, or a number of seconds.
+
+    Raises:
+        OptionError: it is none of these.
+    """
     text = str(value).strip()
-    if not text.endswith(("step", "steps")):
-        return Interval(seconds=seconds(text))
-    steps = count(text.removesuffix("s").removesuffix("step").strip())
-    if steps == 0:
-        raise ValueError(f"{text!r} is no interval")
-    return Interval(steps=steps)
+    try:
+        if not text.endswith(("step", "steps")):
+            return Interval(seconds=seconds(text))
+        if steps := count(text.removesuffix("s").removesuffix("step").strip()):
+            return Interval(steps=steps)
+    except ValueError:
+        pass
+    raise OptionError(f"{text!r} is no interval.", "Give a time or a number of steps, as 60s, 5m or 500steps.")
 
 
 EACH_MINUTE = Interval(seconds=60.0)

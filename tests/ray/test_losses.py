@@ -100,8 +100,16 @@ def test_a_function_that_raises_or_answers_nonsense_fails_the_run_with_its_own_w
 
 
 def test_an_answer_that_does_not_exist_is_refused_before_anything_starts():
-    with pytest.raises(OptionError, match="shrink, wait, stop"):
-        rk.train(loops.linear, 1, on_loss="shrink or wait")
+    for word in ("shrink or wait", "shrnk"):
+        with pytest.raises(OptionError, match="shrink, wait, stop"):
+            rk.train(loops.linear, 1, on_loss=word)
+
+
+def test_an_interval_or_a_cause_that_does_not_exist_is_refused_before_anything_starts():
+    with pytest.raises(OptionError, match="500steps"):
+        rk.train(loops.linear, 1, checkpoint_every="soon")
+    with pytest.raises(OptionError, match="died, hung, node, memory"):
+        rk.train(loops.linear, 1, max_losses={"tired": 1})
 
 
 def test_a_budget_of_losses_ends_the_run_and_its_state_is_kept(until):

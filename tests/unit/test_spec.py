@@ -94,7 +94,7 @@ def test_an_interval_is_of_time_or_of_steps():
     ("line", "words"),
     [
         ("--checkpoint-every 0steps", "no interval"),
-        ("--checkpoint-every soon", "soon"),
+        ("--checkpoint-every soon", "500steps"),
         ("--workers 1:4 --group 2", "multiples of --group"),
         ("--checkpoints-kept 0", "at least one"),
         ("--max-losses tired=3", "no cause 'tired'"),
