@@ -34,7 +34,7 @@ from pathlib import Path
 
 import _recovery_peers as peers
 from _marks import Trial
-from _measure import Figure, report
+from _measure import Figure, end_in_order, report
 from _recovery_raykit import WORKERS, node_lost, ranks_lost
 
 RUNS = 5
@@ -65,6 +65,7 @@ RATIOS = [
 
 
 def main() -> None:
+    end_in_order()
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--quick", action="store_true", help="one run of raykit with one kill, or of each --side: only whether it runs"

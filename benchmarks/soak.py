@@ -36,7 +36,7 @@ import numpy as np
 import psutil
 from _loops import BATCH, NUM_ROWS, counted
 from _marks import Marks, until
-from _measure import Figure, report
+from _measure import Figure, end_in_order, report
 from _recovery_raykit import whole
 
 import raykit as rk
@@ -64,6 +64,7 @@ class Sample:
 
 
 def main() -> None:
+    end_in_order()
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one minute: only whether it runs; nothing is said of growth")
     parser.add_argument("--hours", type=float, default=2.0, metavar="H")

@@ -31,7 +31,7 @@ from itertools import pairwise
 
 import psutil
 from _marks import Marks, first_commits, steps_lost, until
-from _measure import Figure, report
+from _measure import Figure, end_in_order, report
 from _recovery_raykit import training, whole
 from _spot_trace import MOST_WORKERS, Change, changes
 
@@ -51,6 +51,7 @@ class Made:
 
 
 def main() -> None:
+    end_in_order()
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help=f"the first {QUICK_CHANGES} changes: only whether it runs")
     parser.add_argument("--changes", type=int, metavar="N", help="the first N changes after the start")

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import psutil
-from _measure import ROUNDS, Figure, alternate, processes_with, ratio, report
+from _measure import ROUNDS, Figure, alternate, end_in_order, processes_with, ratio, report
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import start_new_kernel
 
@@ -34,6 +34,7 @@ RAY = ["import ray\nray.init({options})", "@ray.remote\ndef f():\n    return 6 *
 
 
 def main() -> None:
+    end_in_order()
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one round: only whether it runs")
     rounds = 1 if parser.parse_args().quick else ROUNDS

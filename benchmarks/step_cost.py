@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from _loops import BATCH, NUM_ROWS, model, rows
-from _measure import ROUNDS, Figure, report
+from _measure import ROUNDS, Figure, end_in_order, report
 
 import raykit as rk
 
@@ -26,6 +26,7 @@ Steps = dict[str, list[float]]
 
 
 def main() -> None:
+    end_in_order()
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one short round: only whether it runs")
     quick = parser.parse_args().quick
