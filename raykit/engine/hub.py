@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -131,11 +132,11 @@ class Hub:
     async def _resume(self, request: web.Request) -> web.Response:
         asked = await request.json()
         async with self._starting:
+            check = partial(capacity.check, setting=self._setting)
             if asked.get("folder"):
-                run, spec = await asyncio.to_thread(self._registry.accept_from, Path(asked["folder"]))
+                run, spec = await asyncio.to_thread(self._registry.accept_from, Path(asked["folder"]), check)
             else:
-                run, spec = self._registry.accept_again(str(asked["run"]))
-            capacity.check(spec, self._setting)
+                run, spec = self._registry.accept_again(str(asked["run"]), check)
             await self._wait_for_name(run)
             self._make_host(run, spec)
         return web.json_response({"run": run})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from raykit.events import RunAccepted
 from raykit.spec import PipelineSpec, RunSpec, TaskSpec, TrainSpec
 from raykit.store.log import Log
 from raykit.views import RunView, fold
+
+Check = Callable[[RunSpec], None]
 
 RUN_KINDS = {TaskSpec: "task", PipelineSpec: "pipeline", TrainSpec: "training"}
 
@@ -71,8 +74,12 @@ class Registry:
         self._write_accepted(run, spec, resumed=False)
         return run
 
-    def accept_again(self, name: str) -> tuple[str, RunSpec]:
+    def accept_again(self, name: str, check: Check) -> tuple[str, RunSpec]:
         """Open a run that is over again and give its name and its spec.
+
+        Args:
+            name: the run's.
+            check: raises where the cluster cannot hold it; nothing is written then.
 
         Raises:
             RunNameTakenError: it still goes on.
@@ -85,14 +92,16 @@ class Registry:
         if view.state == "done":
             raise RunError(f"The run {run} is done; there is nothing to resume.", "Run its cell again for a new one.")
         spec = self.spec(run)
+        check(spec)
         self._write_accepted(run, spec, resumed=True)
         return run, spec
 
-    def accept_from(self, folder: Path) -> tuple[str, RunSpec]:
+    def accept_from(self, folder: Path, check: Check) -> tuple[str, RunSpec]:
         """Take over a run of another cluster with what it has saved, and give its name here and its spec.
 
         Args:
             folder: the run's, which stays as it is.
+            check: raises where this cluster cannot hold it; nothing is copied then.
 
         Raises:
             RunError: no run lies there.
@@ -100,6 +109,7 @@ class Registry:
         if not (folder / "spec.json").is_file():
             raise RunError(f"No run lies in {folder}.", "Run its cell again.")
         asked: RunSpec = decode(RunSpec, json.loads((folder / "spec.json").read_text()))
+        check(asked)
         run = self._unused(_base(asked.name))
         mine = self._setting.run_folder(run)
         shutil.rmtree(mine, ignore_errors=True)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 import raykit as rk
-from raykit.errors import OptionError, RunError, RunFailedError, RunNameTakenError, RunStoppedError
+from raykit.errors import CapacityError, OptionError, RunError, RunFailedError, RunNameTakenError, RunStoppedError
 from raykit.events import HostStarted
 
 from . import loops
@@ -261,10 +261,10 @@ def test_a_node_that_is_lost_takes_its_ranks_and_the_others_go_on(own, until):
 
 
 def test_a_run_is_taken_up_on_another_cluster_where_it_was_also_when_its_own_is_down(own, until):
+    own("second")
     own("first")
     run = rk.train(loops.linear, 30, 0.01, workers=2, name="moved")
-    until(lambda: run.refresh().step > 100)
-    own("second")
+    until(lambda: run.refresh().step > 50)
     with pytest.raises(RunNameTakenError, match="goes on in the cluster first"):
         rk.resume("moved", on="second")
     run.stop()
@@ -276,6 +276,18 @@ def test_a_run_is_taken_up_on_another_cluster_where_it_was_also_when_its_own_is_
     moved.wait()
     assert moved.result["step"] == 600
     assert moved.result["weight"] == pytest.approx(loops.alone(30), abs=1e-4)
+
+
+def test_a_cluster_that_cannot_hold_a_run_refuses_to_take_it_up_and_the_run_can_be_taken_up_elsewhere(own, until):
+    run = rk.train(loops.linear, 8, 0.01, workers=3, spares=0, name="large")
+    until(lambda: run.refresh().step > 0)
+    run.stop()
+    until(lambda: run.refresh().ended)
+    own("small")
+    with pytest.raises(CapacityError, match="3 slots"):
+        rk.resume("large", on="small")
+    assert rk.runs("small") == []
+    assert rk.resume("large", on="wide").wait().result["step"] == 160
 
 
 def test_the_loss_of_the_only_node_is_no_drill(until):
