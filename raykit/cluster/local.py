@@ -180,6 +180,8 @@ def _environment(spec: ClusterSpec, folder: Path, token_file: Path) -> dict[str,
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Without this a head that has an actor waits 30 s on SIGTERM.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        # Ray makes workers nicer when they have begun (15): each that starts would take the CPUs from those that train.
+        "RAY_worker_niceness": "0",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(SHIM), os.environ.get("PYTHONPATH")])),
         "PYTHONSAFEPATH": "1",  # a file called like a standard module in the notebook's folder stops no head
     }

@@ -31,10 +31,11 @@ class ReplicaState:
 class Membership:
     """What is true: the replicas, the world as it was last asked for, and the slots that are held and wanted.
 
-    ``is_formed`` says that the ranks of the world have met. ``broken_for_s`` is the time since a rank said that it
-    cannot reach its peers, None while they all can. ``must_hurry``: the world that was asked for last is to be entered at
-    a commit, but in the world before it somebody is gone, and there will be no commit. ``losses`` counts the replicas lost so far by their cause, and
-    ``max_losses`` bounds them, the sum under ``""``. ``is_concluding``: the last world was asked for to save and end.
+    ``is_formed`` says that the ranks of the world have met, ``is_settling`` that they did a moment ago and have yet to
+    commit a step. ``broken_for_s`` is the time since a rank said that it cannot reach its peers, None while they all can.
+    ``must_hurry``: the world that was asked for last is to be entered at a commit, but in the world before it somebody is
+    gone, and there will be no commit. ``losses`` counts the replicas lost so far by their cause, and ``max_losses`` bounds
+    them, the sum under ``""``. ``is_concluding``: the last world was asked for to save and end.
     """
 
     min_replicas: int
@@ -42,6 +43,7 @@ class Membership:
     num_spares: int
     world: tuple[str, ...] = ()
     is_formed: bool = True
+    is_settling: bool = False
     is_concluding: bool = False
     replicas: tuple[ReplicaState, ...] = ()
     on_loss: LossAnswer = "shrink"
@@ -67,7 +69,10 @@ def decide(now: Membership) -> list[Decision]:
         return _conclude(now, alive, reason, failed=True)
     if now.is_concluding or (now.on_loss == "stop" and (_has_lost(now) or now.must_hurry)):
         return _conclude(now, alive, "a worker was lost, and on_loss is stop", failed=False)
-    return [*_staff(now, alive), *_worlds(now, alive)]
+    worlds = _worlds(now, alive)
+    # Who would start waits for a world that is being made: it could train already, and needs the CPUs for it.
+    is_being_made = now.world and not now.is_formed and not _has_lost(now)
+    return worlds if worlds or is_being_made or now.is_settling else _staff(now, alive)
 
 
 def _staff(now: Membership, alive: list[ReplicaState]) -> list[Decision]:

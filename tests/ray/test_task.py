@@ -34,6 +34,10 @@ def test_what_a_function_prints_is_seen_and_kept_in_a_file(cluster):
     assert run.logs(tail=500).count("line ") == 500
 
 
+def test_a_worker_that_starts_has_no_more_of_the_cpus_than_one_that_works(cluster):
+    assert rk.run(os.nice, 0).wait().result == os.nice(0)
+
+
 def test_a_stopped_run_frees_its_slots_and_says_so(cluster, until):
     def sleep():
         import time

@@ -45,9 +45,18 @@ def test_a_ready_spare_takes_a_lost_rank_s_place_at_once_where_the_survivors_are
     assert Form(replicas=("w2", "w3")) in decide(_now(*workers, world=("w1", "w2"), min_replicas=2))
 
 
-def test_a_loss_without_a_spare_shrinks_the_world_while_another_worker_starts():
+def test_a_loss_without_a_spare_shrinks_the_world_and_another_worker_starts_when_it_stands():
     workers = (_ready("w1"), replace(_ready("w2"), lost=True))
-    assert decide(_now(*workers, world=("w1", "w2"), num_spares=0)) == [Start(num_ranks=1), Form(replicas=("w1",))]
+    lost = _now(*workers, world=("w1", "w2"), num_spares=0)
+    assert decide(lost) == [Form(replicas=("w1",))]
+    assert decide(replace(lost, world=("w1",), is_formed=False)) == []
+    assert decide(replace(lost, world=("w1",), is_settling=True)) == []
+    assert decide(replace(lost, world=("w1",))) == [Start(num_ranks=1)]
+
+
+def test_a_loss_in_a_world_that_is_being_made_and_leaves_too_few_starts_another_worker_at_once():
+    workers = (_ready("w1"), replace(_ready("w2"), lost=True))
+    assert decide(_now(*workers, world=("w1", "w2"), min_replicas=2, num_spares=0, is_formed=False)) == [Start(num_ranks=1)]
 
 
 def test_a_smaller_size_lets_the_last_ranks_leave_at_a_commit_and_ends_them_when_the_others_have_met():

@@ -44,6 +44,7 @@ from raykit.spec import TrainSpec
 TICK_S = 0.05
 HURRIED_TICK_S = 0.005  # while a world is being made: each tick delays the next commit
 HURRY_S = 1.0
+SETTLE_S = 1.0  # for so long at most a world's first step is spared the start of other workers
 SLOT_LOOK_S = 0.2
 SAVE_TIMEOUT_S = 120.0
 GONE = "it died while the run had no host"
@@ -65,6 +66,7 @@ class TrainingRun:
         self._world: tuple[str, ...] = ()
         self._generation = 0
         self._is_formed = self._is_urgent = self._must_hurry = False
+        self._settles_until_s = 0.0
         self._standing: tuple[str, ...] = ()
         self._concluding: Conclude | None = None
         self._step = 0
@@ -173,6 +175,7 @@ class TrainingRun:
             num_spares=self._num_spares,
             world=self._world,
             is_formed=self._is_formed,
+            is_settling=time.monotonic() < self._settles_until_s,
             is_concluding=self._concluding is not None,
             replicas=(*gone, *self._crew.states),
             on_loss=self._answer,
@@ -285,6 +288,7 @@ class TrainingRun:
             self._must_hurry = True
         if isinstance(event, WorldFormed) and event.generation == self._generation:
             self._broken_at_s, self._is_formed, self._standing = None, True, event.workers
+            self._settles_until_s = at_s + SETTLE_S
         if self._recovery is not None:
             card = self._recovery.observe(event, at_s)
             if self._concluding and isinstance(event, WorldFormed) and event.generation == self._generation:
@@ -294,7 +298,7 @@ class TrainingRun:
                 self._context.emit(*card)
         if isinstance(event, StepCommitted):
             self._drills.begin(at_s)
-            self._step, self._losses_since_commit = event.step, 0
+            self._step, self._losses_since_commit, self._settles_until_s = event.step, 0, 0.0
             self._vigil.step_took(event.step_s)
 
     def _act(self, decision: Decision, slots: Slots) -> None:

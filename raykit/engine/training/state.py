@@ -20,7 +20,7 @@ from raykit.engine.training.shards import lay_out_model, lay_out_optimizer, part
 State = dict[str, Any]
 Tensors = dict[str, torch.Tensor]
 
-PARCEL_BYTES = 64 * 2**20  # tensors travel put together up to this size, so that small ones cost no round trip each
+PARCEL_BYTES = 2**20  # smaller tensors travel put together, so that each costs no round trip; larger ones uncopied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +93,8 @@ def given(group: Group, state: State | None) -> State:
         shapes = [forms[name][0] for name in names]
         _, dtype, kind = forms[names[0]]
         if state is not None:
-            group.broadcast_tensor(torch.cat([tensors[name].detach().reshape(-1) for name in names]))
+            ours = [tensors[name].detach().reshape(-1) for name in names]
+            group.broadcast_tensor(torch.cat(ours) if len(ours) > 1 else ours[0].contiguous())
             continue
         device = group.device if kind != "cpu" else torch.device("cpu")
         flat = group.broadcast_tensor(torch.empty(sum(map(torch.Size.numel, shapes)), dtype=dtype, device=device))
@@ -104,15 +105,16 @@ def given(group: Group, state: State | None) -> State:
 
 
 def _parcels(forms: dict[str, Any]) -> Iterator[list[str]]:
-    """Put tensors of one type together, in their order, up to ``PARCEL_BYTES``."""
+    """Put tensors of one type together, in their order, up to ``PARCEL_BYTES``; a larger one stays alone."""
     parcel: list[str] = []
-    size, kind = 0, None
+    filled, kind = 0, None
     for name, (shape, dtype, device) in forms.items():
-        if parcel and (size >= PARCEL_BYTES or (dtype, device) != kind):
+        size = shape.numel() * dtype.itemsize
+        if parcel and (filled + size > PARCEL_BYTES or (dtype, device) != kind):
             yield parcel
-            parcel, size = [], 0
+            parcel, filled = [], 0
         parcel.append(name)
-        size, kind = size + shape.numel() * dtype.itemsize, (dtype, device)
+        filled, kind = filled + size, (dtype, device)
     if parcel:
         yield parcel
 
