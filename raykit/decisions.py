@@ -50,4 +50,13 @@ class GiveUp:
     reason: str
 
 
-Decision = Start | Form | Conclude | End | GiveUp
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """Run a stage of a pipeline on this many replicas."""
+
+    stage: str
+    num_replicas: int
+    reason: str
+
+
+Decision = Start | Form | Conclude | End | GiveUp | Scale

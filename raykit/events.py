@@ -112,32 +112,78 @@ class ReplicaStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaSampled:
-    """Totals of one replica since its start: counted in its process."""
+    """Totals of one replica since its start: counted in its process.
+
+    ``starved_s``: it had no rows to take. ``blocked_s``: there were rows, but nobody took what it would have made of them.
+    """
 
     stage: str
     replica: str
     rows_in: int
     rows_out: int
     busy_s: float
-    waiting_s: float
+    starved_s: float
+    blocked_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaEnded:
+    """A replica that the run does not need any more has gone."""
+
+    stage: str
+    replica: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaLost:
+    """A replica died, or was ended because it did not answer; its rows are taken again."""
+
+    stage: str
+    replica: str
+    cause: str
+    num_rows_again: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpanRestarted:
+    """Blocks were lost with a node: what became of these source rows is made again from the source."""
+
+    span: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchHalved:
+    """A batch did not fit the GPU's memory; this replica takes ``num_rows`` at most from now on."""
+
+    stage: str
+    replica: str
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowsQuarantined:
+    """Rows were put aside; ``error`` is that of the last one."""
+
+    stage: str
+    num_rows: int
+    error: str
+
+
+StageWord = Literal["starved", "bottleneck", "buffered", "balanced"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSampled:
-    """What the executor knows of a stage: replicas alive and rows of work that wait before it (None: unknown)."""
+    """What the host knows of a stage: its replicas alive, rows that wait before it, and totals. ``word`` is empty at first."""
 
     stage: str
     num_replicas: int
-    queued_blocks: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageEnded:
-    """The executor's own totals of a stage, when all rows are through: the replicas' last samples may be missing."""
-
-    stage: str
+    rows_waiting: int
     rows_in: int
     rows_out: int
+    num_bad: int = 0
+    word: StageWord | Literal[""] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,8 +360,12 @@ Event = (
     | SlotsReleased
     | ReplicaStarted
     | ReplicaSampled
+    | ReplicaEnded
+    | ReplicaLost
+    | SpanRestarted
+    | BatchHalved
+    | RowsQuarantined
     | StageSampled
-    | StageEnded
     | SourceCounted
     | WorkerStarted
     | WorkerReady

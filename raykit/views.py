@@ -45,41 +45,46 @@ class ReplicaView:
     rows_in: int = 0
     rows_out: int = 0
     busy_s: float = 0.0
-    waiting_s: float = 0.0
+    starved_s: float = 0.0
+    blocked_s: float = 0.0
+    gone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageView:
-    """A stage: the sum of its replicas, and what waits before it (None: unknown)."""
+    """A stage: its totals, what waits before it, and the time of its replicas. ``word`` says how it fares among the others."""
 
     name: str
     replicas: tuple[ReplicaView, ...] = ()
     num_replicas: int = 0
-    queued_blocks: int | None = None
+    rows_waiting: int | None = None
+    rows_in: int = 0
+    rows_out: int = 0
+    num_bad: int = 0
+    word: ev.StageWord | Literal[""] = ""
     rate: RateView = RateView()
-    final_rows: tuple[int, int] | None = None
-
-    @property
-    def rows_in(self) -> int:
-        return self.final_rows[0] if self.final_rows else sum(replica.rows_in for replica in self.replicas)
-
-    @property
-    def rows_out(self) -> int:
-        return self.final_rows[1] if self.final_rows else sum(replica.rows_out for replica in self.replicas)
 
     @property
     def busy_s(self) -> float:
         return sum(replica.busy_s for replica in self.replicas)
 
     @property
-    def waiting_s(self) -> float:
-        return sum(replica.waiting_s for replica in self.replicas)
+    def starved_s(self) -> float:
+        return sum(replica.starved_s for replica in self.replicas)
+
+    @property
+    def blocked_s(self) -> float:
+        return sum(replica.blocked_s for replica in self.replicas)
+
+    @property
+    def shares(self) -> tuple[float, float, float] | None:
+        """Shares of the replicas' counted time: busy in user code, starved, blocked; None before any was counted."""
+        counted_s = self.busy_s + self.starved_s + self.blocked_s
+        return (self.busy_s / counted_s, self.starved_s / counted_s, self.blocked_s / counted_s) if counted_s else None
 
     @property
     def busy_share(self) -> float | None:
-        """Share of the replicas' counted time in which user code ran; None before any was counted."""
-        counted_s = self.busy_s + self.waiting_s
-        return self.busy_s / counted_s if counted_s else None
+        return self.shares[0] if self.shares else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,7 +298,7 @@ def _replica_started(view: RunView, event: ev.ReplicaStarted, _: float) -> RunVi
     return _on_stage(view, event.stage, lambda stage: replace(stage, replicas=(*stage.replicas, replica)))
 
 
-def _replica_sampled(view: RunView, event: ev.ReplicaSampled, at_unix_s: float) -> RunView:
+def _replica_sampled(view: RunView, event: ev.ReplicaSampled, _: float) -> RunView:
     def count(replica: ReplicaView) -> ReplicaView:
         if replica.replica != event.replica:
             return replica
@@ -302,26 +307,60 @@ def _replica_sampled(view: RunView, event: ev.ReplicaSampled, at_unix_s: float) 
             rows_in=event.rows_in,
             rows_out=event.rows_out,
             busy_s=event.busy_s,
-            waiting_s=event.waiting_s,
+            starved_s=event.starved_s,
+            blocked_s=event.blocked_s,
         )
 
-    def change(stage: StageView) -> StageView:
-        stage = replace(stage, replicas=tuple(count(replica) for replica in stage.replicas))
-        return replace(stage, rate=stage.rate.at(at_unix_s, stage.rows_out))
-
-    return _on_stage(view, event.stage, change)
+    return _on_stage(view, event.stage, lambda stage: replace(stage, replicas=tuple(map(count, stage.replicas))))
 
 
-def _stage_sampled(view: RunView, event: ev.StageSampled, _: float) -> RunView:
+def _replica_gone(view: RunView, event: ev.ReplicaEnded | ev.ReplicaLost, _: float) -> RunView:
+    def close(replica: ReplicaView) -> ReplicaView:
+        return replace(replica, gone=True) if replica.replica == event.replica else replica
+
+    return _on_stage(view, event.stage, lambda stage: replace(stage, replicas=tuple(map(close, stage.replicas))))
+
+
+def _replica_lost(view: RunView, event: ev.ReplicaLost, at_unix_s: float) -> RunView:
+    facts = (("why", event.cause), ("rows taken again", f"{event.num_rows_again:,}"))
+    card = CardView(at_unix_s=at_unix_s, title=f"{event.replica} was lost", good=True, facts=facts)
+    return replace(_replica_gone(view, event, at_unix_s), cards=(*view.cards, card))
+
+
+def _span_restarted(view: RunView, event: ev.SpanRestarted, at_unix_s: float) -> RunView:
+    facts = (("why", event.reason), ("part of the source", str(event.span)))
+    card = CardView(at_unix_s=at_unix_s, title="Rows were lost on their way and are made again", good=True, facts=facts)
+    return replace(view, cards=(*view.cards, card))
+
+
+def _batch_halved(view: RunView, event: ev.BatchHalved, at_unix_s: float) -> RunView:
+    facts = (("replica", event.replica), ("rows a call now", str(event.num_rows)))
+    card = CardView(at_unix_s=at_unix_s, title=f"A batch of {event.stage} did not fit the GPU", good=True, facts=facts)
+    return replace(view, cards=(*view.cards, card))
+
+
+def _rows_quarantined(view: RunView, event: ev.RowsQuarantined, at_unix_s: float) -> RunView:
+    """One card a stage: that of its latest bad row. How many there are stands in the stage's lane."""
+    title = f"{event.stage} put rows aside"
+    card = CardView(at_unix_s=at_unix_s, title=title, good=False, facts=(("latest", event.error),))
+    return replace(view, cards=(*(each for each in view.cards if each.title != title), card))
+
+
+def _stage_sampled(view: RunView, event: ev.StageSampled, at_unix_s: float) -> RunView:
     return _on_stage(
         view,
         event.stage,
-        lambda stage: replace(stage, num_replicas=event.num_replicas, queued_blocks=event.queued_blocks),
+        lambda stage: replace(
+            stage,
+            num_replicas=event.num_replicas,
+            rows_waiting=event.rows_waiting,
+            rows_in=event.rows_in,
+            rows_out=event.rows_out,
+            num_bad=event.num_bad,
+            word=event.word,
+            rate=stage.rate.at(at_unix_s, event.rows_out),
+        ),
     )
-
-
-def _stage_ended(view: RunView, event: ev.StageEnded, _: float) -> RunView:
-    return _on_stage(view, event.stage, lambda stage: replace(stage, final_rows=(event.rows_in, event.rows_out), queued_blocks=0))
 
 
 def _source_counted(view: RunView, event: ev.SourceCounted, _: float) -> RunView:
@@ -449,8 +488,12 @@ _STEPS: dict[type, Callable[[RunView, Any, float], RunView]] = {
     ev.SlotsReleased: _slots_released,
     ev.ReplicaStarted: _replica_started,
     ev.ReplicaSampled: _replica_sampled,
+    ev.ReplicaEnded: _replica_gone,
+    ev.ReplicaLost: _replica_lost,
+    ev.SpanRestarted: _span_restarted,
+    ev.BatchHalved: _batch_halved,
+    ev.RowsQuarantined: _rows_quarantined,
     ev.StageSampled: _stage_sampled,
-    ev.StageEnded: _stage_ended,
     ev.SourceCounted: _source_counted,
     ev.WorkerStarted: _worker_started,
     ev.WorkerReady: _worker_ready,

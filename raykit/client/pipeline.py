@@ -16,6 +16,7 @@ from raykit.wire.payload import Payload, PipelineWork
 
 Work = TypeVar("Work", bound=Callable[..., Any])
 MARK = "__raykit_stage__"
+ON_ERROR = "__raykit_on_error__"
 
 FORMATS = {
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
@@ -27,24 +28,57 @@ FORMATS = {
 
 
 def stage(
-    *, cpus: float = 1.0, gpus: float = 0.0, batch: int | None = None, replicas: int | tuple[int, int] = 1, name: str | None = None
+    *,
+    cpus: float = 1.0,
+    gpus: float = 0.0,
+    memory: int = 0,
+    batch: int | None = None,
+    replicas: int | tuple[int, int] = 1,
+    concurrency: int = 1,
+    timeout_s: float | None = None,
+    on_error: str | Callable[[Any, Exception], Any] = "fail",
+    max_bad: float | None = None,
+    runtime_env: dict[str, Any] | None = None,
+    name: str | None = None,
 ) -> Callable[[Work], Work]:
     """Make a function or a class a stage of a pipeline; a function stays callable as it was.
 
     Args:
         cpus: CPU slots that each replica holds.
         gpus: GPUs, or a fraction of one, that each replica holds.
+        memory: bytes that each replica holds.
         batch: rows a call. With it the stage takes and gives a dict of arrays whose first axis is the batch; without
             it one row (a dict), and gives a row, several by ``yield``, or None for no row.
-        replicas: how many, or (least, most).
+        replicas: how many, or (least, most): between these raykit balances the stages.
+        concurrency: calls at once in a replica: by ``async def``, or in threads.
+        timeout_s: seconds for one call; a replica that takes longer is ended and the call made again.
+        on_error: what an exception of the stage means. ``"fail"`` ends the run; ``"quarantine"`` puts the row aside (of a
+            batch the rows that fail alone) and goes on; ``"retry:3"`` makes the call three times more; a function is called
+            with the row or batch and the exception, and what it returns stands for the result.
+        max_bad: the run fails when more rows than this are put aside: a number, or a share below 1.
+        runtime_env: Ray's runtime environment of the replicas.
         name: how it is called, if not by the name of the function.
     """
     least, most = (replicas, replicas) if isinstance(replicas, int) else replicas
 
     def mark(work: Work) -> Work:
-        title = str(name or getattr(work, "__name__", "stage"))
-        spec = StageSpec(name=title, num_cpus=cpus, num_gpus=gpus, batch_size=batch, min_replicas=least, max_replicas=most)
+        spec = StageSpec(
+            name=str(name or getattr(work, "__name__", "stage")),
+            num_cpus=cpus,
+            num_gpus=gpus,
+            memory_bytes=memory,
+            batch_size=batch,
+            min_replicas=least,
+            max_replicas=most,
+            concurrency=concurrency,
+            timeout_s=timeout_s,
+            on_error="call" if callable(on_error) else on_error,
+            max_bad=max_bad,
+            runtime_env=runtime_env or {},
+        )
         setattr(work, MARK, spec)
+        if callable(on_error):
+            setattr(work, ON_ERROR, staticmethod(on_error) if inspect.isclass(work) else on_error)
         return work
 
     return mark
@@ -135,6 +169,11 @@ def _describe_path(path: str) -> SourceSpec:
 
 def _format_of(path: str) -> str:
     return FORMATS.get(Path(path).suffix.lower(), "binary")
+
+
+def stage_name(work: Callable[..., Any]) -> str:
+    """Give a stage's name."""
+    return _spec_of(work).name
 
 
 def _spec_of(work: Callable[..., Any]) -> StageSpec:

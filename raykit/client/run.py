@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raykit.client import session
 from raykit.client.capture import pack, with_extra
@@ -18,6 +18,9 @@ from raykit.views import RunView, fold_all
 from raykit.wire.door import DoorClosedError
 from raykit.wire.loop import check_loop
 from raykit.wire.payload import FunctionWork, Payload
+
+if TYPE_CHECKING:
+    from raykit.client.quarantine import Quarantine
 
 POLL_S = 10.0
 
@@ -111,6 +114,13 @@ class Run:
 
             return Result(self.view)
         return self.output("result")
+
+    @property
+    def quarantine(self) -> Quarantine:
+        """The rows that a pipeline put aside, as a table; ``retry()`` runs them again."""
+        from raykit.client.quarantine import Quarantine
+
+        return Quarantine(self.view)
 
     def state_dict(self) -> dict[str, Any]:
         """Give the trained model's state from the run's newest checkpoint, tensors on the CPU: what ``load_state_dict`` takes.

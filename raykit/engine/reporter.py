@@ -42,7 +42,8 @@ class Reporter:
         self._lines: list[str] = []
         self._num_dropped = 0
         self._wake = threading.Event()
-        self._sent = threading.Event()
+        self._flushes = threading.Condition()
+        self._num_asked = self._num_flushed = 0
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name="raykit-reporter", daemon=True)
         log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -73,10 +74,12 @@ class Reporter:
                 self._num_dropped += 1
 
     def flush(self, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
-        """Wait until what was given so far is with the host, up to ``timeout_s``."""
-        self._sent.clear()
-        self._wake.set()
-        self._sent.wait(timeout_s)
+        """Wait until what was given so far, and the pulse as it is now, is with the host, up to ``timeout_s``."""
+        with self._flushes:
+            self._num_asked += 1
+            mine = self._num_asked
+            self._wake.set()
+            self._flushes.wait_for(lambda: self._num_flushed >= mine, timeout_s)
 
     def close(self, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
         """Send what is left and end; waits up to ``timeout_s``."""
@@ -89,9 +92,9 @@ class Reporter:
         while True:
             self._wake.wait(TICK_S)
             self._wake.clear()
-            closing = self._closing
+            closing, asked = self._closing, self._num_asked
             events = self._take()
-            if events or time.monotonic() - sent_s > self._beat_s:
+            if events or asked > self._num_flushed or time.monotonic() - sent_s > self._beat_s:
                 sent_s = time.monotonic()
                 if self._send(events):
                     heard_s = time.monotonic()
@@ -102,7 +105,9 @@ class Reporter:
                     if not closing:
                         time.sleep(TICK_S)
                         continue
-            self._sent.set()
+            with self._flushes:
+                self._num_flushed = asked
+                self._flushes.notify_all()
             if closing:
                 return
 

@@ -26,7 +26,8 @@ def account(view: RunView, now_unix_s: float) -> Account:
     """Sum one run up: of a run that goes on, until now."""
     end = view.ended_at_unix_s or now_unix_s
     begun, accepted = view.started_at_unix_s, view.accepted_at_unix_s
-    busy_s, waiting_s = sum(stage.busy_s for stage in view.stages), sum(stage.waiting_s for stage in view.stages)
+    busy_s = sum(stage.busy_s for stage in view.stages)
+    counted_s = busy_s + sum(stage.starved_s + stage.blocked_s for stage in view.stages)
     return Account(
         run=view.name,
         kind=view.run_kind,
@@ -35,6 +36,6 @@ def account(view: RunView, now_unix_s: float) -> Account:
         running_s=end - begun if begun is not None else None,
         cpu_slot_s=sum(slot.num_cpus * slot.held_s(end) for slot in view.slots),
         gpu_slot_s=sum(slot.num_gpus * slot.held_s(end) for slot in view.slots),
-        busy_share=busy_s / (busy_s + waiting_s) if busy_s + waiting_s else None,
+        busy_share=busy_s / counted_s if counted_s else None,
         num_cards=len(view.cards),
     )

@@ -14,7 +14,7 @@ NUM_LINES = 8
 MAX_LOST_SHOWN = 3
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
-STAGE_HEADERS = ("stage", "replicas", "rows in", "rows out", "rate", "busy", "blocks waiting")
+STAGE_HEADERS = ("stage", "replicas", "rows in", "rows out", "rate", "busy", "starved", "blocked", "rows waiting", "is")
 RANK_HEADERS = ("place", "worker", "state", "device", "node", "process")
 
 
@@ -129,10 +129,11 @@ def _progress_words(view: RunView) -> str:
 
 
 def _stage_lane(stage: StageView) -> Lane:
-    busy = "unknown" if stage.busy_share is None else f"{stage.busy_share:.0%}"
+    shares = ["unknown"] * 3 if stage.shares is None else [f"{share:.0%}" for share in stage.shares]
+    word = stage.word or "unknown"
     cells = (
-        *(stage.name, str(stage.num_replicas or len(stage.replicas)), f"{stage.rows_in:,}", f"{stage.rows_out:,}"),
-        *(number(stage.rate.per_s, "/s"), busy, number(stage.queued_blocks)),
+        *(stage.name, str(stage.num_replicas), f"{stage.rows_in:,}", f"{stage.rows_out:,}", number(stage.rate.per_s, "/s")),
+        *(*shares, number(stage.rows_waiting), f"{word}, {stage.num_bad:,} rows aside" if stage.num_bad else word),
     )
     return Lane(cells=cells, share=stage.busy_share, faded=False)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from raykit.errors import OptionError
 from raykit.spec.options import check_range
+
+MIN_ROWS_FOR_SHARE = 100  # a share of fewer rows says nothing yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +18,10 @@ class StageSpec:
 
     ``batch_size=None`` is the row form (one row in; one row, or several by ``yield``, out); a number is the batch
     form (a dict of arrays whose first axis is the batch).
+
+    ``on_error`` answers an exception of the user's code: ``fail`` ends the run, ``quarantine`` puts the row aside and goes
+    on, ``retry:N`` tries N times more and then fails, ``call`` asks a function of the user's. ``max_bad`` bounds the rows
+    put aside: a share below one, else a number; the run fails beyond it. ``timeout_s`` is for one call.
     """
 
     name: str
@@ -23,13 +30,49 @@ class StageSpec:
     batch_size: int | None = None
     min_replicas: int = 1
     max_replicas: int = 1
+    memory_bytes: int = 0
+    concurrency: int = 1
+    timeout_s: float | None = None
+    on_error: str = "fail"
+    max_bad: float | None = None
+    runtime_env: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_range(f"replicas of stage {self.name}", self.min_replicas, self.max_replicas, least=1)
         if self.batch_size is not None and self.batch_size < 1:
             raise OptionError(f"batch of stage {self.name} is {self.batch_size}.", "Give at least 1, or leave it out for rows.")
-        if self.num_cpus < 0 or self.num_gpus < 0:
-            raise OptionError(f"stage {self.name} asks for less than nothing.", "Give cpus and gpus of zero or more.")
+        if self.num_cpus < 0 or self.num_gpus < 0 or self.memory_bytes < 0:
+            raise OptionError(f"stage {self.name} asks for less than nothing.", "Give cpus, gpus and memory of zero or more.")
+        if self.concurrency < 1:
+            raise OptionError(f"concurrency of stage {self.name} is {self.concurrency}.", "Give at least 1.")
+        if self.concurrency > 1 and self.batch_size is not None:
+            raise OptionError(f"stage {self.name} has both batch and concurrency.", "Leave one out: a call takes a batch already.")
+        if self.timeout_s is not None and self.timeout_s <= 0:
+            raise OptionError(f"timeout_s of stage {self.name} is {self.timeout_s}.", "Give seconds above 0, or leave it out.")
+        if self.max_bad is not None and self.max_bad < 0:
+            raise OptionError(f"max_bad of stage {self.name} is {self.max_bad}.", "Give a number of rows, or a share below 1.")
+        if not re.fullmatch(r"fail|quarantine|call|retry:[1-9]\d*", self.on_error):
+            raise OptionError(
+                f"on_error of stage {self.name} is {self.on_error!r}.", "Give 'fail', 'quarantine', 'retry:3' or a function."
+            )
+
+    @property
+    def num_retries(self) -> int:
+        """How often a call that raised is made again."""
+        return int(self.on_error.partition(":")[2] or 0)
+
+    @property
+    def keeps_going(self) -> bool:
+        """Whether a row that fails leaves the run going."""
+        return self.on_error in ("quarantine", "call")
+
+    def allows_bad(self, num_bad: int, num_rows: int) -> bool:
+        """Say whether so many bad rows of so many taken are within the budget."""
+        if self.max_bad is None:
+            return True
+        return num_bad <= (
+            self.max_bad if self.max_bad >= 1 or self.max_bad == 0 else self.max_bad * max(num_rows, MIN_ROWS_FOR_SHARE)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

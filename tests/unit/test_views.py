@@ -23,9 +23,13 @@ EVENTS = [
     ev.SlotsHeld(holder="slot 1", num_cpus=1, num_gpus=0.5),
     ev.SlotsReleased(holder="slot 1"),
     ev.ReplicaStarted(stage="decode", replica="decode-1", pid=3, node="n", start_s=0.1),
-    ev.ReplicaSampled(stage="decode", replica="decode-1", rows_in=5, rows_out=9, busy_s=1.0, waiting_s=3.0),
-    ev.StageSampled(stage="decode", num_replicas=1, queued_blocks=None),
-    ev.StageEnded(stage="decode", rows_in=6, rows_out=10),
+    ev.ReplicaSampled(stage="decode", replica="decode-1", rows_in=5, rows_out=9, busy_s=1.0, starved_s=2.0, blocked_s=1.0),
+    ev.ReplicaEnded(stage="decode", replica="decode-1"),
+    ev.ReplicaLost(stage="decode", replica="decode-1", cause="killed", num_rows_again=7),
+    ev.SpanRestarted(span=3, reason="ObjectLostError"),
+    ev.BatchHalved(stage="decode", replica="decode-1", num_rows=16),
+    ev.RowsQuarantined(stage="decode", num_rows=1, error="ValueError: <b>"),
+    ev.StageSampled(stage="decode", num_replicas=1, rows_waiting=4, rows_in=6, rows_out=10, num_bad=1, word="starved"),
     ev.SourceCounted(num_rows=6),
     ev.WorkerStarted(worker="w1", pid=4, node="n", device="cpu"),
     ev.WorkerStarted(worker="w2", pid=5, node="n", device="cpu"),
@@ -92,11 +96,11 @@ def test_records_that_come_twice_change_nothing(events, cut):
     assert fold_all(fold_all(RunView(name="r"), records[:cut]), records) == once
 
 
-def test_counts_of_a_stage_are_the_sums_of_its_replicas_until_the_executor_has_the_last_word():
-    view = _after(EVENTS[0], *(event for event in EVENTS if isinstance(event, ev.ReplicaStarted | ev.ReplicaSampled)))
-    assert (view.stages[0].rows_in, view.stages[0].rows_out, view.stages[0].busy_share) == (5, 9, 0.25)
-    view = fold(view, Record(number=9, at_unix_s=1, run="r", event=ev.StageEnded(stage="decode", rows_in=6, rows_out=10)))
-    assert (view.stages[0].rows_in, view.stages[0].rows_out) == (6, 10)
+def test_a_stage_has_the_host_s_totals_and_its_replicas_times():
+    kinds = ev.ReplicaStarted | ev.ReplicaSampled | ev.StageSampled
+    stage = _after(EVENTS[0], *(event for event in EVENTS if isinstance(event, kinds))).stages[0]
+    assert (stage.rows_in, stage.rows_out, stage.num_bad, stage.word) == (6, 10, 1, "starved")
+    assert stage.shares == (0.25, 0.5, 0.25)
 
 
 def test_a_lost_rank_makes_the_run_recovering_until_the_next_commit():
@@ -119,7 +123,7 @@ def test_what_is_unknown_is_shown_as_unknown_and_never_as_zero():
     view = _after(ev.RunAccepted(run_kind="pipeline", folder="", stages=("decode",)))
     assert view.progress is None
     lane = next(line for line in to_text(view).splitlines() if line.strip().startswith("decode"))
-    assert lane.split().count("unknown") == 3  # rate, busy share, blocks waiting
+    assert lane.split().count("unknown") == 6  # rate, three shares, rows waiting, word
 
 
 def test_everything_that_a_user_wrote_is_escaped_and_the_page_needs_no_script_or_style():

@@ -1,48 +1,113 @@
-"""Where a pipeline's rows go: Parquet parts in a draft folder, which appear in their place when all are written."""
+"""Where a pipeline's rows go: Parquet parts in a draft folder, each committed with the spans of the source that it holds.
+
+A commit is one small file that appears in one move; what has no commit is not there. A host that comes back reads the
+commits, removes the rest and leaves out the spans that are written. All parts appear in their place when the run is over.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 PART_BYTES = 128_000_000
+COMMIT_S = 1.0
 
 
-class PartWriter:
-    """Writes tables of one schema into parts of about ``PART_BYTES`` (counted before compression)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpanResult:
+    """All that became of a span: its tables, its quarantined rows as a table's columns, and the rows that stages saw."""
+
+    span: int
+    tables: Sequence[Any]
+    bad: Sequence[dict[str, Any]] = ()
+    rows_in: dict[str, int] = field(default_factory=dict)
+    rows_out: dict[str, int] = field(default_factory=dict)
+
+
+class Sink:
+    """The draft of a run's rows, in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._writer: Any = None
-        self._num_parts = 0
-        self._bytes_in_part = 0
+        """Take up what is there."""
+        self.parts, self._bad, self._commits = folder / "draft", folder / "quarantine", folder / "commits"
+        for each in (self.parts, self._bad, self._commits):
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.spans: set[int] = set()
+        self.rows_in: Counter[str] = Counter()
+        self.rows_out: Counter[str] = Counter()
+        self.num_bad: Counter[str] = Counter()
+        kept = set()
+        for file in sorted(self._commits.glob("*.json")):
+            commit = json.loads(file.read_text())
+            self.spans.update(commit["spans"])
+            self._count(commit["rows_in"], commit["rows_out"], commit["num_bad"])
+            kept.add(file.stem)
+        for file in [*self.parts.glob("*.parquet"), *self._bad.glob("*.parquet"), *self._commits.glob("*.new")]:
+            if file.stem not in kept:
+                file.unlink()
+        self._number = 1 + max((int(stem) for stem in kept), default=-1)
+        self._pending: list[SpanResult] = []
+        self._pending_bytes = 0
+        self._committed_s = time.monotonic()
 
-    def write(self, table: Any) -> None:
-        """Append the rows of a ``pyarrow.Table``; a new schema or a full part begins the next part."""
-        import pyarrow.parquet
+    def add(self, result: SpanResult) -> None:
+        """Take a span that is through; it is there after the next ``commit``."""
+        self._pending.append(result)
+        self._pending_bytes += sum(table.nbytes for table in result.tables)
 
-        if table.num_rows == 0:
-            return
-        if self._writer is not None and (self._writer.schema != table.schema or self._bytes_in_part > PART_BYTES):
-            self._close_part()
-        if self._writer is None:
-            path = self._folder / f"part-{self._num_parts:05d}.parquet"
-            self._writer = pyarrow.parquet.ParquetWriter(path, table.schema)
-            self._num_parts += 1
-        self._writer.write_table(table)
-        self._bytes_in_part += table.nbytes
+    @property
+    def is_due(self) -> bool:
+        """Whether what waits should be committed."""
+        return bool(self._pending) and (self._pending_bytes > PART_BYTES or time.monotonic() - self._committed_s > COMMIT_S)
 
-    def __enter__(self) -> Self:
-        return self
+    def commit(self) -> list[int]:
+        """Write what waits, all or nothing, and give its spans."""
+        self._committed_s = time.monotonic()
+        if not self._pending:
+            return []
+        stem = f"{self._number:05d}"
+        tables = [table for result in self._pending for table in result.tables if table.num_rows]
+        bad = [row for result in self._pending for row in result.bad]
+        _write(tables, self.parts / f"{stem}.parquet")
+        if bad:
+            import pyarrow as pa
 
-    def __exit__(self, *_: object) -> None:
-        self._close_part()
+            _write([pa.Table.from_pylist(bad)], self._bad / f"{stem}.parquet")
+        rows_in, rows_out = Counter[str](), Counter[str]()
+        for result in self._pending:
+            rows_in.update(result.rows_in)
+            rows_out.update(result.rows_out)
+        num_bad = Counter(str(row["stage"]) for row in bad)
+        spans = [result.span for result in self._pending]
+        commit = {"spans": spans, "rows_in": rows_in, "rows_out": rows_out, "num_bad": num_bad}
+        draft = self._commits / f"{stem}.new"
+        draft.write_text(json.dumps(commit))
+        draft.rename(draft.with_suffix(".json"))
+        self.spans.update(spans)
+        self._count(rows_in, rows_out, num_bad)
+        self._number += 1
+        self._pending, self._pending_bytes = [], 0
+        return spans
 
-    def _close_part(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._writer, self._bytes_in_part = None, 0
+    def _count(self, rows_in: dict[str, int], rows_out: dict[str, int], num_bad: dict[str, int]) -> None:
+        self.rows_in.update(rows_in)
+        self.rows_out.update(rows_out)
+        self.num_bad.update(num_bad)
+
+
+def _write(tables: Iterable[Any], path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    tables = list(tables)
+    if tables:
+        pa.parquet.write_table(pa.concat_tables(tables, promote_options="permissive"), path)
 
 
 def publish(draft: Path, target: str, *, prefix: str) -> None:
@@ -53,15 +118,11 @@ def publish(draft: Path, target: str, *, prefix: str) -> None:
         filesystem, path = fsspec.core.url_to_fs(target)
         filesystem.makedirs(path, exist_ok=True)
         for part in sorted(draft.iterdir()):
-            filesystem.put_file(str(part), f"{path}/{prefix}{part.name}")
+            filesystem.put_file(str(part), f"{path}/{prefix}part-{part.name}")
         shutil.rmtree(draft)
         return
     folder = Path(target)
-    if not prefix:
-        shutil.rmtree(folder, ignore_errors=True)
-        draft.rename(folder)
-        return
     folder.mkdir(parents=True, exist_ok=True)
-    for part in sorted(draft.iterdir()):
-        shutil.move(part, folder / f"{prefix}{part.name}")
+    for part in sorted(draft.iterdir()):  # one by one: a host that dies in between goes on with the rest
+        shutil.move(part, folder / f"{prefix}part-{part.name}")
     draft.rmdir()

@@ -1,112 +1,355 @@
-"""A replica of a stage: the user's function or class, counted where it runs."""
+"""A replica of a stage: the user's function or class, called and counted in a process of its own."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import inspect
 import os
+import pickle
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import ray
 
+from raykit.engine.pipeline.blocks import Batch, Part, Rows, batch_of, bytes_of, num_rows, rows_of, slice_of, stacked, table_of
 from raykit.engine.reporter import Reporter, captured
 from raykit.engine.run import describe, limit_threads
-from raykit.events import ReplicaSampled, ReplicaStarted, UserFailed
+from raykit.events import BatchHalved, ReplicaSampled, ReplicaStarted
 from raykit.spec import StageSpec
 from raykit.wire.payload import Payload, PipelineWork
 
+MAX_BLOCK_BYTES = 16_000_000
+Waited = Literal["starved", "blocked"]
+Facts = tuple[str, str, str]
+"""Where user code raised, its error in one line, its frames."""
 
-class StageFailedError(Exception):
-    """The user's code raised in a stage. Facts: where, the error's one line, the user's frames."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """One call of a replica.
+
+    ``cuts`` are the rows of each block. ``waited`` says why the host had nothing for the replica before. ``careful``: a
+    replica died over these rows: take them one by one, and say which before each, without those that are ``bad``.
+    """
+
+    number: int
+    cuts: tuple[tuple[int, int], ...]
+    waited: Waited
+    careful: bool = False
+    bad: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadRow:
+    """A row that is put aside: pickled, with the reason."""
+
+    row: bytes
+    error: str
+    traceback_text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a call gave: (rows, bytes) of each of its blocks, and what it took. ``is_warm``: not the replica's first."""
+
+    blocks: tuple[tuple[int, int], ...]
+    rows_in: int
+    taken_s: float
+    is_warm: bool
+    bad: tuple[BadRow, ...] = ()
+    failure: Facts | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """A replica that is built, or the reason why it could not be."""
+
+    node_id: str
+    start_s: float
+    failure: Facts | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """The row at which a careful replica is."""
+
+    number: int
+    row: int
 
 
 class StageWorker:
-    """What Ray Data builds in each actor of a stage's pool and calls with each row or batch.
+    """What runs in the actor of a replica."""
 
-    ``__call__`` is a generator for the row form, so that one row may give several.
-    """
-
-    def __init__(self, host: Any, folder: Path, spec: StageSpec) -> None:
-        self._spec = spec
-        actor = ray.get_runtime_context().get_actor_id() or "task"
-        self._replica = f"{spec.name}-{actor[:8]}"
-        self._reporter = Reporter(host, self._replica, folder / "logs" / f"{self._replica}.log").start()
+    def __init__(self, host: Any, folder: Path, spec: StageSpec, replica: str, *, is_last: bool) -> None:
+        self._spec, self._replica, self._is_last = spec, replica, is_last
+        self._position: Position | None = None
+        self._reporter = Reporter(host, replica, folder / "logs" / f"{replica}.log", pulse=lambda: self._position).start()
         self._payload = Payload.from_bytes((folder / "payload").read_bytes())
-        self._rows_in = self._rows_out = 0
-        self._busy_s = 0.0
+        self._count = _Count()
+        self._num_calls = 0
+        self._most_rows = spec.batch_size or 1
+        self._bad: list[BadRow] = []
+        self._failure: Facts | None = None
         begun_s = time.monotonic()
         captured(self._reporter).__enter__()
         try:
             limit_threads(spec.num_cpus)
-            self._call = self._build()
+            work = self._find()
+            self._on_error: Callable[..., Any] | None = getattr(work, "__raykit_on_error__", None)
+            self._call: Any = work() if inspect.isclass(work) else work
             limit_threads(spec.num_cpus)  # once more: the user's imports brought their own thread pools
         except Exception as exc:
-            raise self._failed(exc) from None
-        self._ready_s = time.monotonic()
-        node = ray.get_runtime_context().get_node_id()[:8]
-        start_s = self._ready_s - begun_s
-        self._reporter.emit(ReplicaStarted(stage=spec.name, replica=self._replica, pid=os.getpid(), node=node, start_s=start_s))
+            self._failure = self._facts(exc)
+            return
+        method = self._call if inspect.isroutine(self._call) else type(self._call).__call__
+        self._is_async = inspect.iscoroutinefunction(method)
+        self._loop = asyncio.new_event_loop() if self._is_async else None
+        self._threads = ThreadPoolExecutor(spec.concurrency) if spec.concurrency > 1 and not self._is_async else None
+        self._start_s = time.monotonic() - begun_s
+        self._ended_s = time.monotonic()
+        node = ray.get_runtime_context().get_node_id()
+        self._reporter.emit(ReplicaStarted(stage=spec.name, replica=replica, pid=os.getpid(), node=node[:8], start_s=self._start_s))
 
-    def _build(self) -> Any:
+    def ready(self) -> Ready:
+        """Say where it is, when it is built."""
+        node_id = ray.get_runtime_context().get_node_id()
+        if self._failure is not None:
+            self._reporter.close()
+            return Ready(node_id=node_id, start_s=0.0, failure=self._failure)
+        return Ready(node_id=node_id, start_s=self._start_s)
+
+    def run(self, order: Order, *blocks: Any) -> Iterator[Any]:
+        """Give the blocks that the user's code makes of rows, and a :class:`Report` last."""
+        begun_s = time.monotonic()
+        self._count.wait(order.waited, begun_s - self._ended_s)
+        self._bad, failure, given = [], None, []
+        parts = [(block, *cut) for block, cut in zip(blocks, order.cuts, strict=True)]
+        try:
+            for made in self._blocks(order, parts):
+                block = table_of(made) if self._is_last else made  # here, where it costs the host nothing
+                given.append((num_rows(block), bytes_of(block)))
+                yield block
+        except Exception as exc:
+            failure = self._facts(exc)
+        self._position = None
+        rows_in = sum(stop - start for start, stop in order.cuts)
+        self._ended_s = time.monotonic()
+        self._count.add(rows_in, sum(rows for rows, _ in given), len(self._bad))
+        self._num_calls += 1
+        self._reporter.sample("counts", self._count.event(self._spec.name, self._replica))
+        if failure is not None:
+            sys.stdout.flush()
+            self._reporter.flush()
+        yield Report(
+            blocks=tuple(given),
+            rows_in=rows_in,
+            taken_s=self._ended_s - begun_s,
+            is_warm=self._num_calls > 1,
+            bad=tuple(self._bad),
+            failure=failure,
+        )
+
+    def _blocks(self, order: Order, parts: list[Part]) -> Iterator[Any]:
+        if self._spec.batch_size is None:
+            rows = rows_of(parts)
+            yield from _packed(self._rows(self._one_by_one(order, rows) if order.careful else rows))
+        elif order.careful:
+            for row in self._one_by_one(order, rows_of(parts)):
+                yield from self._timed(batch_of([([row], 0, 1)]))
+        else:
+            batch, at = batch_of(parts), 0
+            while at < num_rows(batch):
+                stop = at + self._most_rows
+                yield from self._timed(slice_of(batch, at, stop))
+                at = stop
+
+    def _one_by_one(self, order: Order, rows: Rows) -> Iterator[dict[str, Any]]:
+        """Give the rows that are not known as bad, and tell the host of each before it is given."""
+        for at, row in enumerate(rows):
+            if at not in order.bad:
+                self._position = Position(number=order.number, row=at)
+                self._reporter.flush()
+                yield row
+
+    def _rows(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Call the row form; several at once where the stage allows it, their order kept."""
+        begun_s = time.perf_counter()
+        if self._loop is not None and isinstance(rows, list):
+            made = iter(self._loop.run_until_complete(self._gathered(rows)))
+        elif self._threads is not None and isinstance(rows, list):
+            made = self._threads.map(self._guarded, rows)
+        else:
+            made = map(self._guarded, rows)
+        for results in made:
+            self._count.busy_s += time.perf_counter() - begun_s
+            yield from (each if isinstance(each, dict) else {"item": each} for each in results)
+            begun_s = time.perf_counter()
+        self._count.busy_s += time.perf_counter() - begun_s
+
+    async def _gathered(self, rows: list[dict[str, Any]]) -> list[list[Any]]:
+        gate = asyncio.Semaphore(self._spec.concurrency)
+
+        async def one(row: dict[str, Any]) -> list[Any]:
+            async with gate:
+                for left in reversed(range(1 + self._spec.num_retries)):
+                    try:
+                        made = await self._call(row)
+                    except Exception as exc:
+                        if not left:
+                            return self._answered(row, exc)
+                    else:
+                        return [] if made is None else [made]
+                raise AssertionError("a call ends or raises")
+
+        return await asyncio.gather(*map(one, rows))
+
+    def _timed(self, batch: Batch) -> list[Batch]:
+        begun_s = time.perf_counter()
+        try:
+            return [_as_batch(each) for each in self._batch(batch)]
+        finally:
+            self._count.busy_s += time.perf_counter() - begun_s
+
+    def _batch(self, batch: Batch) -> list[Any]:
+        """Call the batch form; a batch that fails, or does not fit the GPU, is halved where that can help."""
+        rows = num_rows(batch)
+        try:
+            return self._tried(batch)
+        except Exception as exc:
+            halves = slice_of(batch, 0, rows // 2), slice_of(batch, rows // 2, rows)
+            if _is_out_of_memory(exc) and rows > 1:
+                self._most_rows = max(1, min(self._most_rows, rows) // 2)
+                self._reporter.emit(BatchHalved(stage=self._spec.name, replica=self._replica, num_rows=self._most_rows))
+                return [*self._batch(halves[0]), *self._batch(halves[1])]
+            if self._spec.on_error == "quarantine" and rows > 1:
+                return [*self._batch(halves[0]), *self._batch(halves[1])]
+            return self._answered(batch, exc)
+
+    def _guarded(self, row: dict[str, Any]) -> list[Any]:
+        try:
+            return self._tried(row)
+        except Exception as exc:
+            return self._answered(row, exc)
+
+    def _tried(self, item: Any) -> list[Any]:
+        """Call the user's code, as often as it may be tried, and give its results."""
+        for left in reversed(range(1 + self._spec.num_retries)):
+            try:
+                made = self._loop.run_until_complete(self._call(item)) if self._loop is not None else self._call(item)
+                return [each for each in made if each is not None] if inspect.isgenerator(made) else [] if made is None else [made]
+            except Exception:
+                if not left:
+                    raise
+        raise AssertionError("a call ends or raises")
+
+    def _answered(self, item: Any, error: Exception) -> list[Any]:
+        """Do what the stage wants when user code raised: stand in for the result, put the row aside, or fail."""
+        if self._on_error is not None:
+            made = self._on_error(item, error)
+            return [] if made is None else [made]
+        if self._spec.on_error != "quarantine":
+            raise error
+        row = item if self._spec.batch_size is None else rows_of([(item, 0, 1)])[0]
+        _, said, frames = self._facts(error)
+        self._bad.append(BadRow(row=_pickled(row), error=said, traceback_text=frames))
+        return []
+
+    def _find(self) -> Any:
         work: PipelineWork = self._payload.open()
-        mine = next(each for each in work.stages if self._is_mine(each))
-        return mine() if inspect.isclass(mine) else mine
+        return next(each for each in work.stages if self._is_mine(each))
 
     def _is_mine(self, work: Any) -> bool:
         marked: StageSpec | None = getattr(work, "__raykit_stage__", None)
         return (marked.name if marked else getattr(work, "__name__", "stage")) == self._spec.name
 
-    def rows(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The row form."""
-        for result in self._timed(row, num_rows=1):
-            made = result if isinstance(result, dict) else {"item": result}
-            self._rows_out += 1
-            yield made
-        self._sample()
+    def _facts(self, error: Exception) -> Facts:
+        return self._spec.name, describe(error), self._payload.traceback_of(error)
 
-    def batches(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The batch form."""
-        for result in self._timed(batch, num_rows=len(next(iter(batch.values())))):
-            self._rows_out += len(next(iter(result.values()))) if result else 0
-            yield result
-        self._sample()
 
-    def _timed(self, item: dict[str, Any], *, num_rows: int) -> Iterator[Any]:
-        """Give what the user's code makes of ``item``; only the time inside that code counts as busy."""
-        self._rows_in += num_rows
-        try:
-            begun_s = time.perf_counter()
-            made = self._call(item)
-            results = made if inspect.isgenerator(made) else iter([made] if made is not None else [])
-            for result in results:
-                self._busy_s += time.perf_counter() - begun_s
-                if result is not None:
-                    yield result
-                begun_s = time.perf_counter()
-            self._busy_s += time.perf_counter() - begun_s
-        except Exception as exc:
-            raise self._failed(exc) from None
+@dataclass(slots=True)
+class _Count:
+    """Totals of one replica: time in user code, time without input, time in which nobody took its output."""
 
-    def _sample(self) -> None:
-        lived_s = time.monotonic() - self._ready_s
-        self._reporter.sample(
-            "counts",
-            ReplicaSampled(
-                stage=self._spec.name,
-                replica=self._replica,
-                rows_in=self._rows_in,
-                rows_out=self._rows_out,
-                busy_s=self._busy_s,
-                waiting_s=max(0.0, lived_s - self._busy_s),
-            ),
+    rows_in: int = 0
+    rows_out: int = 0
+    num_bad: int = 0
+    busy_s: float = 0.0
+    waits_s: dict[str, float] = field(default_factory=lambda: {"starved": 0.0, "blocked": 0.0})
+
+    def wait(self, why: Waited, passed_s: float) -> None:
+        self.waits_s[why] += passed_s
+
+    def add(self, rows_in: int, rows_out: int, num_bad: int) -> None:
+        self.rows_in, self.rows_out, self.num_bad = self.rows_in + rows_in, self.rows_out + rows_out, self.num_bad + num_bad
+
+    def event(self, stage: str, replica: str) -> ReplicaSampled:
+        return ReplicaSampled(
+            stage=stage,
+            replica=replica,
+            rows_in=self.rows_in,
+            rows_out=self.rows_out,
+            busy_s=self.busy_s,
+            starved_s=self.waits_s["starved"],
+            blocked_s=self.waits_s["blocked"],
         )
 
-    def _failed(self, error: Exception) -> StageFailedError:
-        facts = self._spec.name, describe(error), self._payload.traceback_of(error)
-        self._reporter.emit(UserFailed(where=facts[0], error=facts[1], traceback_text=facts[2]))
-        sys.stdout.flush()
-        self._reporter.close()
-        return StageFailedError(*facts)
+
+def _as_batch(made: Any) -> Batch:
+    """Give what a batch stage returned as a dict of arrays of one length.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if hasattr(made, "to_dict") and hasattr(made, "columns"):
+        return {name: made[name].to_numpy() for name in made.columns}
+    if not isinstance(made, dict):
+        raise TypeError(f"a stage with batch= returns a dict of arrays, not a {type(made).__name__}")
+    batch = {name: _as_array(column) for name, column in made.items()}
+    lengths = {name: len(column) for name, column in batch.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"the columns of a batch have unlike lengths: {lengths}")
+    return batch
+
+
+def _as_array(column: Any) -> Any:
+    if isinstance(column, np.ndarray):
+        return column
+    if hasattr(column, "detach"):
+        return column.detach().cpu().numpy()
+    values = list(column)
+    return stacked(values) if values else np.empty(0)
+
+
+def _packed(results: Iterator[Any]) -> Iterator[Any]:
+    """Put rows together to blocks of up to ``MAX_BLOCK_BYTES``."""
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for result in results:
+        rows.append(result)
+        size += bytes_of(result)
+        if size > MAX_BLOCK_BYTES:
+            yield rows
+            rows, size = [], 0
+    if rows:
+        yield rows
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(error, torch.cuda.OutOfMemoryError):
+        return False
+    torch.cuda.empty_cache()
+    return True
+
+
+def _pickled(row: Any) -> bytes:
+    with contextlib.suppress(Exception):
+        return pickle.dumps(row)
+    return pickle.dumps({name: repr(value) for name, value in row.items()})

@@ -1,0 +1,67 @@
+"""The rows that a pipeline put aside: with the stage, the error and the traceback, to look at and to try again."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raykit.errors import InputError
+from raykit.views import RunView
+from raykit.wire.payload import Payload, PipelineWork
+
+if TYPE_CHECKING:
+    from raykit.client.run import Run
+
+
+class Quarantine:
+    """Read from the run's folder: it outlives the run, the cluster and the kernel."""
+
+    def __init__(self, view: RunView) -> None:
+        self._run, self._folder = view.name, Path(view.folder)
+
+    def to_pandas(self) -> Any:
+        """Give a table of ``stage``, ``error``, ``traceback`` and ``row`` (as the stage was given it)."""
+        import pandas as pd
+
+        parts = [pd.read_parquet(file) for file in sorted((self._folder / "quarantine").glob("*.parquet"))]
+        table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["stage", "error", "traceback", "row"])
+        return table.assign(row=[pickle.loads(row) for row in table["row"]])  # noqa: S301  (our own run's)
+
+    def retry(self, *, stage: str = "", name: str = "") -> Run:
+        """Run the rows again, from the stage that put them aside to the last, with the code as it was.
+
+        Args:
+            stage: whose rows, where several put some aside.
+            name: of the new run; ``RUN-retry`` if not given.
+
+        Raises:
+            InputError: there are no such rows, or several stages have some.
+        """
+        from raykit.client.pipeline import Pipeline, stage_name
+
+        table = self.to_pandas()
+        found = sorted(set(table["stage"]))
+        if not found:
+            raise InputError(f"The run {self._run} has put no row aside.", "There is nothing to do again.")
+        if (not stage and len(found) > 1) or (stage and stage not in found):
+            raise InputError(f"Rows of {self._run} were put aside by {', '.join(found)}.", f"Say which: retry(stage={found[0]!r})")
+        stage = stage or found[0]
+        work: PipelineWork = Payload.from_bytes((self._folder / "payload").read_bytes()).open()
+        names = [stage_name(each) for each in work.stages]
+        again = Pipeline(work.stages[names.index(stage) :])
+        return again.run(list(table["row"][table["stage"] == stage]), name=name or f"{self._run.partition('#')[0]}-retry")
+
+    def __len__(self) -> int:
+        return len(self.to_pandas())
+
+    def __repr__(self) -> str:
+        table = self.to_pandas()
+        return f"{len(table)} rows of {self._run} in quarantine\n{table[['stage', 'error', 'row']].head()}"
+
+    def _repr_html_(self) -> str:
+        import html
+
+        table = self.to_pandas()
+        head = table[["stage", "error", "row"]].head()._repr_html_()
+        return f"<p>{len(table)} rows of {html.escape(self._run)} in quarantine</p>{head}"

@@ -1,0 +1,121 @@
+"""The forms in which rows are at hand: a list of dicts, a dict of arrays (first axis the rows), or a block of Ray Data.
+
+Between stages rows stay as the user's code made them. Ray Data's blocks come from its readers, and are made where rows are
+written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+Rows = list[dict[str, Any]]
+Batch = dict[str, Any]
+Part = tuple[Any, int, int]
+"""A block, and the rows of it that are meant: from, and up to."""
+
+
+def num_rows(block: Any) -> int:
+    """Count a block's rows."""
+    if isinstance(block, dict):
+        return len(next(iter(block.values()))) if block else 0
+    return len(block) if isinstance(block, list) else int(_accessor(block).num_rows())
+
+
+def rows_of(parts: Iterable[Part]) -> Rows:
+    """Give the rows as dicts, with Python's own numbers and strings."""
+    rows: Rows = []
+    for block, start, stop in parts:
+        if isinstance(block, list):
+            rows += block[start:stop]
+        elif isinstance(block, dict):
+            rows += [{name: _item(column[at]) for name, column in block.items()} for at in range(start, stop)]
+        else:
+            rows += [dict(row) for row in _accessor(_accessor(block).slice(start, stop)).iter_rows(public_row_format=True)]
+    return rows
+
+
+def batch_of(parts: Sequence[Part]) -> Batch:
+    """Give the rows as a dict of arrays, as Ray Data's batches in numpy format."""
+    columns = [_columns_of(*part) for part in parts]
+    if len(columns) == 1:
+        return columns[0]
+    names = dict.fromkeys(name for each in columns for name in each)
+    return {name: _joined([each[name] for each in columns]) for name in names}
+
+
+def slice_of(batch: Batch, start: int, stop: int) -> Batch:
+    """Give some rows of a batch."""
+    return {name: column[start:stop] for name, column in batch.items()}
+
+
+def table_of(block: Any) -> Any:
+    """Give a ``pyarrow.Table``; tensors become Ray Data's tensor columns, what Arrow does not know is pickled."""
+    from ray.data._internal.delegating_block_builder import DelegatingBlockBuilder
+
+    if isinstance(block, list):
+        builder = DelegatingBlockBuilder()
+        for row in block:
+            builder.add(row)
+        block = builder.build()
+    elif isinstance(block, dict):
+        block = _accessor_class().batch_to_block(block)
+    return _accessor(block).to_arrow()
+
+
+def stacked(values: list[Any]) -> np.ndarray:
+    """Give values as an array whose first axis they are; those of unlike shapes as an array of objects."""
+    first = values[0]
+    if isinstance(first, np.ndarray | np.generic | int | float | complex) and not isinstance(first, str):
+        try:
+            return np.stack([np.asarray(value) for value in values])
+        except (ValueError, TypeError):  # of unlike shapes
+            pass
+    array = np.empty(len(values), dtype=object)
+    for place, value in enumerate(values):  # a slice would be taken apart where values are lists
+        array[place] = value
+    return array
+
+
+def _columns_of(block: Any, start: int, stop: int) -> Batch:
+    if isinstance(block, dict):
+        return slice_of(block, start, stop)
+    if isinstance(block, list):
+        rows = block[start:stop]
+        return {name: stacked([row.get(name) for row in rows]) for name in dict.fromkeys(name for row in rows for name in row)}
+    columns: Batch = _accessor(_accessor(block).slice(start, stop)).to_numpy()
+    return columns
+
+
+def _joined(columns: list[Any]) -> Any:
+    arrays = [np.asarray(column) for column in columns]
+    if len({(array.dtype, array.shape[1:]) for array in arrays}) == 1:
+        return np.concatenate(arrays)
+    return stacked([value for array in arrays for value in array])
+
+
+def _item(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _accessor(block: Any) -> Any:
+    return _accessor_class().for_block(block)
+
+
+def _accessor_class() -> Any:
+    from ray.data.block import BlockAccessor
+
+    return BlockAccessor
+
+
+def bytes_of(value: Any) -> int:
+    """Estimate the bytes of a row's or a block's values."""
+    if isinstance(value, dict):
+        return sum(bytes_of(each) for each in value.values())
+    if isinstance(value, list | tuple):
+        return sum(bytes_of(each) for each in value)
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return sum(bytes_of(each) for each in value.flat)
+    return int(getattr(value, "nbytes", 0)) or (len(value) if isinstance(value, bytes | str) else 64)

@@ -1,0 +1,249 @@
+"""The replicas of one stage, as the host sees them: started, given work, heard, retired, lost."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from raykit.engine.pipeline.flow import Work
+from raykit.engine.pipeline.stages import Order, Ready, Report, StageWorker, Waited
+from raykit.engine.run import RunContext
+from raykit.events import ReplicaEnded, ReplicaLost, SlotsHeld, SlotsReleased
+from raykit.spec import StageSpec
+
+AHEAD_S = 1.0  # a replica has a second call waiting when its calls are shorter than this
+MAX_START_DEATHS = 3
+
+
+@dataclass(slots=True)
+class Call:
+    """Work that a replica has."""
+
+    number: int
+    work: Work
+    generator: Any
+    over: Any
+    begun_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Member:
+    """A replica: being built (``ready`` is the answer that is waited for), at work, or leaving."""
+
+    name: str
+    handle: Any
+    ready: Any
+    started_s: float
+    node_id: str = ""
+    calls: deque[Call] = field(default_factory=deque)
+    leaving: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A call that is over: with its report and blocks, or with what broke it."""
+
+    work: Work
+    report: Report | None = None
+    blocks: tuple[Any, ...] = ()
+    suspect: int | None = None
+    is_guilty: bool = False
+    lost_input: str = ""
+
+
+class Replicas:
+    """All replicas of one stage.
+
+    Raises from its methods:
+        StageFailedError: the user's class could not be built.
+    """
+
+    def __init__(self, context: RunContext, spec: StageSpec, numbers: Iterator[int], *, is_last: bool) -> None:
+        self.spec = spec
+        self._is_last = is_last
+        self.start_s = 0.0
+        self._context, self._numbers = context, numbers
+        self._members: dict[str, Member] = {}
+        self._positions: dict[int, int] = {}
+        self._num_named = 0
+        self._start_deaths = 0
+        self._call_s = 0.0
+        options: dict[str, Any] = {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus, "max_restarts": 0, "max_task_retries": 0}
+        if spec.memory_bytes:
+            options["memory"] = spec.memory_bytes
+        if spec.runtime_env:
+            options["runtime_env"] = spec.runtime_env
+        self._actor = ray.remote(**options)(StageWorker)
+
+    @property
+    def members(self) -> list[Member]:
+        return list(self._members.values())
+
+    @property
+    def num_alive(self) -> int:
+        """Replicas that are there or being built, without those that leave."""
+        return sum(not member.leaving for member in self._members.values())
+
+    @property
+    def num_starting(self) -> int:
+        return sum(member.ready is not None and not member.leaving for member in self._members.values())
+
+    @property
+    def has_idle(self) -> bool:
+        return any(member.ready is None and not member.calls and not member.leaving for member in self._members.values())
+
+    @property
+    def waits(self) -> list[Any]:
+        """What to wait for: answers of those being built, and the ends of calls."""
+        built = [member.ready for member in self._members.values() if member.ready is not None]
+        return built + [call.over for member in self._members.values() for call in member.calls]
+
+    def scale(self, count: int) -> None:
+        """Start replicas, or let the newest and least busy leave when their calls are over."""
+        while self.num_alive < count:
+            self._start()
+        staying = sorted(
+            (member for member in self._members.values() if not member.leaving),
+            key=lambda member: (member.ready is None, len(member.calls)),
+        )
+        for member in staying[: max(0, self.num_alive - count)]:
+            member.leaving = True
+        self._let_go()
+
+    def free(self) -> Member | None:
+        """Give the replica to which the next call should go, None when all have enough."""
+        depth = 2 if self._call_s < AHEAD_S else 1
+        open_ = [
+            member for member in self._members.values() if member.ready is None and not member.leaving and len(member.calls) < depth
+        ]
+        return min(open_, key=lambda member: len(member.calls), default=None)
+
+    def submit(self, member: Member, work: Work, waited: Waited) -> None:
+        """Make a call."""
+        number = next(self._numbers)
+        order = Order(
+            number=number,
+            cuts=tuple((piece.start, piece.stop) for piece in work.pieces),
+            waited=waited,
+            careful=work.deaths > 0,
+            bad=work.bad,
+        )
+        generator = member.handle.run.options(num_returns="streaming").remote(order, *(piece.block for piece in work.pieces))
+        begun_s = 0.0 if member.calls else time.monotonic()
+        member.calls.append(Call(number=number, work=work, generator=generator, over=generator.completed(), begun_s=begun_s))
+
+    def note(self, number: int, row: int) -> None:
+        """Remember which row a careful replica takes now."""
+        self._positions[number] = row
+
+    def hear(self, over: set[Any]) -> Iterator[Outcome]:
+        """Take in those of the waits that are over."""
+        for member in self.members:
+            if member.ready is not None and member.ready in over:
+                yield from self._built(member)
+            while member.calls and member.calls[0].over in over:
+                outcome = self._ended(member.calls[0])
+                if outcome is None:
+                    yield from self._lost(member, "its process was killed, or crashed in native code")
+                    break
+                member.calls.popleft()
+                if member.calls:
+                    member.calls[0].begun_s = time.monotonic()
+                yield outcome
+        self._let_go()
+
+    def overdue(self) -> Iterator[Outcome]:
+        """End replicas whose call takes longer than the stage allows."""
+        if self.spec.timeout_s is None:
+            return
+        for member in self.members:
+            if member.calls and time.monotonic() - member.calls[0].begun_s > self.spec.timeout_s * _calls_in(
+                member.calls[0], self.spec
+            ):
+                ray.kill(member.handle)
+                yield from self._lost(member, f"a call took longer than {self.spec.timeout_s:g} s")
+
+    def end(self) -> None:
+        """End all now."""
+        for member in self.members:
+            ray.kill(member.handle)
+            self._gone(member)
+
+    def _start(self) -> None:
+        self._num_named += 1
+        earlier = "" if self._context.attempt == 1 else f"{self._context.attempt}."  # an earlier host's names stay theirs
+        name = f"{self.spec.name}-{earlier}{self._num_named}"
+        handle = self._actor.remote(self._context.host, self._context.folder, self.spec, name, is_last=self._is_last)
+        self._members[name] = Member(name=name, handle=handle, ready=handle.ready.remote(), started_s=time.monotonic())
+
+    def _built(self, member: Member) -> Iterator[Outcome]:
+        try:
+            ready: Ready = ray.get(member.ready)
+        except ray.exceptions.RayActorError as exc:
+            self._start_deaths += 1
+            if self._start_deaths >= MAX_START_DEATHS:
+                raise StageFailedError(
+                    self.spec.name, f"its replicas died {self._start_deaths} times while they were built", str(exc)
+                ) from exc
+            yield from self._lost(member, "its process died while it was built")
+            return
+        if ready.failure is not None:
+            raise StageFailedError(*ready.failure)
+        self._start_deaths = 0
+        self.start_s = time.monotonic() - member.started_s
+        member.ready, member.node_id = None, ready.node_id
+        spec = self.spec
+        self._context.emit(SlotsHeld(holder=member.name, num_cpus=spec.num_cpus, num_gpus=spec.num_gpus, node=ready.node_id[:8]))
+
+    def _ended(self, call: Call) -> Outcome | None:
+        """Give what a call came to; None when its replica is dead."""
+        try:
+            ray.get(call.over)
+            *blocks, last = list(call.generator)
+            report: Report = ray.get(last)
+        except ray.exceptions.RayActorError:
+            return None
+        except ray.exceptions.RayTaskError as exc:
+            return Outcome(work=call.work, lost_input=str(exc.cause))
+        except ray.exceptions.ObjectLostError as exc:
+            return Outcome(work=call.work, lost_input=type(exc).__name__)
+        if report.is_warm or not self._call_s:
+            self._call_s = report.taken_s
+        self._positions.pop(call.number, None)
+        return Outcome(work=call.work, report=report, blocks=tuple(blocks))
+
+    def _lost(self, member: Member, cause: str) -> Iterator[Outcome]:
+        """Have the calls of a dead replica made again: the first of them may have killed it."""
+        again = sum(call.work.num_rows for call in member.calls)
+        self._context.emit(ReplicaLost(stage=self.spec.name, replica=member.name, cause=cause, num_rows_again=again))
+        for place, call in enumerate(member.calls):
+            yield Outcome(work=call.work, is_guilty=place == 0, suspect=self._positions.pop(call.number, None))
+        member.calls.clear()
+        self._gone(member, told=True)
+
+    def _let_go(self) -> None:
+        for member in self.members:
+            if member.leaving and not member.calls:
+                ray.kill(member.handle)
+                self._gone(member)
+
+    def _gone(self, member: Member, *, told: bool = False) -> None:
+        del self._members[member.name]
+        if not told:
+            self._context.emit(ReplicaEnded(stage=self.spec.name, replica=member.name))
+        if member.node_id:
+            self._context.emit(SlotsReleased(holder=member.name))
+
+
+class StageFailedError(Exception):
+    """The user's code raised in a stage. Facts: where, the error's one line, the user's frames."""
+
+
+def _calls_in(call: Call, spec: StageSpec) -> int:
+    """Count the calls of user code in one call of a replica."""
+    return -(-call.work.num_rows // (spec.batch_size or 1))
