@@ -260,6 +260,33 @@ def test_a_node_that_is_lost_takes_its_ranks_and_the_others_go_on(own, until):
     until(lambda: run.refresh().ended)
 
 
+def test_a_spare_is_placed_on_another_node_than_the_ranks(own, until):
+    own("apart", num_nodes=2)
+    run = rk.train(loops.linear, 400, 0.01, workers=(1, 2), spares=1, name="apart")
+    until(lambda: _whole(run, 2))
+    ranks = [rank.node for rank in run.view.ranks if rank.rank is not None]
+    spare = next(rank.node for rank in run.view.ranks if rank.rank is None)
+    assert ranks.count(spare) <= 1
+    run.stop()
+    until(lambda: run.refresh().ended)
+
+
+def test_a_run_grows_by_itself_when_another_gives_its_slots_back(until):
+    def hold():
+        time.sleep(600)
+
+    other = rk.run(hold, name="holds", cpus=3)
+    until(lambda: other.refresh().slots)
+    run = rk.train(loops.linear, 2000, 0.01, workers=(1, 3), name="grows")
+    until(lambda: run.refresh().step > 5)
+    assert run.view.world_size == 1
+    other.stop()
+    until(lambda: run.refresh().world_size == 3)
+    assert not _facts(run)
+    run.stop()
+    until(lambda: run.refresh().ended)
+
+
 def test_a_run_is_taken_up_on_another_cluster_where_it_was_also_when_its_own_is_down(own, until):
     own("second")
     own("first")

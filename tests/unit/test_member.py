@@ -1,0 +1,226 @@
+"""Members of a world, each in a thread of this process, with a rendezvous store and gloo of their own."""
+
+import threading
+
+import pytest
+import torch
+
+from raykit.engine.training.collective import Reducer, open_store
+from raykit.engine.training.member import Member
+from raykit.engine.training.world import Generation
+
+HOST = "127.0.0.1"
+
+
+class _Job:
+    """A model of one number; its value tells whose state it is."""
+
+    def __init__(self, value, step=0):
+        self.value, self.step, self.prepared = torch.tensor([float(value)]), step, False
+
+    def roll_forward(self):
+        self.step, self.prepared = self.step + 1, False
+
+    def discard(self):
+        self.prepared = False
+
+    def state(self):
+        return {"value": self.value, "step": self.step}
+
+    def adopt(self, state):
+        self.value, self.step = state["value"].clone(), state["step"]
+
+    def adopt_kept(self):
+        pass
+
+    def before_leave(self):
+        pass
+
+
+class _Observer:
+    def __init__(self):
+        self.formed, self.broken = [], []
+
+    def is_ready(self):
+        pass
+
+    def has_formed(self, generation, step):
+        self.formed.append((generation.number, step))
+
+    def has_broken(self, generation, reason):
+        self.broken.append(generation)
+
+    def has_left(self):
+        pass
+
+
+class _World:
+    """Members by name; each aligns in a thread."""
+
+    def __init__(self, *names):
+        self.observers = {name: _Observer() for name in names}
+        self.members = {name: Member(name, torch.device("cpu"), HOST, self.observers[name]) for name in names}
+        self.jobs = {name: _Job(place) for place, name in enumerate(names)}
+        self._store, self.address = open_store(HOST)
+
+    def publish(self, number, workers, to=None, *, urgent=True, group_size=1):
+        generation = Generation(number=number, workers=workers, store=self.address, urgent=urgent, group_size=group_size)
+        for name in to or self.members:
+            self.members[name].assign(generation)
+
+    def align(self, *names, agreed=False):
+        threads = [
+            threading.Thread(target=self.members[name].align, args=(self.jobs[name],), kwargs={"agreed": agreed}, daemon=True)
+            for name in names
+        ]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def met(self, *names, agreed=False):
+        _join(self.align(*names, agreed=agreed))
+
+    def broke(self, *names):
+        for name in names:
+            self.members[name].broke("a peer is gone")
+
+    def stands(self, *names):
+        return [(self.jobs[name].step, float(self.jobs[name].value)) for name in names]
+
+
+def _join(threads):
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive(), "a member waits for ever"
+
+
+def test_all_begin_with_the_first_one_s_state():
+    world = _World("w1", "w2", "w3")
+    world.publish(1, ("w1", "w2", "w3"))
+    world.met("w1", "w2", "w3")
+    assert world.stands("w1", "w2", "w3") == [(0, 0.0)] * 3
+    assert [world.members[name].rank for name in ("w1", "w2", "w3")] == [0, 1, 2]
+
+
+def test_where_survivors_disagree_on_the_step_the_furthest_wins_and_the_others_copy_it():
+    world = _World("w1", "w2", "w3")
+    world.publish(1, ("w1", "w2", "w3"))
+    world.met("w1", "w2", "w3")
+    for name, step in (("w1", 29), ("w2", 30), ("w3", 29)):
+        world.jobs[name].step, world.jobs[name].value = step, torch.tensor([float(step)])
+    world.broke("w1", "w2", "w3")
+    world.publish(2, ("w1", "w2", "w3"))
+    world.met("w1", "w2", "w3")
+    assert world.stands("w1", "w2", "w3") == [(30, 30.0)] * 3
+
+
+def test_a_newcomer_takes_a_survivor_s_state_also_when_it_stands_at_a_later_step_of_its_own():
+    world = _World("w1", "w2")
+    world.publish(1, ("w1",), to=["w1"])
+    world.met("w1")
+    world.jobs["w1"].step = 7
+    world.jobs["w2"].step = 900
+    world.publish(2, ("w2", "w1"))
+    world.met("w1", "w2")
+    assert world.stands("w1", "w2") == [(7, 0.0)] * 2
+
+
+def test_who_missed_the_confirmation_of_a_replica_group_rolls_forward_when_another_has_committed():
+    world = _World("w1.0", "w1.1", "w2.0", "w2.1")
+    names = tuple(world.members)
+    world.publish(1, names, group_size=2)
+    world.met(*names)
+    for name in names:
+        world.jobs[name].step, world.jobs[name].prepared = 4, True
+    world.jobs["w2.0"].roll_forward()
+    world.broke(*names)
+    world.publish(2, names, group_size=2)
+    world.met(*names)
+    assert [world.jobs[name].step for name in names] == [5] * 4
+    assert not any(world.jobs[name].prepared for name in names)
+
+
+def test_a_step_that_nobody_committed_is_discarded_by_all():
+    world = _World("w1.0", "w1.1")
+    world.publish(1, ("w1.0", "w1.1"), group_size=2)
+    world.met("w1.0", "w1.1")
+    for name in ("w1.0", "w1.1"):
+        world.jobs[name].step, world.jobs[name].prepared = 4, True
+    world.broke("w1.0", "w1.1")
+    world.publish(2, ("w1.0", "w1.1"), group_size=2)
+    world.met("w1.0", "w1.1")
+    assert [world.jobs[name].step for name in ("w1.0", "w1.1")] == [4, 4]
+
+
+def test_a_generation_that_is_published_while_another_is_being_entered_replaces_it():
+    world = _World("w1", "w2", "w3")
+    world.publish(1, ("w1", "w2", "w3"), to=["w1", "w2"])
+    threads = world.align("w1", "w2")
+    world.publish(2, ("w1", "w2"), to=["w1"])  # w2 still waits for w3 in the first
+    world.publish(3, ("w1", "w2"))
+    _join(threads)
+    assert world.observers["w1"].formed[-1] == (3, 0)
+    assert world.members["w2"].generation == 3
+
+
+def test_an_older_generation_that_comes_late_is_ignored():
+    world = _World("w1")
+    world.publish(2, ("w1",))
+    world.publish(1, ("w1", "gone"))
+    world.met("w1")
+    assert world.members["w1"].generation == 2
+
+
+def test_a_world_whose_member_never_comes_is_given_up_when_a_newer_one_is_known():
+    world = _World("w1", "w2")
+    world.publish(1, ("w1", "w2"))
+    threads = world.align("w1")
+    world.publish(2, ("w1",), to=["w1"])
+    _join(threads)
+    assert world.members["w1"].group.world_size == 1
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_a_newcomer_s_buckets_are_those_of_who_has_trained_before(is_large):
+    world = _World("w1", "w2")
+    models = {name: _model(is_large) for name in world.members}
+    reducers = {name: Reducer(list(model.parameters())) for name, model in models.items()}
+    world.publish(1, ("w1",), to=["w1"])
+    world.met("w1")
+    _sums(world, reducers, models, "w1")  # DDP would have other buckets after this
+    world.broke("w1")
+    world.publish(2, ("w1", "w2"))
+    world.met("w1", "w2")
+    sums = _sums(world, reducers, models, "w1", "w2")
+    alone = [parameter.grad.clone() for parameter in _model_after_backward(is_large).parameters()]
+    for name in ("w1", "w2"):
+        assert all(torch.allclose(one, 2 * other) for one, other in zip(sums[name], alone, strict=True))
+
+
+def _model(is_large):
+    torch.manual_seed(0)
+    width = 800 if is_large else 8
+    return torch.nn.Sequential(torch.nn.Linear(4, width), torch.nn.Linear(width, width), torch.nn.Linear(width, 2))
+
+
+def _model_after_backward(is_large):
+    model = _model(is_large)
+    model(torch.ones(3, 4)).sum().backward()
+    return model
+
+
+def _sums(world, reducers, models, *names):
+    """Reduce one backward pass of equal rows on these members, and give each one's gradients."""
+
+    def step(name):
+        models[name].zero_grad()
+        reducers[name].begin(world.members[name].column, 1.0)
+        models[name](torch.ones(3, 4)).sum().backward()
+        reducers[name].finish()
+        reducers[name].write_back(1.0)
+
+    threads = [threading.Thread(target=step, args=(name,), daemon=True) for name in names]
+    for thread in threads:
+        thread.start()
+    _join(threads)
+    return {name: [parameter.grad for parameter in models[name].parameters()] for name in names}
