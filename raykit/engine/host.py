@@ -1,7 +1,7 @@
 """A host: the detached, restartable actor that owns one run.
 
 Ray starts it again after a kill -9. It then reads from the log that it is not the first, and the run's kind takes up
-what is left: training adopts its workers, a pipeline begins again with an empty sink, a cell is lost and says so.
+what is left: training adopts its workers, a pipeline goes on with what is not written, a cell is lost and says so.
 """
 
 from __future__ import annotations

@@ -60,6 +60,15 @@ def test_every_row_is_in_the_sink_once_though_replicas_are_killed_all_the_time(c
     assert any("was lost" in card.title for card in run.view.cards)
 
 
+def test_a_drill_kills_a_replica_and_says_when_its_rows_were_taken_again(cluster, until):
+    run = rk.Pipeline([copy_twice, Square]).run(range(2000), name="drilled")
+    run.drill("kill-worker")
+    run.wait()
+    card = next(card for card in run.view.cards if card.title == "Drill kill-worker: passed")
+    assert any("taken again by others" in value for _, value in card.facts)
+    assert _rows(run) == _expected(2000)
+
+
 def test_a_host_that_is_killed_goes_on_with_what_is_not_written(cluster, until):
     run = rk.Pipeline([copy_twice, Square]).run(range(4000), name="host")
     until(lambda: list((_folder(run) / "commits").glob("*.json")))

@@ -40,6 +40,7 @@ class Member:
     ready: Any
     started_s: float
     node_id: str = ""
+    pid: int = 0
     calls: deque[Call] = field(default_factory=deque)
     leaving: bool = False
 
@@ -196,7 +197,7 @@ class Replicas:
             raise StageFailedError(*ready.failure)
         self._start_deaths = 0
         self.start_s = time.monotonic() - member.started_s
-        member.ready, member.node_id = None, ready.node_id
+        member.ready, member.node_id, member.pid = None, ready.node_id, ready.pid
         spec = self.spec
         self._context.emit(SlotsHeld(holder=member.name, num_cpus=spec.num_cpus, num_gpus=spec.num_gpus, node=ready.node_id[:8]))
 

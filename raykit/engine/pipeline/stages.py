@@ -66,13 +66,18 @@ class Report:
     bad: tuple[BadRow, ...] = ()
     failure: Facts | None = None
 
+    @property
+    def rows_out(self) -> int:
+        return sum(rows for rows, _ in self.blocks)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
     """A replica that is built, or the reason why it could not be."""
 
     node_id: str
-    start_s: float
+    pid: int
+    start_s: float = 0.0
     failure: Facts | None = None
 
 
@@ -122,8 +127,8 @@ class StageWorker:
         node_id = ray.get_runtime_context().get_node_id()
         if self._failure is not None:
             self._reporter.close()
-            return Ready(node_id=node_id, start_s=0.0, failure=self._failure)
-        return Ready(node_id=node_id, start_s=self._start_s)
+            return Ready(node_id=node_id, pid=os.getpid(), failure=self._failure)
+        return Ready(node_id=node_id, pid=os.getpid(), start_s=self._start_s)
 
     def run(self, order: Order, *blocks: Any) -> Iterator[Any]:
         """Give the blocks that the user's code makes of rows, and a :class:`Report` last."""

@@ -1,0 +1,45 @@
+"""The rows of the spans under way, by stage: in, out, and put aside. What is written is in the sink's own account."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from raykit.engine.pipeline.sink import Sink, SpanResult
+from raykit.engine.pipeline.stages import BadRow, Report
+
+
+class Ledger:
+    """Spans leave it when they are written, or begun anew."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._rows_in: defaultdict[int, Counter[str]] = defaultdict(Counter)
+        self._rows_out: defaultdict[int, Counter[str]] = defaultdict(Counter)
+        self._bad: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+
+    def add(self, span: int, stage: str, report: Report) -> None:
+        """Count a call."""
+        self._rows_in[span][stage] += report.rows_in
+        self._rows_out[span][stage] += report.rows_out
+
+    def put_aside(self, span: int, stage: str, rows: Sequence[BadRow]) -> None:
+        """Take rows for the quarantine."""
+        self._bad[span] += [{"stage": stage, "error": bad.error, "traceback": bad.traceback_text, "row": bad.row} for bad in rows]
+
+    def result(self, span: int, tables: Sequence[Any]) -> SpanResult:
+        """Give all that became of a span."""
+        return SpanResult(span=span, tables=tables, bad=self._bad[span], rows_in=self._rows_in[span], rows_out=self._rows_out[span])
+
+    def forget(self, span: int) -> None:
+        for each in (self._rows_in, self._rows_out, self._bad):
+            each.pop(span, None)
+
+    def totals(self, stage: str) -> tuple[int, int, int]:
+        """Give a stage's rows in, out and put aside, with what is written."""
+        return (
+            self._sink.rows_in[stage] + sum(counts[stage] for counts in self._rows_in.values()),
+            self._sink.rows_out[stage] + sum(counts[stage] for counts in self._rows_out.values()),
+            self._sink.num_bad[stage] + sum(row["stage"] == stage for rows in self._bad.values() for row in rows),
+        )
