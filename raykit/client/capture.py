@@ -64,7 +64,6 @@ def pack(
     Raises:
         CaptureError: the name, what it is, and what to do.
     """
-    modules = modules if modules is not None else modules_beside((), named.values())
     for name, value in named.items():
         _refuse_large(name, value)
     try:
@@ -74,6 +73,7 @@ def pack(
     for name, value in named.items():
         if len(body) > MAX_CAPTURE_BYTES:
             _refuse_large_pickle(name, value)
+    modules = modules if modules is not None else modules_beside((), named.values(), body)
     return Payload(body=body, texts=_cells_named_in(body) | texts, modules=modules)
 
 
@@ -117,13 +117,15 @@ def imported_names(text: str) -> set[str]:
     return set(re.findall(r"^\s*(?:from|import)\s+([A-Za-z_]\w*)", text, re.MULTILINE))
 
 
-def modules_beside(imports: Iterable[str], values: Iterable[Any]) -> dict[str, ModuleText]:
-    """Give the text of every module beside the notebook that the cell imports or its values come from."""
+def modules_beside(imports: Iterable[str], values: Iterable[Any], body: bytes = b"") -> dict[str, ModuleText]:
+    """Give the text of every module beside the notebook that the cell imports, its values come from, or ``body`` names."""
     here = Path.cwd().resolve()
     wanted = {name for name in imports if _file_beside(name, here)}
     for value in values:
         home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) or type(value).__module__
         wanted.add(str(home).partition(".")[0])
+    if body:
+        wanted |= {name for name in list(sys.modules) if "." not in name and _file_beside(name, here) and name.encode() in body}
     # What such a module imports in its turn was imported here too, if it was used here.
     tops = {name for name in wanted if _file_beside(name, here)}
     if tops:

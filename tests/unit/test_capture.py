@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raykit.client import capture
-from raykit.client.capture import capture_cell, free_names
+from raykit.client.capture import capture_cell, free_names, pack
 from raykit.errors import CaptureError, CellError
 from raykit.wire.payload import Payload
 
@@ -79,6 +79,18 @@ def test_a_module_beside_the_notebook_travels_by_value(tmp_path, monkeypatch):
     finally:
         sys.meta_path[:] = before
         sys.modules.pop("mine_beside", None)
+
+
+def test_a_module_beside_a_script_travels_when_only_the_script_s_function_uses_it(tmp_path, monkeypatch):
+    (tmp_path / "helper_beside.py").write_text("def twice(x):\n    return 2 * x\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    script = {"__name__": "__main__"}
+    exec("from helper_beside import twice\ndef work():\n    return twice(21)\n", script)
+    try:
+        assert "helper_beside" in pack(script["work"], {"work": script["work"]}, {}).modules
+    finally:
+        sys.modules.pop("helper_beside", None)
 
 
 def test_a_traceback_begins_at_the_cell_and_shows_its_line():
