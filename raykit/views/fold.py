@@ -1,0 +1,131 @@
+"""Events make views, one by one: the only place where a run's state is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from raykit import events as ev
+from raykit.views import pipeline, training
+from raykit.views.values import CardView, LineView, OutputView, RunState, RunView, SlotView, StageView, Step
+
+MAX_LINES = 200
+
+
+def fold(view: RunView, record: ev.Record) -> RunView:
+    """Give the view after ``record``; a record that the view has already seen changes nothing."""
+    if record.number <= view.number:
+        return view
+    step = _STEPS[type(record.event)]
+    view = step(view, record.event, record.at_unix_s)
+    return replace(view, number=record.number, updated_at_unix_s=record.at_unix_s)
+
+
+def fold_all(view: RunView, records: Iterable[ev.Record]) -> RunView:
+    """Fold many records in their order."""
+    for record in records:
+        view = fold(view, record)
+    return view
+
+
+def _run_accepted(view: RunView, event: ev.RunAccepted, at_unix_s: float) -> RunView:
+    fresh = RunView(name=view.name) if event.resumed else view
+    return replace(
+        fresh,
+        run_kind=event.run_kind,
+        folder=event.folder,
+        simulated_gpus=event.simulated_gpus,
+        resumed=event.resumed,
+        cards=view.cards,
+        state="starting",
+        accepted_at_unix_s=at_unix_s,
+        stages=tuple(StageView(name=name) for name in event.stages),
+    )
+
+
+def _host_started(view: RunView, event: ev.HostStarted, at_unix_s: float) -> RunView:
+    if event.attempt == 1:
+        return replace(view, host_attempts=1)
+    facts = (("host", f"process {event.pid}, start {event.attempt}"),)
+    card = CardView(at_unix_s=at_unix_s, title="The run's host was lost and came back", good=True, facts=facts)
+    return replace(view, host_attempts=event.attempt, cards=(*view.cards, card))
+
+
+def _run_started(view: RunView, _: ev.RunStarted, at_unix_s: float) -> RunView:
+    state: RunState = view.state if view.state == "stopping" else "running"
+    return replace(view, state=state, reason="", started_at_unix_s=view.started_at_unix_s or at_unix_s)
+
+
+def _run_waited(view: RunView, event: ev.RunWaited, _: float) -> RunView:
+    return replace(view, state="waiting", reason=event.reason)
+
+
+def _run_ended(view: RunView, event: ev.RunEnded, at_unix_s: float) -> RunView:
+    closed = tuple(replace(slot, released_at_unix_s=slot.released_at_unix_s or at_unix_s) for slot in view.slots)
+    view = replace(view, state=event.state, ended_at_unix_s=at_unix_s, reason="", slots=closed)
+    return replace(view, error=event.error or view.error)
+
+
+def _output_ready(view: RunView, event: ev.OutputReady, _: float) -> RunView:
+    output = OutputView(name=event.name, file=event.file, num_bytes=event.num_bytes)
+    return replace(view, outputs=(*(each for each in view.outputs if each.name != event.name), output))
+
+
+def _user_failed(view: RunView, event: ev.UserFailed, _: float) -> RunView:
+    return replace(view, error=event.error, error_where=event.where, traceback_text=event.traceback_text)
+
+
+def _lines_printed(view: RunView, event: ev.LinesPrinted, _: float) -> RunView:
+    lines = (*view.lines, *(LineView(source=event.source, text=text) for text in event.lines))[-MAX_LINES:]
+    return replace(view, lines=lines, num_lines=view.num_lines + len(event.lines) + event.num_dropped)
+
+
+def _slots_held(view: RunView, event: ev.SlotsHeld, at_unix_s: float) -> RunView:
+    slot = SlotView(holder=event.holder, num_cpus=event.num_cpus, num_gpus=event.num_gpus, held_at_unix_s=at_unix_s)
+    return replace(view, slots=(*view.slots, slot))
+
+
+def _slots_released(view: RunView, event: ev.SlotsReleased, at_unix_s: float) -> RunView:
+    def close(slot: SlotView) -> SlotView:
+        mine = slot.holder == event.holder and slot.released_at_unix_s is None
+        return replace(slot, released_at_unix_s=at_unix_s) if mine else slot
+
+    return replace(view, slots=tuple(close(slot) for slot in view.slots))
+
+
+def _decided(view: RunView, _: ev.Decided, __: float) -> RunView:
+    return view
+
+
+def _stop_asked(view: RunView, _: ev.StopAsked, __: float) -> RunView:
+    return view if view.ended else replace(view, state="stopping")
+
+
+def _drill_started(view: RunView, _: ev.DrillStarted, __: float) -> RunView:
+    return view
+
+
+def _drill_ended(view: RunView, event: ev.DrillEnded, at_unix_s: float) -> RunView:
+    title = f"Drill {event.action}: {'passed' if event.passed else 'not passed'}"
+    card = CardView(at_unix_s=at_unix_s, title=title, good=event.passed, facts=(("verdict", event.verdict),))
+    return replace(view, cards=(*view.cards, card))
+
+
+_STEPS: dict[type, Step] = {
+    ev.RunAccepted: _run_accepted,
+    ev.HostStarted: _host_started,
+    ev.RunStarted: _run_started,
+    ev.RunWaited: _run_waited,
+    ev.RunEnded: _run_ended,
+    ev.OutputReady: _output_ready,
+    ev.UserFailed: _user_failed,
+    ev.LinesPrinted: _lines_printed,
+    ev.SlotsHeld: _slots_held,
+    ev.SlotsReleased: _slots_released,
+    ev.Decided: _decided,
+    ev.StopAsked: _stop_asked,
+    ev.DrillStarted: _drill_started,
+    ev.DrillEnded: _drill_ended,
+    **pipeline.STEPS,
+    **training.STEPS,
+}

@@ -1,0 +1,100 @@
+"""The steps of the fold that concern a pipeline's stages and their replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from raykit import events as ev
+from raykit.views.values import CardView, ReplicaView, RunView, StageView, Step
+
+
+def _on_stage(view: RunView, name: str, change: Callable[[StageView], StageView]) -> RunView:
+    return replace(view, stages=tuple(change(stage) if stage.name == name else stage for stage in view.stages))
+
+
+def _replica_started(view: RunView, event: ev.ReplicaStarted, _: float) -> RunView:
+    replica = ReplicaView(replica=event.replica, pid=event.pid, node=event.node, start_s=event.start_s)
+    return _on_stage(view, event.stage, lambda stage: replace(stage, replicas=(*stage.replicas, replica)))
+
+
+def _replica_sampled(view: RunView, event: ev.ReplicaSampled, _: float) -> RunView:
+    def count(replica: ReplicaView) -> ReplicaView:
+        if replica.replica != event.replica:
+            return replica
+        return replace(
+            replica,
+            rows_in=event.rows_in,
+            rows_out=event.rows_out,
+            busy_s=event.busy_s,
+            starved_s=event.starved_s,
+            blocked_s=event.blocked_s,
+        )
+
+    return _on_stage(view, event.stage, lambda stage: replace(stage, replicas=tuple(map(count, stage.replicas))))
+
+
+def _replica_gone(view: RunView, event: ev.ReplicaEnded | ev.ReplicaLost, _: float) -> RunView:
+    def close(replica: ReplicaView) -> ReplicaView:
+        return replace(replica, gone=True) if replica.replica == event.replica else replica
+
+    return _on_stage(view, event.stage, lambda stage: replace(stage, replicas=tuple(map(close, stage.replicas))))
+
+
+def _replica_lost(view: RunView, event: ev.ReplicaLost, at_unix_s: float) -> RunView:
+    facts = (("why", event.cause), ("rows taken again", f"{event.num_rows_again:,}"))
+    card = CardView(at_unix_s=at_unix_s, title=f"{event.replica} was lost", good=True, facts=facts)
+    return replace(_replica_gone(view, event, at_unix_s), cards=(*view.cards, card))
+
+
+def _span_restarted(view: RunView, event: ev.SpanRestarted, at_unix_s: float) -> RunView:
+    facts = (("why", event.reason), ("part of the source", str(event.span)))
+    card = CardView(at_unix_s=at_unix_s, title="Rows were lost on their way and are made again", good=True, facts=facts)
+    return replace(view, cards=(*view.cards, card))
+
+
+def _batch_halved(view: RunView, event: ev.BatchHalved, at_unix_s: float) -> RunView:
+    facts = (("replica", event.replica), ("rows a call now", str(event.num_rows)))
+    card = CardView(at_unix_s=at_unix_s, title=f"A batch of {event.stage} did not fit the GPU", good=True, facts=facts)
+    return replace(view, cards=(*view.cards, card))
+
+
+def _rows_quarantined(view: RunView, event: ev.RowsQuarantined, at_unix_s: float) -> RunView:
+    """One card a stage: that of its latest bad row. How many there are stands in the stage's lane."""
+    title = f"{event.stage} put rows aside"
+    card = CardView(at_unix_s=at_unix_s, title=title, good=False, facts=(("latest", event.error),))
+    return replace(view, cards=(*(each for each in view.cards if each.title != title), card))
+
+
+def _stage_sampled(view: RunView, event: ev.StageSampled, at_unix_s: float) -> RunView:
+    return _on_stage(
+        view,
+        event.stage,
+        lambda stage: replace(
+            stage,
+            num_replicas=event.num_replicas,
+            rows_waiting=event.rows_waiting,
+            rows_in=event.rows_in,
+            rows_out=event.rows_out,
+            num_bad=event.num_bad,
+            word=event.word,
+            rate=stage.rate.at(at_unix_s, event.rows_out),
+        ),
+    )
+
+
+def _source_counted(view: RunView, event: ev.SourceCounted, _: float) -> RunView:
+    return replace(view, source_rows=event.num_rows)
+
+
+STEPS: dict[type, Step] = {
+    ev.ReplicaStarted: _replica_started,
+    ev.ReplicaSampled: _replica_sampled,
+    ev.ReplicaEnded: _replica_gone,
+    ev.ReplicaLost: _replica_lost,
+    ev.SpanRestarted: _span_restarted,
+    ev.BatchHalved: _batch_halved,
+    ev.RowsQuarantined: _rows_quarantined,
+    ev.StageSampled: _stage_sampled,
+    ev.SourceCounted: _source_counted,
+}

@@ -1,0 +1,210 @@
+"""The values of a view: a run, its stages and replicas, its ranks, its cards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from raykit import events as ev
+
+RunState = Literal["waiting", "starting", "running", "recovering", "stopping", "done", "failed", "stopped", "lost"]
+ENDED: tuple[RunState, ...] = ("done", "failed", "stopped", "lost")
+
+RATE_WINDOW_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateView:
+    """Rows a second, measured over a window of at least ``RATE_WINDOW_S``; None until one has passed."""
+
+    per_s: float | None = None
+    since_unix_s: float | None = None
+    since_rows: int = 0
+
+    def at(self, at_unix_s: float, rows: int) -> RateView:
+        """Take the total ``rows`` at a time into account."""
+        if self.since_unix_s is None:
+            return RateView(since_unix_s=at_unix_s, since_rows=rows)
+        passed_s = at_unix_s - self.since_unix_s
+        if passed_s < RATE_WINDOW_S:
+            return self
+        return RateView(per_s=(rows - self.since_rows) / passed_s, since_unix_s=at_unix_s, since_rows=rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaView:
+    """One replica of a stage: its process and its own counts."""
+
+    replica: str
+    pid: int
+    node: str
+    start_s: float
+    rows_in: int = 0
+    rows_out: int = 0
+    busy_s: float = 0.0
+    starved_s: float = 0.0
+    blocked_s: float = 0.0
+    gone: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageView:
+    """A stage: its totals, what waits before it, and the time of its replicas. ``word`` says how it fares among the others."""
+
+    name: str
+    replicas: tuple[ReplicaView, ...] = ()
+    num_replicas: int = 0
+    rows_waiting: int | None = None
+    rows_in: int = 0
+    rows_out: int = 0
+    num_bad: int = 0
+    word: ev.StageWord | Literal[""] = ""
+    rate: RateView = RateView()
+
+    @property
+    def busy_s(self) -> float:
+        return sum(replica.busy_s for replica in self.replicas)
+
+    @property
+    def starved_s(self) -> float:
+        return sum(replica.starved_s for replica in self.replicas)
+
+    @property
+    def blocked_s(self) -> float:
+        return sum(replica.blocked_s for replica in self.replicas)
+
+    @property
+    def shares(self) -> tuple[float, float, float] | None:
+        """Shares of the replicas' counted time: busy in user code, starved, blocked; None before any was counted."""
+        counted_s = self.busy_s + self.starved_s + self.blocked_s
+        return (self.busy_s / counted_s, self.starved_s / counted_s, self.blocked_s / counted_s) if counted_s else None
+
+    @property
+    def busy_share(self) -> float | None:
+        return self.shares[0] if self.shares else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankView:
+    """A training worker: a rank of the world, or a spare (``rank`` None) that waits beside it."""
+
+    worker: str
+    pid: int
+    node: str
+    device: str
+    rank: int | None = None
+    ready: bool = False
+    lost: bool = False
+    busy_with: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardView:
+    """A failure and how it was mended, or a drill's verdict."""
+
+    at_unix_s: float
+    title: str
+    good: bool
+    facts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputView:
+    """A name that came back."""
+
+    name: str
+    file: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotView:
+    """What a holder holds, or held: logical slots, not use."""
+
+    holder: str
+    num_cpus: float
+    num_gpus: float
+    held_at_unix_s: float
+    released_at_unix_s: float | None = None
+
+    def held_s(self, now_unix_s: float) -> float:
+        """Seconds held until now, or until the release."""
+        return max(0.0, (self.released_at_unix_s or now_unix_s) - self.held_at_unix_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineView:
+    """A printed line and the stage or rank that it came from."""
+
+    source: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunView:
+    """A run as it stands after the event ``number``."""
+
+    name: str
+    number: int = 0
+    run_kind: ev.RunKind = "task"
+    state: RunState = "waiting"
+    reason: str = ""
+    folder: str = ""
+    simulated_gpus: bool = False
+    resumed: bool = False
+    accepted_at_unix_s: float | None = None
+    started_at_unix_s: float | None = None
+    updated_at_unix_s: float | None = None
+    ended_at_unix_s: float | None = None
+    host_attempts: int = 0
+    stages: tuple[StageView, ...] = ()
+    source_rows: int | None = None
+    ranks: tuple[RankView, ...] = ()
+    world_size: int = 0
+    resized_to: tuple[int, int] | None = None
+    generation: int = 0
+    step: int = 0
+    total_steps: int | None = None
+    epoch: int | None = 0
+    rows: int = 0
+    rate: RateView = RateView()
+    metrics: tuple[tuple[str, float], ...] = ()
+    curve: tuple[tuple[int, float], ...] = ()
+    curve_stride: int = 1
+    checkpoint_step: int | None = None
+    checkpoint_path: str = ""
+    cards: tuple[CardView, ...] = ()
+    slots: tuple[SlotView, ...] = ()
+    outputs: tuple[OutputView, ...] = ()
+    lines: tuple[LineView, ...] = ()
+    num_lines: int = 0
+    error: str = ""
+    error_where: str = ""
+    traceback_text: str = ""
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+    @property
+    def elapsed_s(self) -> float | None:
+        """From acceptance to the last event."""
+        if self.accepted_at_unix_s is None or self.updated_at_unix_s is None:
+            return None
+        return self.updated_at_unix_s - self.accepted_at_unix_s
+
+    @property
+    def progress(self) -> float | None:
+        """Share of the work that is done, None where the whole is not known."""
+        if self.state == "done":
+            return 1.0
+        if self.run_kind == "training" and self.total_steps:
+            return min(1.0, self.step / self.total_steps)
+        if self.run_kind == "pipeline" and self.source_rows and self.stages:
+            return min(1.0, self.stages[0].rows_in / self.source_rows)
+        return None
+
+
+Step = Callable[[RunView, Any, float], RunView]
+"""Gives the view after an event that happened at a time."""
