@@ -119,7 +119,7 @@ def _make(context: RunContext) -> RunKind:
 
         return PipelineRun(context)
     if context.spec.engine == "ray-train":
-        from raykit.engine.training.raytrain import RayTrainRun
+        from raykit.engine.training.raytrain.run import RayTrainRun
 
         return RayTrainRun(context)
     from raykit.engine.training.run import TrainingRun

@@ -13,8 +13,10 @@ from typing import Any, Protocol
 
 from raykit.commands import Command
 from raykit.engine.setting import ClusterSetting
-from raykit.events import Event, OutputReady
+from raykit.events import Event, OutputReady, RunAccepted
 from raykit.policy.failure import Pulse
+from raykit.store.log import Log
+from raykit.views import RunView, fold_all
 from raykit.wire.payload import Payload
 
 OWN_NODE_GRACE_S = 5.0
@@ -57,6 +59,16 @@ class RunContext:
     def payload(self) -> Payload:
         """Read what travelled with the spec."""
         return Payload.from_bytes((self.folder / "payload").read_bytes())
+
+    def view(self) -> RunView:
+        """Read the run's view from the log, from its last acceptance on: what earlier hosts left."""
+        log = Log(self.cluster.log_path)
+        try:
+            records = list(log.read_all(run=self.name))
+        finally:
+            log.close()
+        begun = max(place for place, record in enumerate(records) if isinstance(record.event, RunAccepted))
+        return fold_all(RunView(name=self.name), records[begun:])
 
 
 class RunKind(Protocol):

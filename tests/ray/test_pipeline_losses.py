@@ -72,9 +72,11 @@ def test_a_drill_kills_a_replica_and_says_when_its_rows_were_taken_again(cluster
 def test_a_host_that_is_killed_goes_on_with_what_is_not_written(cluster, until):
     run = rk.Pipeline([copy_twice, Square]).run(range(4000), name="host")
     until(lambda: list((_folder(run) / "commits").glob("*.json")))
+    before = {each.replica for each in _replicas(run)}
     run.drill("kill-host")
+    until(lambda: run.refresh().host_attempts == 2 and before.isdisjoint(each.replica for each in _replicas(run)))
+    assert all(slot.released_at_unix_s for slot in run.view.slots if slot.holder in before)
     run.wait()
-    assert run.view.host_attempts == 2
     assert _rows(run) == _expected(4000)
 
 

@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from raykit.engine.pipeline.calls import BadRow, Report
 from raykit.engine.pipeline.sink import Sink, SpanResult
-from raykit.engine.pipeline.stages import BadRow, Report
 
 
 class Ledger:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from raykit.engine.pipeline.stages import Report, Waited
+from raykit.engine.pipeline.calls import Report, Waited
 from raykit.events import StageWord
 from raykit.policy.balance import Cost
 from raykit.policy.bottleneck import StageTimes, words

@@ -10,8 +10,9 @@ from typing import Any
 
 import ray
 
+from raykit.engine.pipeline.calls import Order, Ready, Report, Waited
 from raykit.engine.pipeline.flow import Work
-from raykit.engine.pipeline.stages import Order, Ready, Report, StageWorker, Waited
+from raykit.engine.pipeline.stages import StageWorker
 from raykit.engine.run import RunContext
 from raykit.events import ReplicaEnded, ReplicaLost, SlotsHeld, SlotsReleased
 from raykit.spec import StageSpec

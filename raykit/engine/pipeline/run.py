@@ -13,6 +13,7 @@ import ray
 
 from raykit.commands import Command, Drill, Stop
 from raykit.engine.pipeline.blocks import rows_of
+from raykit.engine.pipeline.calls import BadRow, Position, Waited
 from raykit.engine.pipeline.drills import Drills
 from raykit.engine.pipeline.flow import Flow
 from raykit.engine.pipeline.ledger import Ledger
@@ -21,10 +22,20 @@ from raykit.engine.pipeline.nodes import free_nodes
 from raykit.engine.pipeline.replicas import Outcome, Replicas, StageFailedError
 from raykit.engine.pipeline.sink import Sink, publish
 from raykit.engine.pipeline.source import Source
-from raykit.engine.pipeline.stages import BadRow, Position, Waited
 from raykit.engine.run import RunContext, StoppedError, UserCodeError, as_user_error
 from raykit.errors import RunError
-from raykit.events import Decided, Event, OutputReady, RowsQuarantined, RunStarted, SourceCounted, SpanRestarted, StageSampled
+from raykit.events import (
+    Decided,
+    Event,
+    OutputReady,
+    ReplicaEnded,
+    RowsQuarantined,
+    RunStarted,
+    SlotsReleased,
+    SourceCounted,
+    SpanRestarted,
+    StageSampled,
+)
 from raykit.policy.balance import Resources, StageLoad, decide
 from raykit.spec import PipelineSpec, StageSpec
 from raykit.wire.payload import PipelineWork
@@ -60,6 +71,8 @@ class PipelineRun:
     def execute(self) -> None:
         if self._context.stop_asked.is_set():
             raise StoppedError
+        if self._context.attempt > 1:
+            self._release_what_an_earlier_host_held()
         self._sink = Sink(self._context.folder)
         self._ledger = Ledger(self._sink)
         self._source = self._open_source()
@@ -103,6 +116,13 @@ class PipelineRun:
             name = source.rpartition("-")[0]
             next(stage for stage in self._stages if stage.spec.name == name).note(pulse.number, pulse.row)
         return events
+
+    def _release_what_an_earlier_host_held(self) -> None:
+        """Write down that its replicas ended with it."""
+        view = self._context.view()
+        gone = [(stage.name, each.replica) for stage in view.stages for each in stage.replicas if not each.gone]
+        self._context.emit(*(ReplicaEnded(stage=stage, replica=replica) for stage, replica in gone))
+        self._context.emit(*(SlotsReleased(holder=slot.holder) for slot in view.slots if slot.released_at_unix_s is None))
 
     def _open_source(self) -> Source:
         payload = self._context.payload()

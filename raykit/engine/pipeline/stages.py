@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import ray
 
 from raykit.engine.pipeline.blocks import Batch, Part, Rows, batch_of, bytes_of, num_rows, rows_of, slice_of, stacked, table_of
+from raykit.engine.pipeline.calls import BadRow, Facts, Order, Position, Ready, Report, Waited
 from raykit.engine.reporter import Reporter, captured
 from raykit.engine.run import describe, limit_threads
 from raykit.events import BatchHalved, ReplicaSampled, ReplicaStarted
@@ -26,67 +27,6 @@ from raykit.spec import StageSpec
 from raykit.wire.payload import Payload, PipelineWork
 
 MAX_BLOCK_BYTES = 16_000_000
-Waited = Literal["starved", "blocked"]
-Facts = tuple[str, str, str]
-"""Where user code raised, its error in one line, its frames."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """One call of a replica.
-
-    ``cuts`` are the rows of each block. ``waited`` says why the host had nothing for the replica before. ``careful``: a
-    replica died over these rows: take them one by one, and say which before each, without those that are ``bad``.
-    """
-
-    number: int
-    cuts: tuple[tuple[int, int], ...]
-    waited: Waited
-    careful: bool = False
-    bad: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BadRow:
-    """A row that is put aside: pickled, with the reason."""
-
-    row: bytes
-    error: str
-    traceback_text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What a call gave: (rows, bytes) of each of its blocks, and what it took. ``is_warm``: not the replica's first."""
-
-    blocks: tuple[tuple[int, int], ...]
-    rows_in: int
-    taken_s: float
-    is_warm: bool
-    bad: tuple[BadRow, ...] = ()
-    failure: Facts | None = None
-
-    @property
-    def rows_out(self) -> int:
-        return sum(rows for rows, _ in self.blocks)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ready:
-    """A replica that is built, or the reason why it could not be."""
-
-    node_id: str
-    pid: int
-    start_s: float = 0.0
-    failure: Facts | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Position:
-    """The row at which a careful replica is."""
-
-    number: int
-    row: int
 
 
 class StageWorker:

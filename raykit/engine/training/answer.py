@@ -9,11 +9,10 @@ from typing import Any, get_args
 
 from raykit.decisions import LossAnswer
 from raykit.engine.run import RunContext, UserCodeError, as_user_error
-from raykit.events import Record, RunAccepted, WorkerLost
+from raykit.events import Record, WorkerLost
 from raykit.spec import TrainSpec
 from raykit.spec.training import ON_LOSS
-from raykit.store.log import Log
-from raykit.views import RunView, fold, fold_all
+from raykit.views import RunView, fold
 
 EXTRA = "on_loss"
 
@@ -38,7 +37,7 @@ class Answer:
         """
         answer: Any = self._word
         if self._function is not None:
-            view = view_of(self._context)
+            view = self._context.view()
             # The log may not have it yet.
             lost = WorkerLost(worker=worker, rank=rank, cause=cause)
             view = fold(view, Record(number=view.number + 1, at_unix_s=time.time(), run=view.name, event=lost))
@@ -51,14 +50,3 @@ class Answer:
             raise UserCodeError("on_loss", said, "")
         word: LossAnswer = answer
         return word
-
-
-def view_of(context: RunContext) -> RunView:
-    """Give the run's view as the log has it, from its last acceptance on."""
-    log = Log(context.cluster.log_path)
-    try:
-        records = list(log.read_all(run=context.name))
-    finally:
-        log.close()
-    begun = max(place for place, record in enumerate(records) if isinstance(record.event, RunAccepted))
-    return fold_all(RunView(name=context.name), records[begun:])

@@ -15,7 +15,7 @@ from raykit.codec import encode
 from raykit.commands import Command, Drill, Resize, Stop
 from raykit.decisions import Conclude, Decision, End, Form, GiveUp, LossAnswer, Start
 from raykit.engine.run import RunContext, StoppedError, UserCodeError
-from raykit.engine.training.answer import Answer, view_of
+from raykit.engine.training.answer import Answer
 from raykit.engine.training.crew import Crew, Loss
 from raykit.engine.training.datasets import Datasets
 from raykit.engine.training.drills import Drills
@@ -126,7 +126,7 @@ class TrainingRun:
 
     def _take_up(self) -> frozenset[str]:
         """Find what an earlier host left: its workers, their world, and the slots that it wrote down as held."""
-        view = view_of(self._context)
+        view = self._context.view()
         latest, is_formed = self._crew.take_up(max((number_of(rank.worker)[0] for rank in view.ranks), default=0))
         for rank in view.ranks:
             if not rank.lost and self._crew.find(rank.worker) is None:
