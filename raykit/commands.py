@@ -30,4 +30,11 @@ class Resize:
     workers: tuple[int, int]
 
 
-Command = Stop | Drill | Resize
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Apply:
+    """Do to a pipeline what its newest advice says."""
+
+    run: str
+
+
+Command = Stop | Drill | Resize | Apply

@@ -59,4 +59,23 @@ class Scale:
     reason: str
 
 
-Decision = Start | Form | Conclude | End | GiveUp | Scale
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageLimits:
+    """Between how many replicas a stage is balanced."""
+
+    stage: str
+    min_replicas: int
+    max_replicas: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advise:
+    """Tell a person what would make a pipeline faster: other limits, or, without any, what only a person can change."""
+
+    changes: tuple[StageLimits, ...]
+    rows_s: float
+    expected_rows_s: float
+    reason: str
+
+
+Decision = Start | Form | Conclude | End | GiveUp | Scale | Advise

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raykit.codec import SCHEMA_VERSION, decode, encode
+from raykit.decisions import StageLimits
 from raykit.spec.training import LossCause
 
 RunKind = Literal["task", "pipeline", "training"]
@@ -184,6 +185,28 @@ class StageSampled:
     rows_out: int
     num_bad: int = 0
     word: StageWord | Literal[""] = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advised:
+    """What would make a pipeline faster, in source rows a second; without ``changes`` it is for a person to do."""
+
+    changes: tuple[StageLimits, ...]
+    rows_s: float
+    expected_rows_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdviceApplied:
+    """A person had the newest advice carried out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdviceMeasured:
+    """What came of the advice that was carried out."""
+
+    rows_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -366,6 +389,9 @@ Event = (
     | BatchHalved
     | RowsQuarantined
     | StageSampled
+    | Advised
+    | AdviceApplied
+    | AdviceMeasured
     | SourceCounted
     | WorkerStarted
     | WorkerReady

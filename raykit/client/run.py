@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from raykit.client import session
 from raykit.client.capture import pack, with_extra
 from raykit.client.session import Cluster
-from raykit.commands import Command, Drill, Resize, Stop
+from raykit.commands import Apply, Command, Drill, Resize, Stop
 from raykit.errors import ClusterLostError, InputError, OptionError, RunFailedError, RunLostError, RunNotFoundError, RunStoppedError
 from raykit.events import RunAccepted, StepCommitted
 from raykit.spec import RunSpec, TaskSpec, TrainSpec
@@ -94,6 +94,21 @@ class Run:
     def resize(self, workers: int | tuple[int, int]) -> None:
         """Let a training run go on with another number of ranks, or (least, most); no step is lost."""
         self.command(Resize(run=self.name, workers=(workers, workers) if isinstance(workers, int) else workers))
+
+    def advise(self) -> str:
+        """Say what would make this pipeline faster, and what it would bring."""
+        from raykit.render.face import advice_words
+
+        advice = self.refresh().advice
+        return "There is no advice yet, or none is needed." if advice is None else advice_words(advice)
+
+    def apply(self) -> None:
+        """Do what the newest advice says; what came of it becomes a card.
+
+        Raises:
+            RunError: there is none that can be carried out.
+        """
+        self.command(Apply(run=self.name))
 
     def command(self, command: Command) -> None:
         self.cluster.door.command(command)

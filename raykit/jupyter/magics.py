@@ -136,6 +136,15 @@ def _resize(_: Any, line: ResizeLine) -> Said:
     return Said(f"{line.name} goes on with {ranks} from a commit on, as slots allow.")
 
 
+def _advise(_: Any, line: RunLine) -> Said:
+    return Said(session.watch(line.name).advise())
+
+
+def _apply(_: Any, line: RunLine) -> Said:
+    session.watch(line.name).apply()
+    return Said(f"{line.name} does what its advice says; what came of it becomes a card of its view.")
+
+
 def _first_word(line: str) -> tuple[str, str]:
     word, _, rest = line.strip().partition(" ")
     return ("", "") if word.startswith("#") else (word, rest)
@@ -205,6 +214,8 @@ _LINES = {
     "stop": _Word((RunLine,), _stop, "end a run at its next commit or batch"),
     "resume": _Word((RunLine, Viewing), _resume, "start a run again where it was"),
     "resize": _Word((ResizeLine,), _resize, "train on with another number of ranks"),
+    "advise": _Word((RunLine,), _advise, "what would make a pipeline faster"),
+    "apply": _Word((RunLine,), _apply, "do what the advice says"),
     "drill": _Word((DrillLine,), _drill, "break something on purpose"),
     "audit": _Word((ClusterLine,), _audit, "where the time of the runs went"),
 }

@@ -108,7 +108,7 @@ def decide(
         start_s: how long a replica takes to start; a plan that saves less moves nothing.
     """
     wanted = plan(loads, nodes)
-    now, then = _rate(loads, {load.stage: load.num_replicas for load in loads}), _rate(loads, wanted)
+    now, then = rate(loads, {load.stage: load.num_replicas for load in loads}), rate(loads, wanted)
     is_short = any(load.num_replicas < load.min_replicas and not load.is_over for load in loads)
     is_worthwhile = then >= now * WORTHWHILE and (now == 0 or rows_left / now - rows_left / then > start_s or math.isinf(rows_left))
     slowest = min(
@@ -129,7 +129,8 @@ def decide(
     return decisions
 
 
-def _rate(loads: Iterable[StageLoad], counts: dict[str, int]) -> float:
+def rate(loads: Iterable[StageLoad], counts: dict[str, int]) -> float:
+    """Give the source rows a second of a pipeline with so many replicas of each stage."""
     return min((load.rate(counts[load.stage]) for load in loads if load.work_s and not load.is_over), default=math.inf)
 
 

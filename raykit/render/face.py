@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raykit.views import CardView, RankView, RunView, StageView
+from raykit.views import AdviceView, CardView, RankView, RunView, StageView
 
 NUM_LINES = 8
 MAX_LOST_SHOWN = 3
@@ -112,7 +112,19 @@ def _labels(view: RunView) -> Sequence[str]:
         said.append("GPUs of this cluster are simulated")
     if view.resumed:
         said.append("taken up again")
+    if view.advice is not None and not view.ended:
+        said.append(advice_words(view.advice))
     return said
+
+
+def advice_words(advice: AdviceView) -> str:
+    """Put an advice into a sentence."""
+    change = "; ".join(f"replicas of {each.stage} {each.min_replicas}:{each.max_replicas}" for each in advice.changes)
+    gain = f"{advice.rows_s:.3g} source rows/s now, {advice.expected_rows_s:.3g} expected"
+    if not change:
+        return f"advice: {advice.reason}"
+    done = " (applied)" if advice.applied else ""
+    return f"advice{done}: {change}, since {advice.reason}: {gain}"
 
 
 def _progress_words(view: RunView) -> str:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 
 from raykit.render.blocks import bar, curve
-from raykit.render.face import face_of
+from raykit.render.face import Face, face_of
 from raykit.views import RunView
 
 WIDTH = 100
+SHORT = 60  # a label up to this stands in the first line
 
 
 def to_text(view: RunView) -> str:
     """Draw a view in lines of at most ``WIDTH`` characters."""
     face = face_of(view)
-    lines = [", ".join(filter(None, (f"{face.name}: {face.kind}", face.state, face.elapsed, *face.labels)))]
+    lines = _head(face)
     if face.progress_words:
         lines.append(f"  {bar(face.progress)} {face.progress_words}")
     lines += _columns([face.headers, *(lane.cells for lane in face.lanes)]) if face.lanes else []
@@ -34,6 +36,14 @@ def to_text(view: RunView) -> str:
     if face.error:
         lines.append(f"  error in {face.error}")
     return "\n".join(line[:WIDTH].rstrip() for line in lines)
+
+
+def _head(face: Face) -> list[str]:
+    """Give the first line, and a sentence that is too long for it in lines of its own."""
+    short = [label for label in face.labels if len(label) <= SHORT]
+    first = ", ".join(filter(None, (f"{face.name}: {face.kind}", face.state, face.elapsed, *short)))
+    long = [label for label in face.labels if label not in short]
+    return [first, *(line for label in long for line in wrap(label, WIDTH, initial_indent="  ", subsequent_indent="    "))]
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

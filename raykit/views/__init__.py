@@ -3,6 +3,7 @@
 from raykit.views.fold import fold, fold_all
 from raykit.views.values import (
     ENDED,
+    AdviceView,
     CardView,
     LineView,
     OutputView,
@@ -17,6 +18,7 @@ from raykit.views.values import (
 
 __all__ = [
     "ENDED",
+    "AdviceView",
     "CardView",
     "LineView",
     "OutputView",

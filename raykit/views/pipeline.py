@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from raykit import events as ev
-from raykit.views.values import CardView, ReplicaView, RunView, StageView, Step
+from raykit.views.values import AdviceView, CardView, ReplicaView, RunView, StageView, Step
 
 
 def _on_stage(view: RunView, name: str, change: Callable[[StageView], StageView]) -> RunView:
@@ -83,11 +83,34 @@ def _stage_sampled(view: RunView, event: ev.StageSampled, at_unix_s: float) -> R
     )
 
 
+def _advised(view: RunView, event: ev.Advised, _: float) -> RunView:
+    advice = AdviceView(changes=event.changes, rows_s=event.rows_s, expected_rows_s=event.expected_rows_s, reason=event.reason)
+    return replace(view, advice=advice)
+
+
+def _advice_applied(view: RunView, _: ev.AdviceApplied, __: float) -> RunView:
+    return view if view.advice is None else replace(view, advice=replace(view.advice, applied=True))
+
+
+def _advice_measured(view: RunView, event: ev.AdviceMeasured, at_unix_s: float) -> RunView:
+    if view.advice is None:
+        return view
+    facts = (
+        ("expected", f"{view.advice.expected_rows_s:.3g} source rows/s, from {view.advice.rows_s:.3g}"),
+        ("measured", f"{event.rows_s:.3g} source rows/s"),
+    )
+    card = CardView(at_unix_s=at_unix_s, title="Advice was applied", good=event.rows_s >= view.advice.rows_s, facts=facts)
+    return replace(view, advice=replace(view.advice, measured_rows_s=event.rows_s), cards=(*view.cards, card))
+
+
 def _source_counted(view: RunView, event: ev.SourceCounted, _: float) -> RunView:
     return replace(view, source_rows=event.num_rows)
 
 
 STEPS: dict[type, Step] = {
+    ev.Advised: _advised,
+    ev.AdviceApplied: _advice_applied,
+    ev.AdviceMeasured: _advice_measured,
     ev.ReplicaStarted: _replica_started,
     ev.ReplicaSampled: _replica_sampled,
     ev.ReplicaEnded: _replica_gone,

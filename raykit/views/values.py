@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from raykit import events as ev
+from raykit.decisions import StageLimits
 
 RunState = Literal["waiting", "starting", "running", "recovering", "stopping", "done", "failed", "stopped", "lost"]
 ENDED: tuple[RunState, ...] = ("done", "failed", "stopped", "lost")
@@ -100,6 +101,18 @@ class RankView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdviceView:
+    """What would make a pipeline faster, and what came of it: rates in source rows a second."""
+
+    changes: tuple[StageLimits, ...]
+    rows_s: float
+    expected_rows_s: float
+    reason: str
+    applied: bool = False
+    measured_rows_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CardView:
     """A failure and how it was mended, or a drill's verdict."""
 
@@ -160,6 +173,7 @@ class RunView:
     host_attempts: int = 0
     stages: tuple[StageView, ...] = ()
     source_rows: int | None = None
+    advice: AdviceView | None = None
     ranks: tuple[RankView, ...] = ()
     world_size: int = 0
     resized_to: tuple[int, int] | None = None

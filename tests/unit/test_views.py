@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from raykit import events as ev
 from raykit.codec import decode, encode
+from raykit.decisions import StageLimits
 from raykit.events import Record, record_from_json, record_to_json
 from raykit.render import to_html, to_text
 from raykit.views import RunView, fold, fold_all
@@ -30,6 +31,11 @@ EVENTS = [
     ev.BatchHalved(stage="decode", replica="decode-1", num_rows=16),
     ev.RowsQuarantined(stage="decode", num_rows=1, error="ValueError: <b>"),
     ev.StageSampled(stage="decode", num_replicas=1, rows_waiting=4, rows_in=6, rows_out=10, num_bad=1, word="starved"),
+    ev.Advised(
+        changes=(StageLimits(stage="decode", min_replicas=1, max_replicas=4),), rows_s=2.0, expected_rows_s=7.5, reason="it is slow"
+    ),
+    ev.AdviceApplied(),
+    ev.AdviceMeasured(rows_s=7.0),
     ev.SourceCounted(num_rows=6),
     ev.WorkerStarted(worker="w1", pid=4, node="n", device="cpu"),
     ev.WorkerStarted(worker="w2", pid=5, node="n", device="cpu"),
@@ -158,3 +164,13 @@ def test_a_long_run_keeps_a_bounded_curve():
     view = _after(EVENTS[0], *steps)
     assert 100 < len(view.curve) <= 400
     assert view.curve[-1][0] > 2900
+
+
+def test_an_advice_is_said_in_words_and_its_outcome_stands_beside_what_was_expected():
+    advised = next(event for event in EVENTS if isinstance(event, ev.Advised))
+    begun = ev.RunAccepted(run_kind="pipeline", folder="/f", stages=("decode",))
+    said = "replicas of decode 1:4, since it is slow: 2 source rows/s now, 7.5 expected"
+    assert said in " ".join(to_text(_after(begun, advised)).split())
+    view = _after(begun, advised, ev.AdviceApplied(), ev.AdviceMeasured(rows_s=7.0))
+    assert "advice (applied)" in " ".join(to_text(view).split())
+    assert dict(view.cards[-1].facts)["measured"] == "7 source rows/s"

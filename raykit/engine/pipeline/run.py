@@ -7,11 +7,12 @@ import math
 import pickle
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
-from raykit.commands import Command, Drill, Stop
+from raykit.commands import Apply, Command, Drill, Stop
+from raykit.engine.pipeline.adviser import Adviser
 from raykit.engine.pipeline.blocks import rows_of
 from raykit.engine.pipeline.calls import BadRow, Position, Waited
 from raykit.engine.pipeline.drills import Drills
@@ -35,6 +36,7 @@ from raykit.events import (
     SourceCounted,
     SpanRestarted,
     StageSampled,
+    StageWord,
 )
 from raykit.policy.balance import Resources, StageLoad, decide
 from raykit.spec import PipelineSpec, StageSpec
@@ -64,7 +66,9 @@ class PipelineRun:
         numbers = itertools.count()
         self._stages = [Replicas(context, spec, numbers, is_last=place == num_stages - 1) for place, spec in enumerate(self._specs)]
         self._flow, self._meter, self._drills = Flow(num_stages), Meter(num_stages), Drills(context)
+        self._adviser = Adviser(context, self._meter)
         self._waited: list[Waited] = ["starved"] * num_stages
+        self._words: Sequence[StageWord | Literal[""]] = ()
         self._looked_s = self._balanced_s = self._sampled_s = self._scaled_s = 0.0
         self._store_bytes = math.inf
 
@@ -107,6 +111,8 @@ class PipelineRun:
             self._context.stop_asked.set()
         elif isinstance(command, Drill) and command.action == "kill-worker":
             self._drills.add(command)
+        elif isinstance(command, Apply):
+            self._adviser.apply()
         else:
             raise RunError("A pipeline has no ranks.", "Of a pipeline: %ray drill kill-worker, or kill-host.")
 
@@ -271,7 +277,11 @@ class PipelineRun:
         total = self._source.num_rows
         rows_left = math.inf if total is None else max(0.0, total - self._meter.source_rows_through())
         start_s = max(stage.start_s for stage in self._stages)
-        for decision in decide(loads, free_nodes(held), rows_left=rows_left, start_s=start_s):
+        nodes = free_nodes(held)
+        decisions = decide(loads, nodes, rows_left=rows_left, start_s=start_s)
+        if not decisions:
+            self._adviser.look(loads, nodes, is_source_slow=not self._source.is_over and set(self._words) == {"starved"})
+        for decision in decisions:
             self._scaled_s = now_s
             about = (decision.stage, str(decision.num_replicas))
             self._context.emit(Decided(decision="Scale", about=about, reason=decision.reason))
@@ -279,12 +289,13 @@ class PipelineRun:
 
     def _load(self, place: int) -> StageLoad:
         spec = self._specs[place]
+        least, most = self._adviser.limits.get(spec.name, (spec.min_replicas, spec.max_replicas))
         return StageLoad(
             stage=spec.name,
             needs=Resources(num_cpus=spec.num_cpus, num_gpus=spec.num_gpus, memory_bytes=spec.memory_bytes),
             num_replicas=self._stages[place].num_alive,
-            min_replicas=spec.min_replicas,
-            max_replicas=spec.max_replicas,
+            min_replicas=least,
+            max_replicas=most,
             work_s=self._meter.source_row_s(place),
             is_over=self._source.is_over and self._flow.is_over(place),
         )
@@ -296,7 +307,8 @@ class PipelineRun:
             return
         self._sampled_s = now_s
         waiting = [self._flow.rows_waiting(place) for place in range(len(self._stages))]
-        for stage, rows_waiting, word in zip(self._stages, waiting, self._meter.words(waiting), strict=True):
+        self._words = self._meter.words(waiting)
+        for stage, rows_waiting, word in zip(self._stages, waiting, self._words, strict=True):
             rows_in, rows_out, num_bad = self._ledger.totals(stage.spec.name)
             sample = StageSampled(
                 stage=stage.spec.name,
