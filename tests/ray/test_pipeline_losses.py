@@ -240,6 +240,23 @@ def test_a_slow_stage_grows_within_what_it_may_have_and_says_why(cluster, until)
     assert len(run.result) == 300
 
 
+def test_an_advice_names_the_limit_that_holds_the_run_up_and_is_carried_out_and_measured(cluster, until):
+    @rk.stage(cpus=0.25)
+    def slow(row):
+        time.sleep(0.1)
+        return row
+
+    run = rk.Pipeline([slow]).run(range(3000), name="advised")
+    until(lambda: run.refresh().advice)
+    assert "replicas of slow 1:8" in run.advise()
+    run.apply()
+    until(lambda: run.refresh().stages[0].num_replicas == 8)
+    until(lambda: run.refresh().advice.measured_rows_s)
+    assert run.view.advice.measured_rows_s > 1.5 * run.view.advice.rows_s
+    run.stop()
+    until(lambda: run.refresh().ended)
+
+
 @pytest.mark.parametrize(
     "options",
     [{"on_error": "ignore"}, {"concurrency": 0}, {"timeout_s": 0}, {"max_bad": -1}, {"memory": -1}, {"batch": 2, "concurrency": 2}],

@@ -216,7 +216,7 @@ def _sums(world, reducers, models, *names):
         models[name].zero_grad()
         reducers[name].begin(world.members[name].column, 1.0)
         models[name](torch.ones(3, 4)).sum().backward()
-        reducers[name].finish()
+        reducers[name].finish(world.members[name].group, torch.zeros(1))
         reducers[name].write_back(1.0)
 
     threads = [threading.Thread(target=step, args=(name,), daemon=True) for name in names]

@@ -98,11 +98,18 @@ class Group:
             raise BrokenWorldError(str(exc)) from exc
 
     def reduce(self, tensor: torch.Tensor) -> Any:
-        """Start summing a tensor over the ranks, in place; give the work to wait for."""
+        """Start summing a tensor over the ranks, in place; give the work to wait for.
+
+        Raises:
+            BrokenWorldError: a peer is gone.
+        """
         options = dist.AllreduceOptions()
         options.reduceOp = dist.ReduceOp.SUM
         options.timeout = OPERATION_TIMEOUT
-        return self._backend_of(tensor).allreduce([tensor], options)
+        try:
+            return self._backend_of(tensor).allreduce([tensor], options)
+        except RuntimeError as exc:
+            raise BrokenWorldError(str(exc)) from exc
 
     def gather(self, values: list[int]) -> list[list[int]]:
         """Give every rank's integers, by rank; blocking."""
@@ -184,6 +191,7 @@ class Reducer:
         self._group: Group | None = None
         self._weight = 0.0
         self._works: list[Any] = []
+        self._beside: Any = None
         self._ready: list[int] = []
         self._error: BrokenWorldError | None = None
         self._torn = False
@@ -204,8 +212,12 @@ class Reducer:
         """Count the step's gradients as so many rows; before backward."""
         self._weight = weight
 
-    def finish(self) -> list[torch.Tensor]:
-        """Start what backward did not reach, and wait for all; give the flat sums, bucket by bucket.
+    def finish(self, group: Group, signs: torch.Tensor) -> None:
+        """Start what backward did not reach, and wait for all.
+
+        Args:
+            group: of all ranks.
+            signs: summed over it, in place, while the last buckets still travel.
 
         Raises:
             BrokenWorldError: a peer is gone. The gradients are then void.
@@ -215,14 +227,15 @@ class Reducer:
         if self._error is not None:
             raise self._error
         assert self._group is not None
+        self._beside = group.reduce(signs)
         for work in self._works:
             self._group.wait(work)
+        group.wait(self._beside)
         self._torn = False
-        return [bucket.flat for bucket in self._buckets]
 
     def let_go(self) -> None:
         """Give up what is in flight: a work that is held keeps the group's sockets open, and peers would wait on."""
-        self._works = []
+        self._works, self._beside = [], None
 
     def write_back(self, total_weight: float) -> None:
         """Make the gradients means over ``total_weight`` rows."""
@@ -246,8 +259,8 @@ class Reducer:
         assert self._group is not None
         try:
             self._works.append(self._group.reduce(bucket.flat))
-        except RuntimeError as exc:
-            self._error = BrokenWorldError(str(exc))
+        except BrokenWorldError as exc:
+            self._error = exc
 
 
 class _Bucket:

@@ -339,8 +339,7 @@ class Job:
         for place, value in enumerate(metrics.values(), NUM_SIGNS):
             control[place] = _number(value) * self._weight
         with self._member.within("waiting"):
-            self._reducer.finish()
-            group.wait(group.reduce(control))
+            self._reducer.finish(group, control)
             self._buffers.reduce(group, self._weight, float(control[0]))
         self._total_weight = float(control[0])
         self._agreed = bool(control[1] == group.world_size)
