@@ -1,9 +1,9 @@
 """Three of the runs of benchmarks/exactly_once.py: replicas, nodes and the host are killed at random, and no row is lost."""
 
 import pytest
-from benchmarks._fire import stand, under_fire
 
 import raykit as rk
+from benchmarks._fire import stand, under_fire
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 

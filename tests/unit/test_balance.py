@@ -118,3 +118,10 @@ def test_a_starved_stage_is_not_blamed_and_a_slow_source_starves_them_all():
 def test_stages_that_are_all_busy_are_balanced_but_for_the_one_that_holds_the_others():
     assert words([_times(1.0), _times(1.0)]) == ("balanced", "balanced")
     assert math.isinf(_load("a", None).rate(3))
+
+
+def test_a_stage_that_lost_its_replicas_before_its_first_call_was_over_gets_its_least_again():
+    known = StageLoad(stage="known", needs=CPU, num_replicas=1, work_s=0.1)
+    lost = StageLoad(stage="lost", needs=CPU, num_replicas=0, min_replicas=2, max_replicas=3)
+    assert plan([known, lost], [Resources(num_cpus=4)]) == {"known": 1, "lost": 2}
+    assert [(each.stage, each.num_replicas) for each in decide([known, lost], [Resources(num_cpus=4)])] == [("lost", 2)]
