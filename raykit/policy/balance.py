@@ -79,14 +79,14 @@ def plan(loads: Sequence[StageLoad], nodes: Sequence[Resources]) -> dict[str, in
     """Give the number of replicas of each stage.
 
     Args:
-        loads: of all stages; one whose work is unknown keeps what it has.
+        loads: of all stages; one whose work is unknown keeps what it has, or gets its least where it has lost some of that.
         nodes: what this pipeline may use of each node, its own replicas included.
     """
     packing = _Packing(nodes)
     counts = {load.stage: 0 for load in loads}
     for load in loads:
-        wanted = 0 if load.is_over else load.min_replicas if load.work_s is not None else load.num_replicas
-        counts[load.stage] = packing.place(load.needs, wanted)
+        kept = load.num_replicas if load.work_s is None else 0
+        counts[load.stage] = packing.place(load.needs, 0 if load.is_over else max(load.min_replicas, kept))
     growing = [load for load in loads if not load.is_over and load.work_s]
     while growing:
         slowest = min(growing, key=lambda load: load.rate(counts[load.stage]))

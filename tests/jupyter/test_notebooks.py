@@ -40,13 +40,21 @@ def test_the_notebook_that_is_shared_has_no_outputs(path):
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
 
 
-def test_the_tour_shows_true_labels_the_recovery_and_the_accuracy(executed):
-    notebook = executed(ROOT / "notebooks" / "00_tour.ipynb")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("00_tour", ("espresso", "tripod", "cat", "was lost", "Drill kill-worker: passed")),
+        ("01_batch_inference", ("was lost", "chelsea is a cat", "in quarantine", "is an espresso too")),
+        ("03_documents", ("The language is right for 5 of 5", "Speech or not is right for")),
+    ],
+)
+def test_the_notebook_shows_true_results_and_the_recovery(executed, name, words):
+    notebook = executed(ROOT / "notebooks" / f"{name}.ipynb")
     shown = "\n".join(
         output.get("text") or output.get("data", {}).get("text/plain", "")
         for cell in notebook.cells
         if cell.cell_type == "code"
         for output in cell.outputs
     )
-    for words in ("espresso", "tripod", "cat", "was lost", "Drill kill-worker: passed"):
-        assert words in shown, (words, shown)
+    for each in words:
+        assert each in shown, (each, shown)

@@ -152,3 +152,10 @@ def test_a_slow_source_is_not_blamed_on_a_stage():
 def test_nothing_is_advised_before_all_stages_are_measured_or_while_the_balance_can_do_it():
     assert advise([_load("a", 0.1), _load("b", None)], [Resources(num_cpus=4)]) is None
     assert advise([_load("a", 0.1), _load("b", 1.0)], [Resources(num_cpus=4)]) is None
+
+
+def test_a_stage_that_lost_its_replicas_before_its_first_call_was_over_gets_its_least_again():
+    known = StageLoad(stage="known", needs=CPU, num_replicas=1, work_s=0.1)
+    lost = StageLoad(stage="lost", needs=CPU, num_replicas=0, min_replicas=2, max_replicas=3)
+    assert plan([known, lost], [Resources(num_cpus=4)]) == {"known": 1, "lost": 2}
+    assert [(each.stage, each.num_replicas) for each in decide([known, lost], [Resources(num_cpus=4)])] == [("lost", 2)]

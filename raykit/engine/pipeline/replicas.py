@@ -19,6 +19,7 @@ from raykit.spec import StageSpec
 
 AHEAD_S = 1.0  # a replica has a second call waiting when its calls are shorter than this
 MAX_START_DEATHS = 3
+NODE_LOST = ("node has died", "node is dead")
 
 
 @dataclass(slots=True)
@@ -187,7 +188,8 @@ class Replicas:
         try:
             ready: Ready = ray.get(member.ready)
         except ray.exceptions.RayActorError as exc:
-            self._start_deaths += 1
+            is_node_lost = any(said in str(exc) for said in NODE_LOST)
+            self._start_deaths += not is_node_lost  # which says nothing of the user's code
             if self._start_deaths >= MAX_START_DEATHS:
                 raise StageFailedError(
                     self.spec.name, f"its replicas died {self._start_deaths} times while they were built", str(exc)
