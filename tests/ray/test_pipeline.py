@@ -106,6 +106,19 @@ def test_a_function_may_make_the_dataset_in_the_cluster(cluster):
     assert run.result.count() == 20
 
 
+def test_a_dataset_of_the_user_gets_the_cpus_that_the_stages_take_after_it(cluster):
+    @rk.stage(cpus=2)
+    def keep(row):
+        return row
+
+    def numbers():
+        import ray.data
+
+        return ray.data.range(10).map_batches(lambda batch: {"item": batch["id"]})
+
+    assert rk.Pipeline([keep]).run(numbers).wait().result.count() == 10
+
+
 def test_a_limit_takes_the_first_rows_only(cluster):
     assert rk.Pipeline([twice]).run(range(1000), limit=5).wait().result.count() == 10
 

@@ -177,6 +177,19 @@ def test_a_call_is_made_again_as_often_as_asked_and_then_fails(cluster, tmp_path
         rk.Pipeline([flaky]).run([4]).wait()
 
 
+def test_a_result_that_cannot_travel_ends_the_run_and_says_so(cluster):
+    @rk.stage(cpus=0.25)
+    def locked(row):
+        return {"x": threading.Lock()}
+
+    @rk.stage(cpus=0.25)
+    def after(row):
+        return row
+
+    with pytest.raises(RunFailedError, match=r"locked.*cannot pickle"):
+        rk.Pipeline([locked, after]).run(range(4)).wait()
+
+
 def test_a_function_may_stand_in_for_a_result(cluster):
     def stand_in(row, error):
         return {"x": -1, "why": str(error)} if row["item"] else None

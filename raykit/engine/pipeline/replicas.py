@@ -13,7 +13,7 @@ import ray
 from raykit.engine.pipeline.calls import Order, Ready, Report, Waited
 from raykit.engine.pipeline.flow import Work
 from raykit.engine.pipeline.stages import StageWorker
-from raykit.engine.run import RunContext
+from raykit.engine.run import RunContext, describe
 from raykit.events import ReplicaEnded, ReplicaLost, SlotsHeld, SlotsReleased
 from raykit.spec import StageSpec
 
@@ -212,10 +212,12 @@ class Replicas:
             report: Report = ray.get(last)
         except ray.exceptions.RayActorError:
             return None
-        except ray.exceptions.RayTaskError as exc:
-            return Outcome(work=call.work, lost_input=str(exc.cause))
         except ray.exceptions.ObjectLostError as exc:
             return Outcome(work=call.work, lost_input=type(exc).__name__)
+        except ray.exceptions.RayTaskError as exc:
+            if not isinstance(exc.cause, ray.exceptions.ObjectLostError):  # such as a result that does not pickle
+                raise StageFailedError(self.spec.name, describe(exc.cause), "") from exc
+            return Outcome(work=call.work, lost_input=type(exc.cause).__name__)
         if report.is_warm or not self._call_s:
             self._call_s = report.taken_s
         self._positions.pop(call.number, None)

@@ -83,6 +83,7 @@ class PipelineRun:
         self._store_bytes = STORE_SHARE * ray.cluster_resources().get("object_store_memory", math.inf)
         self._context.emit(RunStarted())
         try:
+            self._wait_for_source()
             for stage in self._stages:
                 stage.scale(stage.spec.min_replicas)
             while not (self._source.is_over and not self._flow.num_spans):
@@ -142,6 +143,12 @@ class PipelineRun:
         if source.num_rows is not None:
             self._context.emit(SourceCounted(num_rows=source.num_rows))
         return source
+
+    def _wait_for_source(self) -> None:
+        """Let a dataset of the user's be made before the stages take the CPUs that it needs."""
+        while self._spec.source.form == "dataset" and not self._source.has_begun:
+            if self._context.stop_asked.wait(TICK_S):
+                raise StoppedError
 
     def _feed(self) -> None:
         """Take rows from the source while the first stage has room."""
@@ -215,7 +222,7 @@ class PipelineRun:
         work, suspect = outcome.work, outcome.suspect
         spec = self._specs[work.stage]
         if outcome.lost_input:
-            self._restart(work.span, f"{spec.name} could not read its rows: {outcome.lost_input.splitlines()[0]}")
+            self._restart(work.span, f"{spec.name} could not read its rows: {outcome.lost_input}")
         elif not outcome.is_guilty:
             self._flow.again(work)
         elif suspect is None or suspect != work.suspect:

@@ -30,6 +30,11 @@ class Source:
         self._closed = threading.Event()
         threading.Thread(target=self._loop, name="raykit-source", daemon=True).start()
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the first rows are there, or their end, or an error."""
+        return not self._read.empty()
+
     def take(self) -> Given | None:
         """Give what was read next, None where nothing was; ``is_over`` when there is no more.
 
