@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from _balance_marks import Emulated, Timeline
 from _balance_pipelines import MOST_REPLICAS, Shape, Stage

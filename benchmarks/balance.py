@@ -156,9 +156,7 @@ def kept(seed: int, what: str, pipeline: int | None = None) -> list[Trial]:
     """Give the trials of one sort that were kept."""
     lines = KEPT.read_text().splitlines() if KEPT.exists() else []
     trials: list[Trial] = [json.loads(line) for line in lines]
-    return [
-        trial for trial in trials if (trial["seed"], trial["what"]) == (seed, what) and pipeline in {None, trial["pipeline"]}
-    ]
+    return [trial for trial in trials if (trial["seed"], trial["what"]) == (seed, what) and pipeline in {None, trial["pipeline"]}]
 
 
 def keep(seed: int, what: str, pipeline: int, trial: Trial) -> None:

@@ -47,6 +47,7 @@ BATCHES_A_SPAN = 32  # the last batch of a span may be short
 STORE_SHARE = 0.4  # of the object store, for rows under way
 STALE_S = 1.0  # what Ray says of free resources may be that old
 MAX_BUILD_S = 60.0
+MAX_AWAITED_S = 60.0  # a stage that took no rows in this time no longer keeps the others from being balanced
 MAX_DEATHS = 6
 LATE = 0.8  # what remains of a share at the next sample
 SPENT = ("busy", "starved", "blocked")
@@ -82,6 +83,7 @@ class PipelineRun:
         self._source = self._open_source()
         self._store_bytes = STORE_SHARE * ray.cluster_resources().get("object_store_memory", math.inf)
         self._context.emit(RunStarted())
+        self._begun_s = time.monotonic()
         try:
             for stage in self._stages:
                 stage.scale(stage.spec.min_replicas)
@@ -289,6 +291,7 @@ class PipelineRun:
 
     def _load(self, place: int) -> StageLoad:
         spec, cost_s = self._specs[place], self._cost(place)
+        is_early = time.monotonic() - self._begun_s < MAX_AWAITED_S
         return StageLoad(
             stage=spec.name,
             needs=Resources(num_cpus=spec.num_cpus, num_gpus=spec.num_gpus, memory_bytes=spec.memory_bytes),
@@ -297,6 +300,7 @@ class PipelineRun:
             max_replicas=spec.max_replicas,
             work_s=None if cost_s is None else cost_s * self._ratio(place),
             is_over=self._source.is_over and self._flow.is_over(place),
+            is_awaited=cost_s is None and is_early and (self._stages[place].has_calls or self._flow.rows_waiting(place) > 0),
         )
 
     def _ratio(self, place: int) -> float:
