@@ -81,7 +81,7 @@ class Timeline:
         It is the slope of the least-squares line through the count of rows over time: batches come in bursts, and a
         count between two moments is wrong by up to one of k bursts, the line by 1/k².
         """
-        return self._rates(np.array([begin_s]), end_s - begin_s, self._shape.stages[-1:])[0]
+        return float(self._rates(np.array([begin_s]), end_s - begin_s, self._shape.stages[-1:])[0])
 
     def reached_s(self, since_s: float, until_s: float, wanted: float) -> float | None:
         """Give the begin of the first window in which every stage is so fast.

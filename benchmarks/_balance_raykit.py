@@ -19,6 +19,7 @@ from raykit.events import Decided
 
 STEADY_S = 30.0
 STEADY_BATCHES = 8
+WARM_S = 10.0  # until the replicas have started, and what waits between stages at the end
 WATCHED_S = 120.0
 
 
@@ -41,7 +42,7 @@ def steady(shape: Shape, *, even: bool = False) -> Trial:
     replicas = (shape.even, shape.even) if even else (1, MOST_REPLICAS)
     with tempfile.TemporaryDirectory(prefix="rk-") as folder:
         filling_s = sum(stage.cost_s for stage in shape.stages)
-        rows = shape.rows((steady_s + filling_s) * bound / shape.bound)
+        rows = shape.rows((WARM_S + filling_s + steady_s) * bound / shape.bound)
         run = started(shape, folder, rows, replicas).wait()
         found = Timeline(shape, Path(folder))
         stands_s = found.up_s(shape.even * len(shape.stages) if even else MOST_REPLICAS)
