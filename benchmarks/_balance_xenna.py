@@ -6,6 +6,7 @@ What is not a default: it may use all of the CPUs (its default is 95 %, which wo
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -38,6 +39,8 @@ if __name__ == "__main__":
     settings = json.loads(sys.argv[1])
     stages = [Stage(**each) for each in settings["stages"]]
     batch = stages[0].batch
+    # As it sets them where it starts the cluster itself: its monitor asks for so many actors.
+    os.environ |= {"RAY_MAX_LIMIT_FROM_API_SERVER": "40000", "RAY_MAX_LIMIT_FROM_DATA_SOURCE": "40000"}
     ray.init(
         num_cpus=MOST_REPLICAS,
         object_store_memory=150_000_000,
