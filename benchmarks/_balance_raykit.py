@@ -50,7 +50,8 @@ def steady(shape: Shape, *, even: bool = False) -> Trial:
         if stands_s is None:
             raise RuntimeError(f"{shape} had {found.ups} only")
         begin_s, end_s = stands_s + filling_s, found.dry_s()
-        print(f"  planned {[len(ups) for ups in found.ups.values()]}, best {shape.counts}, decisions {_decisions(run)}")
+        started_replicas = [sum(up < end_s for up in ups) for ups in found.ups.values()]
+        print(f"  replicas started {started_replicas}, best {[shape.even] * len(shape.stages) if even else shape.counts}")
         return {
             "ratio": found.rate(begin_s, end_s) / bound,
             "window_s": end_s - begin_s,
@@ -80,7 +81,6 @@ def reaction(shape: Shape) -> Trial:
         if ups:
             trial[f"{name}_floor_s"] = max(ups) - later[0] + 5 * each.slowest_s
             trial[f"{name}_decided_s"] = later[0] - since_s
-    print(f"  decisions {decided}")
     return trial
 
 
