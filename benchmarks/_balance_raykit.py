@@ -19,7 +19,8 @@ from raykit.events import Decided
 
 STEADY_S = 30.0
 STEADY_BATCHES = 8
-WARM_S = 10.0  # until the replicas have started, and what waits between stages at the end
+WARM_S = 10.0  # until the replicas have started
+WAITING_BATCHES = 3  # what waits between stages when the source is dry, in the slowest one's batches
 WATCHED_S = 120.0
 
 
@@ -42,8 +43,9 @@ def steady(shape: Shape, *, even: bool = False) -> Trial:
     replicas = (shape.even, shape.even) if even else (1, MOST_REPLICAS)
     with tempfile.TemporaryDirectory(prefix="rk-") as folder:
         filling_s = sum(stage.cost_s for stage in shape.stages)
-        rows = shape.rows((WARM_S + filling_s + steady_s) * bound / shape.bound)
-        run = started(shape, folder, rows, replicas).wait()
+        whole_s = WARM_S + filling_s + steady_s + WAITING_BATCHES * shape.slowest_s
+        rows = shape.rows(whole_s * bound / shape.bound)
+        started(shape, folder, rows, replicas).wait()
         found = Timeline(shape, Path(folder))
         stands_s = found.up_s(shape.even * len(shape.stages) if even else MOST_REPLICAS)
         assert found.begun_s is not None
