@@ -59,7 +59,7 @@ class StageLoad:
     """A stage as it was measured.
 
     ``work_s`` is the replica time that one row of the source costs in this stage, None before it is known. ``is_over``: all
-    its rows are through.
+    its rows are through. ``is_awaited``: nothing is known of it yet, and its first rows wait or are being taken.
     """
 
     stage: str
@@ -69,6 +69,7 @@ class StageLoad:
     max_replicas: int = 1
     work_s: float | None = None
     is_over: bool = False
+    is_awaited: bool = False
 
     def rate(self, num_replicas: int) -> float:
         """Source rows a second with so many replicas."""
@@ -79,15 +80,17 @@ def plan(loads: Sequence[StageLoad], nodes: Sequence[Resources]) -> dict[str, in
     """Give the number of replicas of each stage.
 
     Args:
-        loads: of all stages; one whose work is unknown keeps what it has, or gets its least where it has lost some of that.
+        loads: of all stages; one whose work is unknown keeps what it has, or gets its least where it has lost some of that; so
+            do all while one is awaited, since those before it would take what it is going to need.
         nodes: what this pipeline may use of each node, its own replicas included.
     """
     packing = _Packing(nodes)
+    is_early = any(load.is_awaited for load in loads)
     counts = {load.stage: 0 for load in loads}
     for load in loads:
-        kept = load.num_replicas if load.work_s is None else 0
+        kept = load.num_replicas if is_early or load.work_s is None else 0
         counts[load.stage] = packing.place(load.needs, 0 if load.is_over else max(load.min_replicas, kept))
-    growing = [load for load in loads if not load.is_over and load.work_s]
+    growing = [load for load in loads if not load.is_over and load.work_s and not is_early]
     while growing:
         slowest = min(growing, key=lambda load: load.rate(counts[load.stage]))
         if counts[slowest.stage] >= slowest.max_replicas or not packing.place(slowest.needs, 1):

@@ -51,6 +51,20 @@ def test_a_stage_that_nobody_measured_keeps_what_it_has():
     assert plan([_load("a", 0.1), _load("b", None, 2)], [Resources(num_cpus=4)])["b"] == 2
 
 
+def test_nobody_grows_before_the_first_rows_of_a_later_stage_are_through():
+    nodes = [Resources(num_cpus=12)]
+    assert decide([_load("a", 1.0), _load("b", None, is_awaited=True), _load("c", None)], nodes) == []
+    assert {each.stage: each.num_replicas for each in decide([_load("a", 1.0), _load("b", 2.0), _load("c", None)], nodes)} == {
+        "a": 4,
+        "b": 7,
+    }
+
+
+def test_a_replica_that_is_lost_before_anything_is_known_of_its_stage_is_started_anew():
+    loads = [_load("a", 1.0), _load("b", None, 0, is_awaited=True)]
+    assert [(each.stage, each.num_replicas) for each in decide(loads, [Resources(num_cpus=12)])] == [("b", 1)]
+
+
 def test_a_stage_whose_rows_are_through_gives_its_replicas_to_the_others():
     loads = [_load("a", 0.1, 3, is_over=True), _load("b", 1.0, 1)]
     assert {each.stage: each.num_replicas for each in decide(loads, [Resources(num_cpus=4)])} == {"a": 0, "b": 4}

@@ -101,6 +101,10 @@ class Replicas:
         return any(member.ready is None and not member.calls and not member.leaving for member in self._members.values())
 
     @property
+    def has_calls(self) -> bool:
+        return any(member.calls for member in self._members.values())
+
+    @property
     def waits(self) -> list[Any]:
         """What to wait for: answers of those being built, and the ends of calls."""
         built = [member.ready for member in self._members.values() if member.ready is not None]

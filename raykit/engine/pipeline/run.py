@@ -51,6 +51,7 @@ BATCHES_A_SPAN = 32  # the last batch of a span may be short
 STORE_SHARE = 0.4  # of the object store, for rows under way
 STALE_S = 1.0  # what Ray says of free resources may be that old
 MAX_BUILD_S = 60.0
+MAX_AWAITED_S = 60.0  # a stage that took no rows in this time no longer keeps the others from being balanced
 MAX_DEATHS = 6
 KILLED = "the replica died twice while it took this row"
 
@@ -82,6 +83,7 @@ class PipelineRun:
         self._source = self._open_source()
         self._store_bytes = STORE_SHARE * ray.cluster_resources().get("object_store_memory", math.inf)
         self._context.emit(RunStarted())
+        self._begun_s = time.monotonic()
         try:
             self._wait_for_source()
             for stage in self._stages:
@@ -297,6 +299,7 @@ class PipelineRun:
     def _load(self, place: int) -> StageLoad:
         spec = self._specs[place]
         least, most = self._adviser.limits.get(spec.name, (spec.min_replicas, spec.max_replicas))
+        is_new = self._meter.row_s(place) is None and time.monotonic() - self._begun_s < MAX_AWAITED_S
         return StageLoad(
             stage=spec.name,
             needs=Resources(num_cpus=spec.num_cpus, num_gpus=spec.num_gpus, memory_bytes=spec.memory_bytes),
@@ -305,6 +308,7 @@ class PipelineRun:
             max_replicas=most,
             work_s=self._meter.source_row_s(place),
             is_over=self._source.is_over and self._flow.is_over(place),
+            is_awaited=is_new and (self._stages[place].has_calls or self._flow.rows_waiting(place) > 0),
         )
 
     def _sample(self, *, now: bool = False) -> None:
