@@ -32,7 +32,8 @@ class Piece:
 class Work:
     """What one call of a replica takes.
 
-    ``deaths`` counts the replicas that died over it, ``bad`` are its rows that are left out since they killed them.
+    ``deaths`` counts the replicas that died over it, ``strikes`` those of them that died at the row ``suspect``; ``bad`` are
+    its rows that are left out since they killed them.
     """
 
     stage: int
@@ -42,6 +43,7 @@ class Work:
     deaths: int = 0
     bad: tuple[int, ...] = ()
     suspect: int | None = None
+    strikes: int = 0
 
     @property
     def num_rows(self) -> int:

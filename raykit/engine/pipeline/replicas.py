@@ -228,11 +228,17 @@ class Replicas:
         return Outcome(work=call.work, report=report, blocks=tuple(blocks))
 
     def _lost(self, member: Member, cause: str) -> Iterator[Outcome]:
-        """Have the calls of a dead replica made again: the first of them may have killed it."""
+        """Have the calls of a dead replica made again.
+
+        Where it was careful, the row at which it was is known. Else any of its calls may have killed it: the first may have
+        been over already, and its answer lost with the process.
+        """
         again = sum(call.work.num_rows for call in member.calls)
         self._context.emit(ReplicaLost(stage=self.spec.name, replica=member.name, cause=cause, num_rows_again=again))
-        for place, call in enumerate(member.calls):
-            yield Outcome(work=call.work, is_guilty=place == 0, suspect=self._positions.pop(call.number, None))
+        suspects = [self._positions.pop(call.number, None) for call in member.calls]
+        is_known = any(suspect is not None for suspect in suspects)
+        for call, suspect in zip(member.calls, suspects, strict=True):
+            yield Outcome(work=call.work, is_guilty=suspect is not None or not is_known, suspect=suspect)
         member.calls.clear()
         self._gone(member, told=True)
 

@@ -53,6 +53,8 @@ STALE_S = 1.0  # what Ray says of free resources may be that old
 MAX_BUILD_S = 60.0
 MAX_AWAITED_S = 60.0  # a stage that took no rows in this time no longer keeps the others from being balanced
 MAX_DEATHS = 6
+STRIKES = 2  # so many replicas have to die at a row before it is put aside
+STRIKES_TO_FAIL = 3  # or ends the run: kills from outside may twice meet the same row by chance
 KILLED = "the replica died twice while it took this row"
 
 
@@ -225,18 +227,21 @@ class PipelineRun:
         spec = self._specs[work.stage]
         if outcome.lost_input:
             self._restart(work.span, f"{spec.name} could not read its rows: {outcome.lost_input}")
-        elif not outcome.is_guilty:
+            return
+        if not outcome.is_guilty:
             self._flow.again(work)
-        elif suspect is None or suspect != work.suspect:
+            return
+        strikes = 0 if suspect is None else work.strikes + 1 if suspect == work.suspect else 1
+        if suspect is None or strikes < (STRIKES if spec.on_error == "quarantine" else STRIKES_TO_FAIL):
             if work.deaths >= MAX_DEATHS:
                 raise UserCodeError(spec.name, f"{work.deaths + 1} replicas died over the same {work.num_rows} rows", "")
-            self._flow.again(work, deaths=work.deaths + 1, suspect=suspect)
+            self._flow.again(work, deaths=work.deaths + 1, suspect=suspect, strikes=strikes)
         elif spec.on_error != "quarantine":
             raise UserCodeError(spec.name, f"row {suspect} of a call kills its replica: a crash in native code, or no memory", "")
         else:
             row = rows_of((ray.get(piece.block), piece.start, piece.stop) for piece in work.pieces)[suspect]
             self._put_aside(work.span, spec, [BadRow(row=pickle.dumps(row), error=KILLED, traceback_text="")])
-            self._flow.again(work, deaths=1, suspect=None, bad=(*work.bad, suspect))
+            self._flow.again(work, deaths=1, suspect=None, strikes=0, bad=(*work.bad, suspect))
 
     def _put_aside(self, span: int, spec: StageSpec, rows: Sequence[BadRow]) -> None:
         """Put rows into quarantine, up to the stage's budget."""
