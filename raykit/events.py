@@ -198,6 +198,11 @@ class Advised:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdviceWithdrawn:
+    """What was advised last would help no more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdviceApplied:
     """A person had the newest advice carried out."""
 
@@ -390,6 +395,7 @@ Event = (
     | RowsQuarantined
     | StageSampled
     | Advised
+    | AdviceWithdrawn
     | AdviceApplied
     | AdviceMeasured
     | SourceCounted

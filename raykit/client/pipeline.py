@@ -76,7 +76,10 @@ def stage(
             max_bad=max_bad,
             runtime_env=runtime_env or {},
         )
-        setattr(work, MARK, spec)
+        try:
+            setattr(work, MARK, spec)
+        except AttributeError as exc:
+            raise InputError(f"{work!r} cannot be marked as a stage.", "Call it in a function of your own, and mark that.") from exc
         if callable(on_error):
             setattr(work, ON_ERROR, staticmethod(on_error) if inspect.isclass(work) else on_error)
         return work
@@ -95,7 +98,8 @@ class Pipeline:
 
         Args:
             source: an iterable of rows (other items become ``{"item": item}``), a path or glob or URL, a table of
-                pandas, or a function that makes a Ray Dataset in the cluster.
+                pandas, or a function that makes a Ray Dataset in the cluster, with its rows in the same order each time: a
+                run that is taken up leaves out the rows that are written by their place.
             name: how the run is called.
             limit: take only so many rows.
             output: folder or URL for the Parquet parts, if not the run's own folder.

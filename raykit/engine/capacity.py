@@ -8,7 +8,7 @@ import ray
 
 from raykit.engine.setting import ClusterSetting
 from raykit.errors import CapacityError
-from raykit.spec import RunSpec
+from raykit.spec import PipelineSpec, RunSpec
 
 Slot = tuple[float, float]
 
@@ -19,6 +19,7 @@ def check(spec: RunSpec, setting: ClusterSetting) -> None:
     Raises:
         CapacityError: what is asked and what is there.
     """
+    _check_memory(spec, setting)
     nodes = [_slots_of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     if fits(spec.demand, nodes):
         return
@@ -31,6 +32,17 @@ def check(spec: RunSpec, setting: ClusterSetting) -> None:
     if asked_gpus and not gpus:
         raise CapacityError(problem, "Leave the GPUs out, or try it with slots that stand for them: %ray up sim --simulate-gpus 1")
     raise CapacityError(problem, "Ask for less, or make a larger cluster: %ray up NAME --cpus N")
+
+
+def _check_memory(spec: RunSpec, setting: ClusterSetting) -> None:
+    """Refuse a stage whose replica no node has the memory for; a stage's memory is a resource of Ray like its CPUs."""
+    largest = max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    for stage in spec.stages if isinstance(spec, PipelineSpec) else ():
+        if stage.memory_bytes > largest:
+            problem = f"A replica of {stage.name} asks for {stage.memory_bytes / 1e9:.3g} GB of memory"
+            raise CapacityError(
+                f"{problem}; the largest node of the cluster {setting.name} has {largest / 1e9:.3g} GB.", "Ask for less memory."
+            )
 
 
 def fits(demand: tuple[Slot, ...], nodes: list[Slot]) -> bool:

@@ -50,5 +50,5 @@ def advise(loads: Sequence[StageLoad], nodes: Sequence[Resources], *, is_source_
     if larger < now * (1 + 1e-6):
         return None
     needs = f"{slowest.needs.num_cpus:g} CPUs" + (f" and {slowest.needs.num_gpus:g} GPUs" if slowest.needs.num_gpus else "")
-    reason = f"{slowest.stage} is the bottleneck and the cluster is full: {needs} more would give {larger:.3g} source rows/s"
+    reason = f"{slowest.stage} is the bottleneck and the cluster is full, {needs} more would help"
     return Advise(changes=(), rows_s=now, expected_rows_s=larger, reason=reason)

@@ -122,7 +122,7 @@ def advice_words(advice: AdviceView) -> str:
     change = "; ".join(f"replicas of {each.stage} {each.min_replicas}:{each.max_replicas}" for each in advice.changes)
     gain = f"{advice.rows_s:.3g} source rows/s now, {advice.expected_rows_s:.3g} expected"
     if not change:
-        return f"advice: {advice.reason}"
+        return f"advice: {advice.reason}" + (f": {gain}" if advice.expected_rows_s > advice.rows_s else "")
     done = " (applied)" if advice.applied else ""
     return f"advice{done}: {change}, since {advice.reason}: {gain}"
 

@@ -61,11 +61,6 @@ class StageSpec:
         """How often a call that raised is made again."""
         return int(self.on_error.partition(":")[2] or 0)
 
-    @property
-    def keeps_going(self) -> bool:
-        """Whether a row that fails leaves the run going."""
-        return self.on_error in ("quarantine", "call")
-
     def allows_bad(self, num_bad: int, num_rows: int) -> bool:
         """Say whether so many bad rows of so many taken are within the budget."""
         if self.max_bad is None:

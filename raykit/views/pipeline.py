@@ -88,6 +88,10 @@ def _advised(view: RunView, event: ev.Advised, _: float) -> RunView:
     return replace(view, advice=advice)
 
 
+def _advice_withdrawn(view: RunView, _: ev.AdviceWithdrawn, __: float) -> RunView:
+    return replace(view, advice=None)
+
+
 def _advice_applied(view: RunView, _: ev.AdviceApplied, __: float) -> RunView:
     return view if view.advice is None else replace(view, advice=replace(view.advice, applied=True))
 
@@ -109,6 +113,7 @@ def _source_counted(view: RunView, event: ev.SourceCounted, _: float) -> RunView
 
 STEPS: dict[type, Step] = {
     ev.Advised: _advised,
+    ev.AdviceWithdrawn: _advice_withdrawn,
     ev.AdviceApplied: _advice_applied,
     ev.AdviceMeasured: _advice_measured,
     ev.ReplicaStarted: _replica_started,

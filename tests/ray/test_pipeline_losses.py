@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import raykit as rk
-from raykit.errors import InputError, OptionError, RunFailedError, RunStoppedError
+from raykit.errors import CapacityError, InputError, OptionError, RunFailedError, RunStoppedError
 
 pytestmark = pytest.mark.ray
 
@@ -136,6 +136,34 @@ def test_of_a_failing_batch_only_the_bad_rows_are_put_aside(cluster):
     run = rk.Pipeline([check]).run(range(64), name="batch").wait()
     assert sorted(run.result.to_pandas()["item"]) == [x for x in range(64) if x != 21]
     assert [row["item"] for row in run.quarantine.to_pandas()["row"]] == [21]
+
+
+def test_a_batch_that_does_not_fit_the_gpu_is_halved_and_no_row_is_lost(cluster):
+    @rk.stage(cpus=0.25, batch=16)
+    def tight(batch):
+        import torch  # its error alone: there is no GPU here
+
+        if len(batch["item"]) > 5:
+            raise torch.cuda.OutOfMemoryError("too large")
+        return {"x": batch["item"], "rows": [len(batch["item"])] * len(batch["item"])}
+
+    table = rk.Pipeline([tight]).run(range(64)).wait().result.to_pandas()
+    assert sorted(table["x"]) == list(range(64))
+    assert table["rows"].max() == 4
+
+
+def test_more_memory_than_a_node_has_is_refused_before_anything_starts(cluster):
+    @rk.stage(memory=10**12)
+    def large(row):
+        return row
+
+    with pytest.raises(CapacityError, match=r"1e\+03 GB of memory"):
+        rk.Pipeline([large]).run([1])
+
+
+def test_what_cannot_be_marked_as_a_stage_is_refused_in_words():
+    with pytest.raises(InputError, match="cannot be marked"):
+        rk.stage()(len)
 
 
 def test_a_row_that_kills_its_replica_is_found_and_put_aside(cluster):

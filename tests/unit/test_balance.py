@@ -155,7 +155,8 @@ def test_a_full_cluster_is_named_and_what_more_would_give():
     loads = [_load("decode", 0.1), _load("model", 1.0, 3)]
     advice = advise(loads, [Resources(num_cpus=4)])
     assert advice.changes == ()
-    assert "the cluster is full: 1 CPUs more would give 4" in advice.reason
+    assert "the cluster is full, 1 CPUs more would help" in advice.reason
+    assert (advice.rows_s, advice.expected_rows_s) == (3.0, 4.0)
 
 
 def test_a_slow_source_is_not_blamed_on_a_stage():

@@ -34,6 +34,7 @@ EVENTS = [
     ev.Advised(
         changes=(StageLimits(stage="decode", min_replicas=1, max_replicas=4),), rows_s=2.0, expected_rows_s=7.5, reason="it is slow"
     ),
+    ev.AdviceWithdrawn(),
     ev.AdviceApplied(),
     ev.AdviceMeasured(rows_s=7.0),
     ev.SourceCounted(num_rows=6),
@@ -171,6 +172,7 @@ def test_an_advice_is_said_in_words_and_its_outcome_stands_beside_what_was_expec
     begun = ev.RunAccepted(run_kind="pipeline", folder="/f", stages=("decode",))
     said = "replicas of decode 1:4, since it is slow: 2 source rows/s now, 7.5 expected"
     assert said in " ".join(to_text(_after(begun, advised)).split())
+    assert "advice" not in to_text(_after(begun, advised, ev.AdviceWithdrawn()))
     view = _after(begun, advised, ev.AdviceApplied(), ev.AdviceMeasured(rows_s=7.0))
     assert "advice (applied)" in " ".join(to_text(view).split())
     assert dict(view.cards[-1].facts)["measured"] == "7 source rows/s"

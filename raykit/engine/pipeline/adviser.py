@@ -9,7 +9,7 @@ from raykit.decisions import Advise
 from raykit.engine.pipeline.meter import Meter
 from raykit.engine.run import RunContext
 from raykit.errors import RunError
-from raykit.events import AdviceApplied, AdviceMeasured, Advised
+from raykit.events import AdviceApplied, AdviceMeasured, AdviceWithdrawn, Advised
 from raykit.policy.advice import advise
 from raykit.policy.balance import Resources, StageLoad
 
@@ -38,8 +38,10 @@ class Adviser:
             return
         self._looked_s = now_s
         newest = advise(loads, nodes, is_source_slow=is_source_slow)
-        if newest is not None and (self._newest is None or newest.changes != self._newest.changes):
-            self._newest = newest
+        before, self._newest = self._newest, newest
+        if newest is None and before is not None:
+            self._context.emit(AdviceWithdrawn())
+        elif newest is not None and (before is None or (newest.changes, newest.reason) != (before.changes, before.reason)):
             self._context.emit(
                 Advised(
                     changes=newest.changes,

@@ -54,6 +54,7 @@ class Outcome:
     work: Work
     report: Report | None = None
     blocks: tuple[Any, ...] = ()
+    cause: str = ""
     suspect: int | None = None
     is_guilty: bool = False
     lost_input: str = ""
@@ -238,7 +239,7 @@ class Replicas:
         suspects = [self._positions.pop(call.number, None) for call in member.calls]
         is_known = any(suspect is not None for suspect in suspects)
         for call, suspect in zip(member.calls, suspects, strict=True):
-            yield Outcome(work=call.work, is_guilty=suspect is not None or not is_known, suspect=suspect)
+            yield Outcome(work=call.work, cause=cause, is_guilty=suspect is not None or not is_known, suspect=suspect)
         member.calls.clear()
         self._gone(member, told=True)
 

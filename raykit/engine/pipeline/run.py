@@ -237,7 +237,7 @@ class PipelineRun:
                 raise UserCodeError(spec.name, f"{work.deaths + 1} replicas died over the same {work.num_rows} rows", "")
             self._flow.again(work, deaths=work.deaths + 1, suspect=suspect, strikes=strikes)
         elif spec.on_error != "quarantine":
-            raise UserCodeError(spec.name, f"row {suspect} of a call kills its replica: a crash in native code, or no memory", "")
+            raise UserCodeError(spec.name, f"row {suspect} of a call kills its replica: {outcome.cause}", "")
         else:
             row = rows_of((ray.get(piece.block), piece.start, piece.stop) for piece in work.pieces)[suspect]
             self._put_aside(work.span, spec, [BadRow(row=pickle.dumps(row), error=KILLED, traceback_text="")])

@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Sink:
             self._count(commit["rows_in"], commit["rows_out"], commit["num_bad"])
             kept.add(file.stem)
         for file in [*self.parts.glob("*.parquet"), *self._bad.glob("*.parquet"), *self._commits.glob("*.new")]:
-            if file.stem not in kept:
+            if file.stem.partition("-")[0] not in kept:
                 file.unlink()
         self._number = 1 + max((int(stem) for stem in kept), default=-1)
         self._pending: list[SpanResult] = []
@@ -74,11 +74,11 @@ class Sink:
         stem = f"{self._number:05d}"
         tables = [table for result in self._pending for table in result.tables if table.num_rows]
         bad = [row for result in self._pending for row in result.bad]
-        _write(tables, self.parts / f"{stem}.parquet")
+        _write(tables, self.parts, stem)
         if bad:
             import pyarrow as pa
 
-            _write([pa.Table.from_pylist(bad)], self._bad / f"{stem}.parquet")
+            _write([pa.Table.from_pylist(bad)], self._bad, stem)
         rows_in, rows_out = Counter[str](), Counter[str]()
         for result in self._pending:
             rows_in.update(result.rows_in)
@@ -101,13 +101,22 @@ class Sink:
         self.num_bad.update(num_bad)
 
 
-def _write(tables: Iterable[Any], path: Path) -> None:
+def _write(tables: Sequence[Any], folder: Path, stem: str) -> None:
+    """Write tables into one file, or, where a column is of types that do not go together, into one for each schema."""
     import pyarrow as pa
     import pyarrow.parquet
 
-    tables = list(tables)
-    if tables:
-        pa.parquet.write_table(pa.concat_tables(tables, promote_options="permissive"), path)
+    if not tables:
+        return
+    try:
+        whole = [pa.concat_tables(tables, promote_options="permissive")]
+    except (pa.ArrowTypeError, pa.ArrowInvalid):
+        by_schema: dict[str, list[Any]] = {}
+        for table in tables:
+            by_schema.setdefault(str(table.schema), []).append(table)
+        whole = [pa.concat_tables(alike) for alike in by_schema.values()]
+    for number, table in enumerate(whole):
+        pa.parquet.write_table(table, folder / f"{stem}{f'-{number}' if number else ''}.parquet")
 
 
 def publish(draft: Path, target: str, *, prefix: str) -> None:

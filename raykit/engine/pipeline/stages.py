@@ -86,7 +86,7 @@ class StageWorker:
         self._position = None
         rows_in = sum(stop - start for start, stop in order.cuts)
         self._ended_s = time.monotonic()
-        self._count.add(rows_in, sum(rows for rows, _ in given), len(self._bad))
+        self._count.add(rows_in, sum(rows for rows, _ in given))
         self._num_calls += 1
         self._reporter.sample("counts", self._count.event(self._spec.name, self._replica))
         if failure is not None:
@@ -224,15 +224,14 @@ class _Count:
 
     rows_in: int = 0
     rows_out: int = 0
-    num_bad: int = 0
     busy_s: float = 0.0
     waits_s: dict[str, float] = field(default_factory=lambda: {"starved": 0.0, "blocked": 0.0})
 
     def wait(self, why: Waited, passed_s: float) -> None:
         self.waits_s[why] += passed_s
 
-    def add(self, rows_in: int, rows_out: int, num_bad: int) -> None:
-        self.rows_in, self.rows_out, self.num_bad = self.rows_in + rows_in, self.rows_out + rows_out, self.num_bad + num_bad
+    def add(self, rows_in: int, rows_out: int) -> None:
+        self.rows_in, self.rows_out = self.rows_in + rows_in, self.rows_out + rows_out
 
     def event(self, stage: str, replica: str) -> ReplicaSampled:
         return ReplicaSampled(
@@ -295,6 +294,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _pickled(row: Any) -> bytes:
+    """Pickle a row that is put aside; of one that does not pickle keep what its values look like."""
     with contextlib.suppress(Exception):
         return pickle.dumps(row)
     return pickle.dumps({name: repr(value) for name, value in row.items()})
