@@ -118,27 +118,33 @@ def imported_names(text: str) -> set[str]:
 
 
 def modules_beside(imports: Iterable[str], values: Iterable[Any], body: bytes = b"") -> dict[str, ModuleText]:
-    """Give the text of every module beside the notebook that the cell imports, its values come from, or ``body`` names."""
-    here = Path.cwd().resolve()
-    wanted = {name for name in imports if _file_beside(name, here)}
+    """Give the text of every module beside the notebook or script that it imports, its values come from, or ``body`` names."""
+    homes = _homes()
+    wanted = {name for name in imports if _file_beside(name, homes)}
     for value in values:
         home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) or type(value).__module__
         wanted.add(str(home).partition(".")[0])
     if body:
-        wanted |= {name for name in list(sys.modules) if "." not in name and _file_beside(name, here) and name.encode() in body}
+        wanted |= {name for name in list(sys.modules) if "." not in name and _file_beside(name, homes) and name.encode() in body}
     # What such a module imports in its turn was imported here too, if it was used here.
-    tops = {name for name in wanted if _file_beside(name, here)}
+    tops = {name for name in wanted if _file_beside(name, homes)}
     if tops:
-        tops |= {name for name in list(sys.modules) if "." not in name and _file_beside(name, here)}
+        tops |= {name for name in list(sys.modules) if "." not in name and _file_beside(name, homes)}
     found: dict[str, ModuleText] = {}
     for top in tops:
-        file = _file_beside(top, here)
+        file = _file_beside(top, homes)
         if file is not None:
             found |= _texts_of(top, file)
     return found
 
 
-def _file_beside(name: str, here: Path) -> Path | None:
+def _homes() -> list[Path]:
+    """Give the folders whose modules travel: the working folder, and that of the script that runs."""
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    return [Path.cwd().resolve(), *([Path(script).resolve().parent] if script else [])]
+
+
+def _file_beside(name: str, homes: Iterable[Path]) -> Path | None:
     module = sys.modules.get(name)
     try:
         origin = getattr(module, "__file__", None) if module else getattr(importlib.util.find_spec(name), "origin", None)
@@ -148,9 +154,8 @@ def _file_beside(name: str, here: Path) -> Path | None:
         return None
     file = Path(origin).resolve()
     installed = any(part in ("site-packages", "dist-packages") for part in file.parts)
-    return (
-        file if file.is_relative_to(here) and not installed and not file.is_relative_to(sys.prefix) and name != "raykit" else None
-    )
+    is_beside = any(file.is_relative_to(home) for home in homes)
+    return file if is_beside and not installed and not file.is_relative_to(sys.prefix) and name != "raykit" else None
 
 
 def _texts_of(name: str, file: Path) -> dict[str, ModuleText]:

@@ -81,16 +81,24 @@ def test_a_module_beside_the_notebook_travels_by_value(tmp_path, monkeypatch):
         sys.modules.pop("mine_beside", None)
 
 
-def test_a_module_beside_a_script_travels_when_only_the_script_s_function_uses_it(tmp_path, monkeypatch):
-    (tmp_path / "helper_beside.py").write_text("def twice(x):\n    return 2 * x\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    script = {"__name__": "__main__"}
-    exec("from helper_beside import twice\ndef work():\n    return twice(21)\n", script)
-    try:
-        assert "helper_beside" in pack(script["work"], {"work": script["work"]}, {}).modules
-    finally:
-        sys.modules.pop("helper_beside", None)
+SCRIPT = """
+from helper_beside import twice
+from raykit.client.capture import pack
+def work():
+    return twice(21)
+print(*pack(work, {"work": work}, {}).modules)
+"""
+
+
+@pytest.mark.parametrize("folder", ["beside", "elsewhere"])
+def test_a_module_beside_a_script_travels_wherever_the_script_is_started(tmp_path, folder):
+    for name in ("beside", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "beside" / "helper_beside.py").write_text("def twice(x):\n    return 2 * x\n")
+    (tmp_path / "beside" / "script.py").write_text(SCRIPT)
+    line = [sys.executable, tmp_path / "beside" / "script.py"]
+    done = subprocess.run(line, cwd=tmp_path / folder, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["helper_beside"]
 
 
 def test_a_traceback_begins_at_the_cell_and_shows_its_line():
