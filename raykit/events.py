@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raykit.codec import SCHEMA_VERSION, decode, encode
-from raykit.decisions import StageLimits
+from raykit.decisions import StageChange
 from raykit.spec.training import LossCause
 
 RunKind = Literal["task", "pipeline", "training"]
@@ -191,7 +191,7 @@ class StageSampled:
 class Advised:
     """What would make a pipeline faster, in source rows a second; without ``changes`` it is for a person to do."""
 
-    changes: tuple[StageLimits, ...]
+    changes: tuple[StageChange, ...]
     rows_s: float
     expected_rows_s: float
     reason: str

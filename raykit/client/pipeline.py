@@ -35,6 +35,7 @@ def stage(
     batch: int | None = None,
     replicas: int | tuple[int, int] = 1,
     concurrency: int = 1,
+    threads: int | None = None,
     timeout_s: float | None = None,
     on_error: str | Callable[[Any, Exception], Any] = "fail",
     max_bad: float | None = None,
@@ -51,6 +52,7 @@ def stage(
             it one row (a dict), and gives a row, several by ``yield``, or None for no row.
         replicas: how many, or (least, most): between these raykit balances the stages.
         concurrency: calls at once in a replica: by ``async def``, or in threads.
+        threads: for the pools of torch, OpenMP and cv2 in a replica; as many as it holds CPUs, if not given.
         timeout_s: seconds for one call; a replica that takes longer is ended and the call made again.
         on_error: what an exception of the stage means. ``"fail"`` ends the run; ``"quarantine"`` puts the row aside (of a
             batch the rows that fail alone) and goes on; ``"retry:3"`` makes the call three times more; a function is called
@@ -71,6 +73,7 @@ def stage(
             min_replicas=least,
             max_replicas=most,
             concurrency=concurrency,
+            num_threads=threads,
             timeout_s=timeout_s,
             on_error="call" if callable(on_error) else on_error,
             max_bad=max_bad,

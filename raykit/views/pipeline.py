@@ -93,7 +93,9 @@ def _advice_withdrawn(view: RunView, _: ev.AdviceWithdrawn, __: float) -> RunVie
 
 
 def _advice_applied(view: RunView, _: ev.AdviceApplied, __: float) -> RunView:
-    return view if view.advice is None else replace(view, advice=replace(view.advice, applied=True))
+    if view.advice is None:
+        return view
+    return replace(view, advice=replace(view.advice, applied=True), changes=view.changes + view.advice.changes)
 
 
 def _advice_measured(view: RunView, event: ev.AdviceMeasured, at_unix_s: float) -> RunView:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from raykit import events as ev
 from raykit.codec import decode, encode
-from raykit.decisions import StageLimits
+from raykit.decisions import StageChange
 from raykit.events import Record, record_from_json, record_to_json
 from raykit.render import to_html, to_text
 from raykit.views import RunView, fold, fold_all
@@ -32,7 +32,7 @@ EVENTS = [
     ev.RowsQuarantined(stage="decode", num_rows=1, error="ValueError: <b>"),
     ev.StageSampled(stage="decode", num_replicas=1, rows_waiting=4, rows_in=6, rows_out=10, num_bad=1, word="starved"),
     ev.Advised(
-        changes=(StageLimits(stage="decode", min_replicas=1, max_replicas=4),), rows_s=2.0, expected_rows_s=7.5, reason="it is slow"
+        changes=(StageChange(stage="decode", min_replicas=1, max_replicas=4),), rows_s=2.0, expected_rows_s=7.5, reason="it is slow"
     ),
     ev.AdviceWithdrawn(),
     ev.AdviceApplied(),
