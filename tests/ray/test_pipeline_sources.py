@@ -156,7 +156,7 @@ def test_a_generator_that_always_crashes_at_the_same_row_fails_the_run(cluster):
         ctypes.string_at(0)
 
     run = rk.Pipeline([keep]).run(crashes)
-    with pytest.raises(RunFailedError, match="its process died 3 times after row 100"):
+    with pytest.raises(RunFailedError, match="its process died 3 times before it gave a row"):
         run.wait()
     assert run.view.host_attempts == 1
 

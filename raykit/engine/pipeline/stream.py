@@ -52,8 +52,8 @@ class Stream:
             except ray.exceptions.RayError as exc:
                 num_deaths += 1
                 if num_deaths == MAX_DEATHS:
-                    said = f"its process died {num_deaths} times after row {given:,}: it was killed, or crashed in native code"
-                    raise UserCodeError(WHERE, said, "") from exc
+                    died = f"its process died {num_deaths} times before it gave a row after the first {given:,}"
+                    raise UserCodeError(WHERE, f"{died}: it was killed, or crashed in native code", "") from exc
                 if not self._is_closed:
                     self._context.emit(SourceRestarted(num_rows=given, reason=describe(exc)))
             else:
