@@ -154,6 +154,14 @@ class SpanRestarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRestarted:
+    """The process of the source's function was lost: it is begun again, and its first ``num_rows`` are left out."""
+
+    num_rows: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchHalved:
     """A batch did not fit the GPU's memory; this replica takes ``num_rows`` at most from now on."""
 
@@ -391,6 +399,7 @@ Event = (
     | ReplicaEnded
     | ReplicaLost
     | SpanRestarted
+    | SourceRestarted
     | BatchHalved
     | RowsQuarantined
     | StageSampled

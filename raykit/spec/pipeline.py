@@ -76,9 +76,9 @@ class StageSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSpec:
-    """Where rows come from: ``items`` and ``dataset`` travel in the payload, ``path`` is read in the cluster."""
+    """Where rows come from: ``items`` and a ``function`` travel in the payload, a ``path`` is read in the cluster."""
 
-    form: Literal["items", "dataset", "path"]
+    form: Literal["items", "function", "path"]
     paths: tuple[str, ...] = ()
     format: str = ""
     label: str = ""

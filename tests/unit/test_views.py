@@ -28,6 +28,7 @@ EVENTS = [
     ev.ReplicaEnded(stage="decode", replica="decode-1"),
     ev.ReplicaLost(stage="decode", replica="decode-1", cause="killed", num_rows_again=7),
     ev.SpanRestarted(span=3, reason="ObjectLostError"),
+    ev.SourceRestarted(num_rows=1200, reason="ActorDiedError"),
     ev.BatchHalved(stage="decode", replica="decode-1", num_rows=16),
     ev.RowsQuarantined(stage="decode", num_rows=1, error="ValueError: <b>"),
     ev.StageSampled(stage="decode", num_replicas=1, rows_waiting=4, rows_in=6, rows_out=10, num_bad=1, word="starved"),

@@ -76,6 +76,7 @@ class PipelineRun:
         applied = context.view().changes if context.attempt > 1 else ()
         self._adviser = Adviser(context, self._meter, self._trials, applied)
         self._waited: list[Waited] = ["starved"] * num_stages
+        self._counted: int | None = None
         self._words: Sequence[StageWord | Literal[""]] = ()
         self._looked_s = self._balanced_s = self._sampled_s = self._scaled_s = 0.0
         self._store_bytes, self._stored_s = math.inf, 0.0
@@ -149,14 +150,11 @@ class PipelineRun:
             raise as_user_error(exc, payload, "the source") from exc
         largest = max(spec.batch_size or spec.concurrency for spec in self._spec.stages)
         span_rows = max(MIN_SPAN_ROWS, BATCHES_A_SPAN * largest)
-        source = Source(self._spec, work.source, span_rows=span_rows, written=frozenset(self._sink.spans), payload=payload)
-        if source.num_rows is not None:
-            self._context.emit(SourceCounted(num_rows=source.num_rows))
-        return source
+        return Source(self._context, work.source, span_rows=span_rows, written=frozenset(self._sink.spans), payload=payload)
 
     def _wait_for_source(self) -> None:
         """Let a dataset of the user's be made before the stages take the CPUs that it needs."""
-        while self._spec.source.form == "dataset" and not self._source.has_begun:
+        while not self._source.is_ready:
             if self._context.stop_asked.wait(TICK_S):
                 raise StoppedError
 
@@ -179,6 +177,9 @@ class PipelineRun:
                 self._flow.add(piece)
             for span in closed:
                 self._flow.close(span)
+        if self._source.num_rows is not None and self._source.num_rows != self._counted:
+            self._counted = self._source.num_rows
+            self._context.emit(SourceCounted(num_rows=self._counted))
 
     def _dispatch(self) -> None:
         """Give work to whoever is free, the last stages first: they make room for the others."""

@@ -44,7 +44,8 @@ class StageWorker:
         self._bad: list[BadRow] = []
         self._failure: Facts | None = None
         begun_s = time.monotonic()
-        captured(self._reporter).__enter__()
+        self._printing = captured(self._reporter)  # ends with the process: what is not kept would end at once
+        self._printing.__enter__()
         try:
             limit_threads(spec.num_threads or spec.num_cpus)
             work = self._find()
