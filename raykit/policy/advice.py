@@ -59,7 +59,7 @@ def advise(
     """
     living = [stage for stage in stages if not stage.load.is_over]
     loads = [stage.load for stage in living]
-    if not loads or any(load.work_s is None for load in loads):
+    if not loads or any(stage.load.work_s is None or stage.used_cpus is None for stage in living):
         return None
     now, within = rate(loads, {load.stage: load.num_replicas for load in loads}), rate(loads, plan(loads, nodes))
     if limit is not None:

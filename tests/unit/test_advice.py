@@ -8,7 +8,7 @@ GB = 1_000_000_000
 
 def _use(stage, work_s, num_replicas=1, *, needs=CPU, least=1, most=12, **facts):
     load = StageLoad(stage=stage, needs=needs, num_replicas=num_replicas, min_replicas=least, max_replicas=most, work_s=work_s)
-    return StageUse(load=load, **facts)
+    return StageUse(load=load, **{"used_cpus": needs.num_cpus, "wanted_cpus": needs.num_cpus} | facts)
 
 
 def _advise(stages, nodes, *, tried=(), limit=None):

@@ -18,8 +18,8 @@ from raykit.policy.advice import Limit, StageUse, advise
 from raykit.policy.balance import Resources
 from raykit.spec import StageSpec
 
-LOOK_S = 2.0
-LOOKS_BACK = 4
+LOOK_S = 1.0
+LOOKS_BACK = 8
 MEASURE_S = 10.0
 
 
@@ -44,7 +44,8 @@ class Adviser:
         """Say what is new, or have something tried, while the balance is at rest."""
         now_s, through = time.monotonic(), self._meter.source_rows_through()
         if self._is_applied:
-            self._measure(now_s, through)
+            if all(stage.load.work_s is not None for stage in stages):  # else the balance has still to follow the change
+                self._measure(now_s, through)
             return
         if self._trials.is_trying or (self._looks and now_s - self._looks[-1][0] < LOOK_S):
             return

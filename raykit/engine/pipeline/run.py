@@ -23,7 +23,7 @@ from raykit.engine.pipeline.nodes import free_nodes
 from raykit.engine.pipeline.replicas import Outcome, Replicas, StageFailedError
 from raykit.engine.pipeline.sink import Sink, publish
 from raykit.engine.pipeline.source import Source
-from raykit.engine.pipeline.trials import Trials
+from raykit.engine.pipeline.trials import Trials, way_of
 from raykit.engine.run import RunContext, StoppedError, UserCodeError, as_user_error
 from raykit.errors import RunError
 from raykit.events import (
@@ -162,11 +162,14 @@ class PipelineRun:
         """Let stages work as the advice says that was applied."""
         for place, stage in enumerate(self._stages):
             spec = self._adviser.changed(self._spec.stages[place])
-            if spec != self._specs[place]:
-                self._specs[place] = spec
-                stage.change(spec)
+            if spec == self._specs[place]:
+                continue
+            if way_of(spec) != way_of(self._specs[place]):
                 self._meter.forget(place)
                 self._trials.forget(spec.name)
+            self._specs[place] = spec
+            stage.change(spec)
+        for stage in self._stages:
             stage.renew()
 
     def _feed(self) -> None:

@@ -57,7 +57,7 @@ class Trials:
 
     def way(self, spec: StageSpec) -> tuple[Way, bool]:
         """Say how the next call of a stage is made, and whether that is a trial."""
-        way = Way(batch_size=spec.batch_size, concurrency=spec.concurrency, num_threads=spec.num_threads)
+        way = way_of(spec)
         if self._now is None or self._now.change.stage != spec.name:
             return way, False
         change = self._now.change
@@ -93,3 +93,8 @@ class Trials:
         self._found = {change: relative for change, relative in self._found.items() if change.stage != stage}
         if self._now is not None and self._now.change.stage == stage:
             self._now = None
+
+
+def way_of(spec: StageSpec) -> Way:
+    """Give how a stage's calls are made."""
+    return Way(batch_size=spec.batch_size, concurrency=spec.concurrency, num_threads=spec.num_threads)
