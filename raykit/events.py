@@ -176,7 +176,10 @@ StageWord = Literal["starved", "bottleneck", "buffered", "balanced"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSampled:
-    """What the host knows of a stage: its replicas alive, rows that wait before it, and totals. ``word`` is empty at first."""
+    """What the host knows of a stage: its replicas alive, rows that wait before it, and totals. ``word`` is empty at first.
+
+    Of plain Ray Data code also: its failed tasks, the slots held, and the backpressure that holds it.
+    """
 
     stage: str
     num_replicas: int
@@ -185,6 +188,10 @@ class StageSampled:
     rows_out: int
     num_bad: int = 0
     word: StageWord | Literal[""] = ""
+    num_failed_tasks: int | None = None
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    held_by: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -142,12 +142,24 @@ def _progress_words(view: RunView) -> str:
 
 def _stage_lane(stage: StageView) -> Lane:
     shares = ["unknown"] * 3 if stage.shares is None else [f"{share:.0%}" for share in stage.shares]
-    word = stage.word or "unknown"
+    word = ", ".join([stage.word or "unknown", *_observed(stage)])
     cells = (
         *(stage.name, str(stage.num_replicas), f"{stage.rows_in:,}", f"{stage.rows_out:,}", number(stage.rate.per_s, "/s")),
         *(*shares, number(stage.rows_waiting), f"{word}, {stage.num_bad:,} rows aside" if stage.num_bad else word),
     )
     return Lane(cells=cells, share=stage.busy_share, faded=False)
+
+
+def _observed(stage: StageView) -> list[str]:
+    """What only plain Ray Data code tells of its operators."""
+    told = [] if stage.num_cpus is None else [f"holds {stage.num_cpus:g} CPU"]
+    if stage.num_gpus:
+        told.append(f"{stage.num_gpus:g} GPU")
+    if stage.held_by:
+        told.append(f"backpressure on {stage.held_by}")
+    if stage.num_failed_tasks:
+        told.append(f"{stage.num_failed_tasks:,} tasks failed")
+    return told
 
 
 def _rank_lane(rank: RankView) -> Lane:

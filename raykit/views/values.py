@@ -62,6 +62,10 @@ class StageView:
     num_bad: int = 0
     word: ev.StageWord | Literal[""] = ""
     rate: RateView = RateView()
+    num_failed_tasks: int | None = None
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    held_by: str = ""
 
     @property
     def busy_s(self) -> float:
