@@ -55,7 +55,9 @@ def observe(show: Callable[[Run], Callable[[], None]]) -> None:
         NoClusterError: this kernel is no Ray driver.
     """
     if "ray" not in sys.modules:
-        raise NoClusterError("This kernel is no Ray driver, so no Ray Data code can run in it.", "First: %ray connect, or ray.init()")
+        raise NoClusterError(
+            "This kernel is no Ray driver, so no Ray Data code can run in it.", "First: %ray connect, or ray.init()"
+        )
     from raykit.engine import observe as engine
 
     def begin(name: str) -> Callable[[Event], None]:

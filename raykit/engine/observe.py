@@ -44,7 +44,9 @@ def observe(begin: Begin) -> None:
     """
     global _begin  # noqa: PLW0603
     if not ray.is_initialized():
-        raise NoClusterError("This kernel is no Ray driver, so no Ray Data code can run in it.", "First: %ray connect, or ray.init()")
+        raise NoClusterError(
+            "This kernel is no Ray driver, so no Ray Data code can run in it.", "First: %ray connect, or ray.init()"
+        )
     _begin = begin
     if (mine := _path()) not in (paths := _paths()):
         os.environ[VARIABLE] = ",".join([*paths, mine])
