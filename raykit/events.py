@@ -183,7 +183,7 @@ class StageSampled:
 
     stage: str
     num_replicas: int
-    rows_waiting: int
+    rows_waiting: int | None
     rows_in: int
     rows_out: int
     num_bad: int = 0

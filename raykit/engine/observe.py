@@ -131,16 +131,16 @@ class _Execution:
             times.append(_times(operator, state))
         known = len(self._times[0]) >= LEAST_SAMPLES
         said = words([_mean(times) for times in self._times]) if known else ("",) * len(self._names)
-        for name, (operator, state), word in zip(self._names, self._operators, said, strict=True):
-            self._tell(_sampled(name, operator, state, word))
+        for name, (operator, _), word in zip(self._names, self._operators, said, strict=True):
+            self._tell(_sampled(name, operator, word))
 
 
-def _sampled(name: str, operator: Any, state: Any, word: Any) -> StageSampled:
+def _sampled(name: str, operator: Any, word: Any) -> StageSampled:
     metrics, held = operator.metrics, operator.running_logical_usage()
     return StageSampled(
         stage=name,
         num_replicas=operator.get_actor_info().running or operator.num_active_tasks(),
-        rows_waiting=sum(queue.num_rows for queue in state.input_queues),
+        rows_waiting=_rows_waiting(operator),
         rows_in=metrics.num_row_inputs_received,
         rows_out=metrics.row_outputs_taken,
         word=word,
@@ -149,6 +149,14 @@ def _sampled(name: str, operator: Any, state: Any, word: Any) -> StageSampled:
         num_gpus=held.gpu,
         held_by=_held_by(operator),
     )
+
+
+def _rows_waiting(operator: Any) -> int | None:
+    """Give what the operators before it gave less what it took; None where it reads a source, whose rows are not known."""
+    before = operator.input_dependencies
+    if any(isinstance(each, InputDataBuffer) for each in before):
+        return None
+    return max(0, sum(each.metrics.row_outputs_taken for each in before) - int(operator.metrics.num_row_inputs_received))
 
 
 def _held_by(operator: Any) -> str:
