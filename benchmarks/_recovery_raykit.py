@@ -76,7 +76,13 @@ def wait_for_steps(run: rk.Run, marks: Marks) -> None:
 
 
 def whole(view: Any, workers: int = WORKERS) -> bool:
-    """Say whether so many ranks train and a spare is ready."""
+    """Say whether so many ranks train and a spare is ready.
+
+    Raises:
+        RuntimeError: the run is over.
+    """
+    if view.ended:
+        raise RuntimeError(f"the run is {view.state}: {view.error}")
     living = [rank for rank in view.ranks if not rank.lost]
     ranks = [rank for rank in living if rank.rank is not None]
     spares = [rank for rank in living if rank.rank is None and rank.ready]

@@ -74,7 +74,7 @@ def main() -> None:
         os.environ["RAYKIT_HOME"] = f"{folder}/home"
         rk.up(CLUSTER, num_cpus=WORKERS, object_store_bytes=100_000_000)
         try:
-            run = rk.train(counted, folder, workers=(1, WORKERS), name="soak", checkpoint_every_s=30)
+            run = rk.train(counted, folder, workers=(1, WORKERS), name="soak", checkpoint_every="30s")
             made, samples = soak(run, for_s, QUICK_SAMPLE_S if arguments.quick else SAMPLE_S)
             Marks(Path(folder)).ask_to_stop()
             result = run.wait().result

@@ -60,22 +60,39 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageLimits:
-    """Between how many replicas a stage is balanced."""
+class StageChange:
+    """What to do otherwise with a stage of a pipeline; None leaves it as it is. See ``StageSpec`` for each."""
 
     stage: str
-    min_replicas: int
-    max_replicas: int
+    min_replicas: int | None = None
+    max_replicas: int | None = None
+    batch_size: int | None = None
+    concurrency: int | None = None
+    num_threads: int | None = None
+    num_cpus: float | None = None
+    memory_bytes: int | None = None
+
+    @property
+    def fields(self) -> dict[str, float]:
+        """What is changed, by the names of ``StageSpec``."""
+        return {name: value for name in self.__slots__ if name != "stage" and (value := getattr(self, name)) is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Try:
+    """Make some calls of a stage so, to see what it costs then."""
+
+    change: StageChange
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advise:
-    """Tell a person what would make a pipeline faster: other limits, or, without any, what only a person can change."""
+    """Tell a person what would make a pipeline faster: changes, or, without any, what only a person can do."""
 
-    changes: tuple[StageLimits, ...]
+    changes: tuple[StageChange, ...]
     rows_s: float
     expected_rows_s: float
     reason: str
 
 
-Decision = Start | Form | Conclude | End | GiveUp | Scale | Advise
+Decision = Start | Form | Conclude | End | GiveUp | Scale | Try | Advise

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raykit.codec import SCHEMA_VERSION, decode, encode
-from raykit.decisions import StageLimits
+from raykit.decisions import StageChange
 from raykit.spec.training import LossCause
 
 RunKind = Literal["task", "pipeline", "training"]
@@ -154,6 +154,14 @@ class SpanRestarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRestarted:
+    """The process of the source's function was lost: it is begun again, and its first ``num_rows`` are left out."""
+
+    num_rows: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchHalved:
     """A batch did not fit the GPU's memory; this replica takes ``num_rows`` at most from now on."""
 
@@ -198,7 +206,7 @@ class StageSampled:
 class Advised:
     """What would make a pipeline faster, in source rows a second; without ``changes`` it is for a person to do."""
 
-    changes: tuple[StageLimits, ...]
+    changes: tuple[StageChange, ...]
     rows_s: float
     expected_rows_s: float
     reason: str
@@ -398,6 +406,7 @@ Event = (
     | ReplicaEnded
     | ReplicaLost
     | SpanRestarted
+    | SourceRestarted
     | BatchHalved
     | RowsQuarantined
     | StageSampled

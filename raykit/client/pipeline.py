@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from raykit.client.capture import pack
 from raykit.client.run import Run, start
 from raykit.errors import InputError, SourceError
 from raykit.spec import PipelineSpec, SourceSpec, StageSpec
+from raykit.spec.rows import rows_in
 from raykit.wire.payload import Payload, PipelineWork
 
 Work = TypeVar("Work", bound=Callable[..., Any])
@@ -35,6 +37,7 @@ def stage(
     batch: int | None = None,
     replicas: int | tuple[int, int] = 1,
     concurrency: int = 1,
+    threads: int | None = None,
     timeout_s: float | None = None,
     on_error: str | Callable[[Any, Exception], Any] = "fail",
     max_bad: float | None = None,
@@ -51,6 +54,7 @@ def stage(
             it one row (a dict), and gives a row, several by ``yield``, or None for no row.
         replicas: how many, or (least, most): between these raykit balances the stages.
         concurrency: calls at once in a replica: by ``async def``, or in threads.
+        threads: for the pools of torch, OpenMP and cv2 in a replica; as many as it holds CPUs, if not given.
         timeout_s: seconds for one call; a replica that takes longer is ended and the call made again.
         on_error: what an exception of the stage means. ``"fail"`` ends the run; ``"quarantine"`` puts the row aside (of a
             batch the rows that fail alone) and goes on; ``"retry:3"`` makes the call three times more; a function is called
@@ -71,6 +75,7 @@ def stage(
             min_replicas=least,
             max_replicas=most,
             concurrency=concurrency,
+            num_threads=threads,
             timeout_s=timeout_s,
             on_error="call" if callable(on_error) else on_error,
             max_bad=max_bad,
@@ -97,9 +102,12 @@ class Pipeline:
         """Start the pipeline and give its viewer; ``.wait().result`` reads the rows.
 
         Args:
-            source: an iterable of rows (other items become ``{"item": item}``), a path or glob or URL, a table of
-                pandas, or a function that makes a Ray Dataset in the cluster, with its rows in the same order each time: a
-                run that is taken up leaves out the rows that are written by their place.
+            source: an iterable of rows (other items become ``{"item": item}``), which is taken in whole before anything
+                starts, up to ``limit``; a path or glob or URL; a table of pandas; or a function, which is called in the
+                cluster. One that yields or returns rows is read while the stages work, and may be endless with ``limit``;
+                one that returns a Ray Dataset is called a second time, to make it. A function gives its rows in the same
+                order each time: where its process dies, or a run is taken up, it is begun again, and the rows that are
+                there are left out by their place.
             name: how the run is called.
             limit: take only so many rows.
             output: folder or URL for the Parquet parts, if not the run's own folder.
@@ -124,14 +132,14 @@ class Pipeline:
                 "The pipeline has no stage.", "Mark a function or a class with @rk.stage(...), or name stages by --stages."
             )
         specs = tuple(_spec_of(each) for each in self.stages)
-        described, value = describe_source(source)
+        described, value = describe_source(source, limit=limit)
         spec = PipelineSpec(name=name, source=described, stages=specs, limit=limit, output_path=_absolute(output), outputs=outputs)
         named = {each.name: work for each, work in zip(specs, self.stages, strict=True)} | {described.label or "source": value}
         return spec, pack(PipelineWork(stages=self.stages, source=value), named, {})
 
 
-def describe_source(source: Any) -> tuple[SourceSpec, Any]:
-    """Say what a source is, and give what of it must travel.
+def describe_source(source: Any, *, limit: int | None = None) -> tuple[SourceSpec, Any]:
+    """Say what a source is, and give what of it must travel: of an iterable all rows, so an endless one needs a ``limit``.
 
     Raises:
         SourceError: it is empty, not there, or of no known form.
@@ -139,17 +147,17 @@ def describe_source(source: Any) -> tuple[SourceSpec, Any]:
     if isinstance(source, str | Path):
         return _describe_path(str(source)), None
     if callable(source):
-        return SourceSpec(form="dataset", label=getattr(source, "__name__", "function")), source
-    if hasattr(source, "to_dict") and hasattr(source, "columns"):
-        source = source.to_dict("records")
-    if isinstance(source, dict) or not isinstance(source, Iterable):
+        return SourceSpec(form="function", label=getattr(source, "__name__", "function")), source
+    rows = rows_in(source)
+    if rows is None:
         raise SourceError(
-            f"A {type(source).__name__} is no source.", "Give an iterable of rows, a path, or a function that makes a Ray Dataset."
+            f"A {type(source).__name__} is no source.",
+            "Give an iterable of rows, a path, or a function that makes rows or a Ray Dataset.",
         )
-    rows = [item if isinstance(item, dict) else {"item": item} for item in source]
-    if not rows:
+    taken = list(itertools.islice(rows, None if limit is None else max(1, limit)))
+    if not taken:
         raise SourceError("The source is empty.", "Give at least one row; an iterator that was used up before gives none.")
-    return SourceSpec(form="items"), rows
+    return SourceSpec(form="items"), taken
 
 
 def _describe_path(path: str) -> SourceSpec:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -194,7 +196,12 @@ def start(spec: RunSpec, payload: Payload, *, on: str | None = None) -> Run:
 
 
 def run(function: Callable[..., Any], *args: Any, name: str = "cell", cpus: float = 1, gpus: float = 0, **kwargs: Any) -> Run:
-    """Run ``function(*args, **kwargs)`` on a node; ``.wait().result`` is what it returns."""
+    """Run ``function(*args, **kwargs)`` on a node; ``.wait().result`` is what it returns.
+
+    Raises:
+        InputError: the function cannot be called so.
+    """
+    _check_call(run, function, args, kwargs)
     spec = TaskSpec(name=name, num_cpus=cpus, num_gpus=gpus, outputs=("result",))
     work = FunctionWork(function=function, args=args, kwargs=kwargs)
     named = {getattr(function, "__name__", "function"): function, **{f"argument {n}": arg for n, arg in enumerate(args)}, **kwargs}
@@ -246,7 +253,7 @@ def train(
 
     Raises:
         CellError: Ray Train could not call the function.
-        InputError: Ray Train's loop is given more than a config.
+        InputError: the function cannot be called so; Ray Train's loop is given more than a config.
         OptionError: a value that cannot be, with those that can.
     """
     if not callable(on_loss) and on_loss not in ON_LOSS:
@@ -271,9 +278,36 @@ def train(
         check_loop(function)
         if len(args) > 1 or kwargs:
             raise InputError("A loop of Ray Train takes its config and nothing else.", "Put it all into the config.")
+    else:
+        _check_call(train, function, args, kwargs)
     work = FunctionWork(function=function, args=args, kwargs=kwargs)
     payload = pack(work, {getattr(function, "__name__", "function"): function, **kwargs}, {})
     return start(spec, with_extra(payload, "on_loss", on_loss) if callable(on_loss) else payload)
+
+
+def _check_call(caller: Callable[..., Any], function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse arguments that the function would refuse on every worker; some are misspelt options of the caller's own.
+
+    Raises:
+        InputError: what does not fit.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some builtins have none
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as exc:
+        options = list(inspect.signature(caller).parameters)
+        near = [
+            f"{name} (rk.{caller.__name__} has {meant[0]})"
+            for name in kwargs
+            if (meant := difflib.get_close_matches(name, options))
+        ]
+        name = getattr(function, "__name__", "The function")
+        raise InputError(
+            f"{name}{signature} cannot be called so: {exc}.", f"Correct {', '.join(near) or 'its arguments'}."
+        ) from exc
 
 
 def _by_cause(max_losses: int | Mapping[str, int] | None) -> tuple[tuple[str, int], ...]:

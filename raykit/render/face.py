@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from raykit.decisions import StageChange
 from raykit.views import AdviceView, CardView, RankView, RunView, StageView
 
 NUM_LINES = 8
@@ -119,12 +120,26 @@ def _labels(view: RunView) -> Sequence[str]:
 
 def advice_words(advice: AdviceView) -> str:
     """Put an advice into a sentence."""
-    change = "; ".join(f"replicas of {each.stage} {each.min_replicas}:{each.max_replicas}" for each in advice.changes)
+    change = "; ".join(map(_change_words, advice.changes))
     gain = f"{advice.rows_s:.3g} source rows/s now, {advice.expected_rows_s:.3g} expected"
     if not change:
         return f"advice: {advice.reason}" + (f": {gain}" if advice.expected_rows_s > advice.rows_s else "")
     done = " (applied)" if advice.applied else ""
     return f"advice{done}: {change}, since {advice.reason}: {gain}"
+
+
+def _change_words(change: StageChange) -> str:
+    """Put a change into the words of ``rk.stage``."""
+    said = [] if change.max_replicas is None else [f"replicas of {change.stage} {change.min_replicas}:{change.max_replicas}"]
+    named = {
+        "batch": change.batch_size,
+        "concurrency": change.concurrency,
+        "threads": change.num_threads,
+        "cpus": change.num_cpus,
+        "memory": change.memory_bytes,
+    }
+    said += [f"{name} of {change.stage} {value:.10g}" for name, value in named.items() if value is not None]
+    return ", ".join(said)
 
 
 def _progress_words(view: RunView) -> str:

@@ -97,7 +97,7 @@ class PipelineLine:
 
     name: str = option("NAME", default="pipeline", help="how the run is called", read=str)
     source: str = option(
-        "--source", default="", help="a name of the notebook (iterable, function that makes a Dataset) or a path", read=str
+        "--source", default="", help="a name of the notebook (iterable, function that makes rows or a Dataset) or a path", read=str
     )
     stages: tuple[str, ...] = option(
         "--stages", default=(), help="stages of other cells, in order; those of this cell if not given", read=names

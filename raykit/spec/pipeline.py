@@ -21,7 +21,8 @@ class StageSpec:
 
     ``on_error`` answers an exception of the user's code: ``fail`` ends the run, ``quarantine`` puts the row aside and goes
     on, ``retry:N`` tries N times more and then fails, ``call`` asks a function of the user's. ``max_bad`` bounds the rows
-    put aside: a share below one, else a number; the run fails beyond it. ``timeout_s`` is for one call.
+    put aside: a share below one, else a number; the run fails beyond it. ``timeout_s`` is for one call. ``num_threads`` is for
+    the pools of torch, OpenMP and cv2; None gives them as many as the replica holds CPUs.
     """
 
     name: str
@@ -32,6 +33,7 @@ class StageSpec:
     max_replicas: int = 1
     memory_bytes: int = 0
     concurrency: int = 1
+    num_threads: int | None = None
     timeout_s: float | None = None
     on_error: str = "fail"
     max_bad: float | None = None
@@ -47,6 +49,8 @@ class StageSpec:
             raise OptionError(f"concurrency of stage {self.name} is {self.concurrency}.", "Give at least 1.")
         if self.concurrency > 1 and self.batch_size is not None:
             raise OptionError(f"stage {self.name} has both batch and concurrency.", "Leave one out: a call takes a batch already.")
+        if self.num_threads is not None and self.num_threads < 1:
+            raise OptionError(f"threads of stage {self.name} is {self.num_threads}.", "Give at least 1, or leave it out.")
         if self.timeout_s is not None and self.timeout_s <= 0:
             raise OptionError(f"timeout_s of stage {self.name} is {self.timeout_s}.", "Give seconds above 0, or leave it out.")
         if self.max_bad is not None and self.max_bad < 0:
@@ -72,9 +76,9 @@ class StageSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSpec:
-    """Where rows come from: ``items`` and ``dataset`` travel in the payload, ``path`` is read in the cluster."""
+    """Where rows come from: ``items`` and a ``function`` travel in the payload, a ``path`` is read in the cluster."""
 
-    form: Literal["items", "dataset", "path"]
+    form: Literal["items", "function", "path"]
     paths: tuple[str, ...] = ()
     format: str = ""
     label: str = ""

@@ -53,6 +53,12 @@ def _span_restarted(view: RunView, event: ev.SpanRestarted, at_unix_s: float) ->
     return replace(view, cards=(*view.cards, card))
 
 
+def _source_restarted(view: RunView, event: ev.SourceRestarted, at_unix_s: float) -> RunView:
+    facts = (("why", event.reason), ("rows given before", f"{event.num_rows:,}"))
+    card = CardView(at_unix_s=at_unix_s, title="The source's process was lost and is begun again", good=True, facts=facts)
+    return replace(view, cards=(*view.cards, card))
+
+
 def _batch_halved(view: RunView, event: ev.BatchHalved, at_unix_s: float) -> RunView:
     facts = (("replica", event.replica), ("rows a call now", str(event.num_rows)))
     card = CardView(at_unix_s=at_unix_s, title=f"A batch of {event.stage} did not fit the GPU", good=True, facts=facts)
@@ -97,7 +103,9 @@ def _advice_withdrawn(view: RunView, _: ev.AdviceWithdrawn, __: float) -> RunVie
 
 
 def _advice_applied(view: RunView, _: ev.AdviceApplied, __: float) -> RunView:
-    return view if view.advice is None else replace(view, advice=replace(view.advice, applied=True))
+    if view.advice is None:
+        return view
+    return replace(view, advice=replace(view.advice, applied=True), changes=view.changes + view.advice.changes)
 
 
 def _advice_measured(view: RunView, event: ev.AdviceMeasured, at_unix_s: float) -> RunView:
@@ -125,6 +133,7 @@ STEPS: dict[type, Step] = {
     ev.ReplicaEnded: _replica_gone,
     ev.ReplicaLost: _replica_lost,
     ev.SpanRestarted: _span_restarted,
+    ev.SourceRestarted: _source_restarted,
     ev.BatchHalved: _batch_halved,
     ev.RowsQuarantined: _rows_quarantined,
     ev.StageSampled: _stage_sampled,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from raykit import events as ev
-from raykit.decisions import StageLimits
+from raykit.decisions import StageChange
 
 RunState = Literal["waiting", "starting", "running", "recovering", "stopping", "done", "failed", "stopped", "lost"]
 ENDED: tuple[RunState, ...] = ("done", "failed", "stopped", "lost")
@@ -108,7 +108,7 @@ class RankView:
 class AdviceView:
     """What would make a pipeline faster, and what came of it: rates in source rows a second."""
 
-    changes: tuple[StageLimits, ...]
+    changes: tuple[StageChange, ...]
     rows_s: float
     expected_rows_s: float
     reason: str
@@ -178,6 +178,7 @@ class RunView:
     stages: tuple[StageView, ...] = ()
     source_rows: int | None = None
     advice: AdviceView | None = None
+    changes: tuple[StageChange, ...] = ()
     ranks: tuple[RankView, ...] = ()
     world_size: int = 0
     resized_to: tuple[int, int] | None = None

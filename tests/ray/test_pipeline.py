@@ -72,6 +72,22 @@ def test_an_error_of_a_stage_s_init_ends_the_run(cluster):
         rk.Pipeline([Broken]).run(range(3)).wait()
 
 
+def test_what_stages_print_is_in_the_run_s_log(cluster):
+    @rk.stage(cpus=0.5)
+    class Talks:
+        def __init__(self):
+            print("built here")
+
+        def __call__(self, row):
+            print("took", row["item"])
+            return row
+
+    run = rk.Pipeline([Talks]).run(range(3)).wait()
+    printed = run.logs()
+    assert "built here" in printed
+    assert "took 2" in printed
+
+
 def test_a_stopped_pipeline_ends_and_gives_its_slots_back(cluster, until):
     @rk.stage(cpus=0.5)
     def slow(row):

@@ -307,6 +307,49 @@ def test_an_advice_names_the_limit_that_holds_the_run_up_and_is_carried_out_and_
     until(lambda: run.refresh().ended)
 
 
+def _batches_noted(folder, most=None):
+    """Give a stage whose calls cost as much whatever their rows, and which notes how many there were."""
+
+    @rk.stage(cpus=2, batch=2)
+    class Slow:
+        def __call__(self, batch):
+            size = len(batch["item"])
+            if most is not None and size > most:
+                raise RuntimeError("does not fit")
+            (folder / str(size)).touch()
+            time.sleep(0.05)
+            return batch
+
+    return Slow
+
+
+def test_a_larger_batch_is_tried_advised_and_kept_when_the_host_comes_back(cluster, until, tmp_path):
+    run = rk.Pipeline([_batches_noted(tmp_path)]).run(range(100_000), name="batches")
+    until(lambda: run.refresh().advice)
+    assert "batch of Slow 32" in run.advise()
+    run.apply()
+    until(lambda: run.refresh().advice.measured_rows_s)
+    assert run.view.advice.measured_rows_s > 4 * run.view.advice.rows_s
+    run.drill("kill-host")
+    until(lambda: run.refresh().host_attempts == 2)
+    (tmp_path / "32").unlink()
+    until(lambda: (tmp_path / "32").exists() or run.refresh().ended)
+    run.stop()
+    until(lambda: run.refresh().ended)
+    assert [str(change.batch_size) for change in run.view.changes] == ["32"]
+
+
+def test_a_larger_batch_that_fails_costs_no_row_and_is_not_advised(cluster, tmp_path):
+    run = rk.Pipeline([_batches_noted(tmp_path, most=2)]).run(range(300), name="fits").wait()
+    assert sorted(run.result.to_pandas()["item"]) == list(range(300))
+    assert {file.name for file in tmp_path.iterdir()} == {"2"}
+    records = run.cluster.door.events(run.name, after=0, wait_s=0)
+    assert [record.event.about for record in records if getattr(record.event, "decision", "") == "Try"] == [
+        ("Slow", "batch_size 4")
+    ]
+    assert run.view.changes == ()
+
+
 @pytest.mark.parametrize(
     "options",
     [{"on_error": "ignore"}, {"concurrency": 0}, {"timeout_s": 0}, {"max_bad": -1}, {"memory": -1}, {"batch": 2, "concurrency": 2}],

@@ -11,6 +11,7 @@ def test_the_parts_of_ray_data_that_raykit_touches_are_there():
     code = """
 import inspect
 import ray.data
+from ray.actor import ActorMethod
 from ray._private.state import available_resources_per_node
 from ray.data import DataContext, Dataset
 from ray.data._internal.delegating_block_builder import DelegatingBlockBuilder
@@ -22,6 +23,7 @@ for name in ("enable_progress_bars", "print_on_execution_start"):
     assert hasattr(context, name), name
 assert hasattr(context.execution_options, "preserve_order")
 assert not inspect.signature(available_resources_per_node).parameters
+assert "_generator_backpressure_num_objects" in inspect.signature(ActorMethod._remote).parameters
 assert list(inspect.signature(Dataset.iter_internal_ref_bundles).parameters) == ["self"]
 assert "blocks" in RefBundle.__dataclass_fields__ and set(BlockEntry.__dataclass_fields__) == {"ref", "metadata"}
 assert {"num_rows", "size_bytes"} <= set(BlockMetadata.__dataclass_fields__ | vars(BlockMetadata))

@@ -5,8 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raykit.decisions import StageLimits
-from raykit.policy.advice import advise
 from raykit.policy.balance import Cost, Resources, StageLoad, decide, plan
 from raykit.policy.bottleneck import StageTimes, words
 
@@ -134,39 +132,6 @@ def test_a_starved_stage_is_not_blamed_and_a_slow_source_starves_them_all():
 def test_stages_that_are_all_busy_are_balanced_but_for_the_one_that_holds_the_others():
     assert words([_times(1.0), _times(1.0)]) == ("balanced", "balanced")
     assert math.isinf(_load("a", None).rate(3))
-
-
-def test_a_stage_that_its_own_limit_holds_up_is_named_with_the_gain_of_a_higher_one():
-    loads = [_load("decode", 0.1), _load("model", 1.0, 2, max_replicas=2)]
-    advice = advise(loads, [Resources(num_cpus=6)])
-    assert advice.changes == (StageLimits(stage="model", min_replicas=1, max_replicas=5),)
-    assert (advice.rows_s, advice.expected_rows_s) == (2.0, 5.0)
-    assert "model is the bottleneck" in advice.reason
-
-
-def test_a_least_number_that_takes_what_another_stage_needs_is_advised_away():
-    loads = [_load("decode", 0.1, 4, min_replicas=4), _load("model", 1.0, 2)]
-    advice = advise(loads, [Resources(num_cpus=6)])
-    assert StageLimits(stage="decode", min_replicas=1, max_replicas=12) in advice.changes
-    assert advice.expected_rows_s == 5.0
-
-
-def test_a_full_cluster_is_named_and_what_more_would_give():
-    loads = [_load("decode", 0.1), _load("model", 1.0, 3)]
-    advice = advise(loads, [Resources(num_cpus=4)])
-    assert advice.changes == ()
-    assert "the cluster is full, 1 CPUs more would help" in advice.reason
-    assert (advice.rows_s, advice.expected_rows_s) == (3.0, 4.0)
-
-
-def test_a_slow_source_is_not_blamed_on_a_stage():
-    loads = [_load("decode", 0.1), _load("model", 0.2)]
-    assert "the source" in advise(loads, [Resources(num_cpus=4)], is_source_slow=True).reason
-
-
-def test_nothing_is_advised_before_all_stages_are_measured_or_while_the_balance_can_do_it():
-    assert advise([_load("a", 0.1), _load("b", None)], [Resources(num_cpus=4)]) is None
-    assert advise([_load("a", 0.1), _load("b", 1.0)], [Resources(num_cpus=4)]) is None
 
 
 def test_a_stage_that_lost_its_replicas_before_its_first_call_was_over_gets_its_least_again():

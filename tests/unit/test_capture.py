@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raykit.client import capture
-from raykit.client.capture import capture_cell, free_names, pack
+from raykit.client.capture import capture_cell, free_names
 from raykit.errors import CaptureError, CellError
 from raykit.wire.payload import Payload
 

@@ -1,6 +1,7 @@
 import pytest
 
-from raykit.errors import OptionError
+import raykit as rk
+from raykit.errors import InputError, OptionError
 from raykit.spec import ClusterSpec, StageSpec, TrainSpec
 from raykit.spec.lines import DrillLine, RunLine, Viewing
 from raykit.spec.parse import HelpAsked, complete, parse, parse_all, split
@@ -111,3 +112,10 @@ def test_a_training_option_that_cannot_be_is_refused_with_what_can(line, words):
 def test_losses_are_bounded_in_all_or_by_cause():
     assert parse(TrainSpec, "--max-losses 10", command="%%ray train").max_losses == (("", 10),)
     assert parse(TrainSpec, "--max-losses hung=2,node=1", command="%%ray train").max_losses == (("hung", 2), ("node", 1))
+
+
+def test_arguments_that_the_function_does_not_take_are_refused_before_anything_starts():
+    with pytest.raises(InputError, match=r"checkpoint_every_s.*\n?.*rk\.train has checkpoint_every"):
+        rk.train(lambda epochs: None, 3, checkpoint_every_s=30)
+    with pytest.raises(InputError, match="missing a required argument: 'epochs'"):
+        rk.run(lambda epochs: None)

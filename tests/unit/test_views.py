@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from raykit import events as ev
 from raykit.codec import decode, encode
-from raykit.decisions import StageLimits
+from raykit.decisions import StageChange
 from raykit.events import Record, record_from_json, record_to_json
 from raykit.render import to_html, to_text
 from raykit.views import RunView, fold, fold_all
@@ -28,11 +28,12 @@ EVENTS = [
     ev.ReplicaEnded(stage="decode", replica="decode-1"),
     ev.ReplicaLost(stage="decode", replica="decode-1", cause="killed", num_rows_again=7),
     ev.SpanRestarted(span=3, reason="ObjectLostError"),
+    ev.SourceRestarted(num_rows=1200, reason="ActorDiedError"),
     ev.BatchHalved(stage="decode", replica="decode-1", num_rows=16),
     ev.RowsQuarantined(stage="decode", num_rows=1, error="ValueError: <b>"),
     ev.StageSampled(stage="decode", num_replicas=1, rows_waiting=4, rows_in=6, rows_out=10, num_bad=1, word="starved"),
     ev.Advised(
-        changes=(StageLimits(stage="decode", min_replicas=1, max_replicas=4),), rows_s=2.0, expected_rows_s=7.5, reason="it is slow"
+        changes=(StageChange(stage="decode", min_replicas=1, max_replicas=4),), rows_s=2.0, expected_rows_s=7.5, reason="it is slow"
     ),
     ev.AdviceWithdrawn(),
     ev.AdviceApplied(),

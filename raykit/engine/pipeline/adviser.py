@@ -3,41 +3,85 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
-from raykit.decisions import Advise
+from raykit.decisions import Advise, StageChange, Try
 from raykit.engine.pipeline.meter import Meter
+from raykit.engine.pipeline.trials import Trials
 from raykit.engine.run import RunContext
 from raykit.errors import RunError
 from raykit.events import AdviceApplied, AdviceMeasured, AdviceWithdrawn, Advised
-from raykit.policy.advice import advise
-from raykit.policy.balance import Resources, StageLoad
+from raykit.policy.advice import Limit, StageUse, advise
+from raykit.policy.balance import Resources
+from raykit.spec import StageSpec
 
 LOOK_S = 2.0
+LOOKS_BACK = 4
 MEASURE_S = 10.0
 
 
 class Adviser:
-    """Keeps the newest advice of a run, and the limits that came of those which were applied."""
+    """Keeps the newest advice of a run, and the changes that came of those which were applied."""
 
-    def __init__(self, context: RunContext, meter: Meter) -> None:
-        self._context, self._meter = context, meter
-        self.limits: dict[str, tuple[int, int]] = {}
+    def __init__(self, context: RunContext, meter: Meter, trials: Trials, applied: Sequence[StageChange]) -> None:
+        """Take up what was applied under an earlier host."""
+        self._context, self._meter, self._trials = context, meter, trials
+        self._changes: dict[str, dict[str, Any]] = {}
         self._newest: Advise | None = None
-        self._looked_s = 0.0
+        self._looks: deque[tuple[float, float]] = deque(maxlen=LOOKS_BACK)
         self._measured_from: tuple[float, float] | None = None
         self._is_applied = False
+        self._take(applied)
 
-    def look(self, loads: Sequence[StageLoad], nodes: Sequence[Resources], *, is_source_slow: bool) -> None:
-        """Say what is new, while the balance is at rest."""
-        now_s = time.monotonic()
+    def changed(self, spec: StageSpec) -> StageSpec:
+        """Give a stage of the user's as it is to work now."""
+        return replace(spec, **self._changes.get(spec.name, {}))
+
+    def look(self, stages: Sequence[StageUse], nodes: Sequence[Resources], *, limit: Limit | None) -> None:
+        """Say what is new, or have something tried, while the balance is at rest."""
+        now_s, through = time.monotonic(), self._meter.source_rows_through()
         if self._is_applied:
-            self._measure(now_s)
+            self._measure(now_s, through)
             return
-        if now_s - self._looked_s < LOOK_S:
+        if self._trials.is_trying or (self._looks and now_s - self._looks[-1][0] < LOOK_S):
             return
-        self._looked_s = now_s
-        newest = advise(loads, nodes, is_source_slow=is_source_slow)
+        self._looks.append((now_s, through))
+        begun_s, before = self._looks[0]
+        rows_s = (through - before) / (now_s - begun_s) if now_s > begun_s else 0.0
+        known = self._trials.known({stage.load.stage: stage.load.work_s for stage in stages})
+        newest = advise(stages, nodes, tried=known, rows_s=rows_s, limit=limit)
+        if isinstance(newest, Try):
+            self._try(newest, stages)
+        else:
+            self._say(newest)
+
+    def apply(self) -> None:
+        """Take the newest advice's changes.
+
+        Raises:
+            RunError: there is none that can be carried out.
+        """
+        if self._newest is None or not self._newest.changes or self._is_applied:
+            said = f": {self._newest.reason}" if self._newest else "."
+            raise RunError(f"{self._context.name} has no advice that could be applied{said}", "See %ray advise.")
+        self._take(self._newest.changes)
+        self._is_applied = True
+        self._context.emit(AdviceApplied())
+
+    def _take(self, changes: Sequence[StageChange]) -> None:
+        for change in changes:
+            self._changes[change.stage] = self._changes.get(change.stage, {}) | change.fields
+
+    def _try(self, wish: Try, stages: Sequence[StageUse]) -> None:
+        place = next(place for place, stage in enumerate(stages) if stage.load.stage == wish.change.stage)
+        row_s = self._meter.row_s(place)
+        if row_s is not None:
+            self._trials.begin(wish.change, row_s)
+
+    def _say(self, newest: Advise | None) -> None:
         before, self._newest = self._newest, newest
         if newest is None and before is not None:
             self._context.emit(AdviceWithdrawn())
@@ -51,25 +95,12 @@ class Adviser:
                 )
             )
 
-    def apply(self) -> None:
-        """Take the newest advice's limits.
-
-        Raises:
-            RunError: there is none that can be carried out.
-        """
-        if self._newest is None or not self._newest.changes or self._is_applied:
-            said = f": {self._newest.reason}" if self._newest else "."
-            raise RunError(f"{self._context.name} has no advice that could be applied{said}", "See %ray advise.")
-        self.limits |= {each.stage: (each.min_replicas, each.max_replicas) for each in self._newest.changes}
-        self._is_applied = True
-        self._context.emit(AdviceApplied())
-
-    def _measure(self, now_s: float) -> None:
+    def _measure(self, now_s: float, through: float) -> None:
         """Measure the rate from the first look after the change was carried out."""
-        through = self._meter.source_rows_through()
         if self._measured_from is None:
             self._measured_from = now_s, through
         begun_s, before = self._measured_from
         if now_s - begun_s > MEASURE_S:
             self._context.emit(AdviceMeasured(rows_s=(through - before) / (now_s - begun_s)))
             self._measured_from, self._is_applied, self._newest = None, False, None
+            self._looks.clear()

@@ -11,6 +11,15 @@ Facts = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """How the rows of a call are given to the user's code. ``num_threads`` None leaves its thread pools as they are."""
+
+    batch_size: int | None
+    concurrency: int
+    num_threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """One call of a replica.
 
@@ -21,6 +30,7 @@ class Order:
     number: int
     cuts: tuple[tuple[int, int], ...]
     waited: Waited
+    way: Way
     careful: bool = False
     bad: tuple[int, ...] = ()
 
@@ -35,6 +45,20 @@ class BadRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """What a replica's process used in a call of ``taken_s``.
+
+    ``cpu_s`` is the CPU time of its threads, ``wanted_s`` with the time for which they waited for a CPU; ``peak_bytes`` the
+    most memory that it had since its start.
+    """
+
+    taken_s: float
+    cpu_s: float
+    wanted_s: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """What a call gave: (rows, bytes) of each of its blocks, and what it took. ``is_warm``: not the replica's first."""
 
@@ -42,6 +66,7 @@ class Report:
     rows_in: int
     taken_s: float
     is_warm: bool
+    use: Use | None = None
     bad: tuple[BadRow, ...] = ()
     failure: Facts | None = None
 
@@ -57,6 +82,7 @@ class Ready:
     node_id: str
     pid: int
     start_s: float = 0.0
+    is_async: bool = False
     failure: Facts | None = None
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from typing import Literal
 
-from raykit.engine.pipeline.calls import Report, Waited
+from raykit.engine.pipeline.calls import Report, Use, Waited
 from raykit.events import StageWord
 from raykit.policy.balance import Cost
 from raykit.policy.bottleneck import StageTimes, words
 
 LATE = 0.8  # what remains of the seconds before at each look
 SPENT = ("busy", "starved", "blocked")
+LOOKS = 16  # at what calls used, over which means are taken
 
 
 class Meter:
@@ -21,6 +23,8 @@ class Meter:
     def __init__(self, num_stages: int) -> None:
         self._costs = [(Cost(), Cost()) for _ in range(num_stages)]  # of first calls, and of warm ones
         self._passed = [(0, 0) for _ in range(num_stages)]
+        self._uses: list[deque[Use]] = [deque(maxlen=LOOKS) for _ in range(num_stages)]
+        self._storing = (0.0, 0.0)  # seconds in the sink, of seconds
         self._spent_s = [dict.fromkeys(SPENT, 0.0) for _ in range(num_stages)]
 
     def add(self, place: int, report: Report) -> None:
@@ -28,6 +32,36 @@ class Meter:
         self._costs[place][report.is_warm].add(report.rows_in, report.taken_s)
         rows_in, rows_out = self._passed[place]
         self._passed[place] = rows_in + report.rows_in, rows_out + report.rows_out
+        if report.use is not None and report.is_warm:
+            self._uses[place].append(report.use)
+
+    def forget(self, place: int) -> None:
+        """Measure a stage's costs anew: it works otherwise now."""
+        self._costs[place] = (Cost(), Cost())
+        self._uses[place].clear()
+
+    def use(self, place: int) -> Use | None:
+        """Give what the last calls used that were looked at, all together."""
+        uses = self._uses[place]
+        if not uses:
+            return None
+        return Use(
+            taken_s=sum(use.taken_s for use in uses),
+            cpu_s=sum(use.cpu_s for use in uses),
+            wanted_s=sum(use.wanted_s for use in uses),
+            peak_bytes=max(use.peak_bytes for use in uses),
+        )
+
+    def store(self, seconds: float, passed_s: float) -> None:
+        """Count the time that the host spent in the sink."""
+        stored_s, all_s = self._storing
+        self._storing = (stored_s * LATE + seconds, all_s * LATE + passed_s)
+
+    @property
+    def store_share(self) -> float:
+        """Share of the last seconds that the host spent in the sink: it gives no work out meanwhile."""
+        stored_s, all_s = self._storing
+        return stored_s / all_s if all_s else 0.0
 
     def spend(self, place: int, why: Waited | Literal["busy"], seconds: float) -> None:
         """Count time of a stage's replicas."""

@@ -30,7 +30,7 @@ def blocks_of(spec: SourceSpec, value: Any, *, limit: int | None, rows_a_block: 
 
     Args:
         spec: where they come from.
-        value: the rows of the form ``items``, the function of the form ``dataset``.
+        value: the rows of the form ``items``, the function of a Ray Dataset of the form ``function``.
         limit: how many rows at most.
         rows_a_block: of the form ``items``.
     """
@@ -41,7 +41,7 @@ def blocks_of(spec: SourceSpec, value: Any, *, limit: int | None, rows_a_block: 
             yield ray.put(some), len(some), bytes_of(some)
         return
     # A user's dataset wants CPU slots for itself, which the stages hold while they run: it goes first.
-    dataset = _ordered(value()).materialize() if spec.form == "dataset" else _read(spec.format, list(spec.paths))
+    dataset = _ordered(value()).materialize() if spec.form == "function" else _read(spec.format, list(spec.paths))
     left = limit
     for bundle in dataset.iter_internal_ref_bundles():
         for entry in bundle.blocks:

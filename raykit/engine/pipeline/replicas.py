@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 
-from raykit.engine.pipeline.calls import Order, Ready, Report, Waited
+from raykit.engine.pipeline.calls import Order, Ready, Report, Waited, Way
 from raykit.engine.pipeline.flow import Work
 from raykit.engine.pipeline.stages import StageWorker
 from raykit.engine.run import RunContext, describe
@@ -31,11 +31,15 @@ class Call:
     generator: Any
     over: Any
     begun_s: float = 0.0
+    is_trial: bool = False
 
 
 @dataclass(slots=True)
 class Member:
-    """A replica: being built (``ready`` is the answer that is waited for), at work, or leaving."""
+    """A replica: being built (``ready`` is the answer that is waited for), at work, or leaving.
+
+    One that is ``outdated`` holds what the stage held before a change.
+    """
 
     name: str
     handle: Any
@@ -45,6 +49,7 @@ class Member:
     pid: int = 0
     calls: deque[Call] = field(default_factory=deque)
     leaving: bool = False
+    outdated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +57,8 @@ class Outcome:
     """A call that is over: with its report and blocks, or with what broke it."""
 
     work: Work
+    replica: str = ""
+    is_trial: bool = False
     report: Report | None = None
     blocks: tuple[Any, ...] = ()
     cause: str = ""
@@ -69,7 +76,9 @@ class Replicas:
 
     def __init__(self, context: RunContext, spec: StageSpec, numbers: Iterator[int], *, is_last: bool) -> None:
         self.spec = spec
+        self.is_async = False
         self._is_last = is_last
+        self._rows_timed = spec.batch_size or 1  # for these the user has set the timeout
         self.start_s = 0.0
         self._context, self._numbers = context, numbers
         self._members: dict[str, Member] = {}
@@ -77,12 +86,7 @@ class Replicas:
         self._num_named = 0
         self._start_deaths = 0
         self._call_s = 0.0
-        options: dict[str, Any] = {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus, "max_restarts": 0, "max_task_retries": 0}
-        if spec.memory_bytes:
-            options["memory"] = spec.memory_bytes
-        if spec.runtime_env:
-            options["runtime_env"] = spec.runtime_env
-        self._actor = ray.remote(**options)(StageWorker)
+        self._actor = _actor_of(spec)
 
     @property
     def members(self) -> list[Member]:
@@ -123,6 +127,25 @@ class Replicas:
             member.leaving = True
         self._let_go()
 
+    def change(self, spec: StageSpec) -> None:
+        """Work otherwise from now on; replicas that hold something else than the stage does are replaced."""
+        before, self.spec = self.spec, spec
+        if _held(before) != _held(spec):
+            self._actor = _actor_of(spec)
+            for member in self.members:
+                member.outdated = True
+
+    def renew(self) -> None:
+        """Replace outdated replicas, up to half of all at once."""
+        outdated = [member for member in self.members if member.outdated and not member.leaving]
+        if not outdated or self.num_starting or any(member.leaving for member in self.members):
+            return
+        count = self.num_alive
+        for member in outdated[: max(1, count // 2)]:
+            member.leaving = True
+        self._let_go()
+        self.scale(count)
+
     def free(self) -> Member | None:
         """Give the replica to which the next call should go, None when all have enough."""
         depth = 2 if self._call_s < AHEAD_S else 1
@@ -131,19 +154,21 @@ class Replicas:
         ]
         return min(open_, key=lambda member: len(member.calls), default=None)
 
-    def submit(self, member: Member, work: Work, waited: Waited) -> None:
+    def submit(self, member: Member, work: Work, waited: Waited, way: Way, *, is_trial: bool) -> None:
         """Make a call."""
         number = next(self._numbers)
         order = Order(
             number=number,
             cuts=tuple((piece.start, piece.stop) for piece in work.pieces),
             waited=waited,
+            way=way,
             careful=work.deaths > 0,
             bad=work.bad,
         )
         generator = member.handle.run.options(num_returns="streaming").remote(order, *(piece.block for piece in work.pieces))
         begun_s = 0.0 if member.calls else time.monotonic()
-        member.calls.append(Call(number=number, work=work, generator=generator, over=generator.completed(), begun_s=begun_s))
+        over = generator.completed()
+        member.calls.append(Call(number=number, work=work, generator=generator, over=over, begun_s=begun_s, is_trial=is_trial))
 
     def note(self, number: int, row: int) -> None:
         """Remember which row a careful replica takes now."""
@@ -162,7 +187,7 @@ class Replicas:
                 member.calls.popleft()
                 if member.calls:
                     member.calls[0].begun_s = time.monotonic()
-                yield outcome
+                yield replace(outcome, replica=member.name)
         self._let_go()
 
     def overdue(self) -> Iterator[Outcome]:
@@ -170,9 +195,7 @@ class Replicas:
         if self.spec.timeout_s is None:
             return
         for member in self.members:
-            if member.calls and time.monotonic() - member.calls[0].begun_s > self.spec.timeout_s * _calls_in(
-                member.calls[0], self.spec
-            ):
+            if member.calls and time.monotonic() - member.calls[0].begun_s > self._limit_s(member.calls[0]):
                 ray.kill(member.handle)
                 yield from self._lost(member, f"a call took longer than {self.spec.timeout_s:g} s")
 
@@ -204,7 +227,7 @@ class Replicas:
         if ready.failure is not None:
             raise StageFailedError(*ready.failure)
         self._start_deaths = 0
-        self.start_s = time.monotonic() - member.started_s
+        self.start_s, self.is_async = time.monotonic() - member.started_s, ready.is_async
         member.ready, member.node_id, member.pid = None, ready.node_id, ready.pid
         spec = self.spec
         self._context.emit(SlotsHeld(holder=member.name, num_cpus=spec.num_cpus, num_gpus=spec.num_gpus, node=ready.node_id[:8]))
@@ -226,7 +249,11 @@ class Replicas:
         if report.is_warm or not self._call_s:
             self._call_s = report.taken_s
         self._positions.pop(call.number, None)
-        return Outcome(work=call.work, report=report, blocks=tuple(blocks))
+        return Outcome(work=call.work, is_trial=call.is_trial, report=report, blocks=tuple(blocks))
+
+    def _limit_s(self, call: Call) -> float:
+        """Give how long a call may take: the user's limit for each of the calls of user code that it would be made of."""
+        return (self.spec.timeout_s or 0.0) * -(-call.work.num_rows // self._rows_timed)
 
     def _lost(self, member: Member, cause: str) -> Iterator[Outcome]:
         """Have the calls of a dead replica made again.
@@ -239,7 +266,8 @@ class Replicas:
         suspects = [self._positions.pop(call.number, None) for call in member.calls]
         is_known = any(suspect is not None for suspect in suspects)
         for call, suspect in zip(member.calls, suspects, strict=True):
-            yield Outcome(work=call.work, cause=cause, is_guilty=suspect is not None or not is_known, suspect=suspect)
+            is_guilty = suspect is not None or not is_known
+            yield Outcome(work=call.work, is_trial=call.is_trial, cause=cause, is_guilty=is_guilty, suspect=suspect)
         member.calls.clear()
         self._gone(member, told=True)
 
@@ -261,6 +289,15 @@ class StageFailedError(Exception):
     """The user's code raised in a stage. Facts: where, the error's one line, the user's frames."""
 
 
-def _calls_in(call: Call, spec: StageSpec) -> int:
-    """Count the calls of user code in one call of a replica."""
-    return -(-call.work.num_rows // (spec.batch_size or 1))
+def _held(spec: StageSpec) -> tuple[float, float, int]:
+    return spec.num_cpus, spec.num_gpus, spec.memory_bytes
+
+
+def _actor_of(spec: StageSpec) -> Any:
+    """Give the actor class of a stage's replicas, with what each holds."""
+    options: dict[str, Any] = {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus, "max_restarts": 0, "max_task_retries": 0}
+    if spec.memory_bytes:
+        options["memory"] = spec.memory_bytes
+    if spec.runtime_env:
+        options["runtime_env"] = spec.runtime_env
+    return ray.remote(**options)(StageWorker)

@@ -23,6 +23,7 @@ from raykit.engine.pipeline.nodes import free_nodes
 from raykit.engine.pipeline.replicas import Outcome, Replicas, StageFailedError
 from raykit.engine.pipeline.sink import Sink, publish
 from raykit.engine.pipeline.source import Source
+from raykit.engine.pipeline.trials import Trials
 from raykit.engine.run import RunContext, StoppedError, UserCodeError, as_user_error
 from raykit.errors import RunError
 from raykit.events import (
@@ -38,6 +39,7 @@ from raykit.events import (
     StageSampled,
     StageWord,
 )
+from raykit.policy.advice import Limit, StageUse
 from raykit.policy.balance import Resources, StageLoad, decide
 from raykit.spec import PipelineSpec, StageSpec
 from raykit.wire.payload import PipelineWork
@@ -48,6 +50,7 @@ SAMPLE_S = 0.5
 CALL_S = 0.2  # a call of a replica is made of so many rows that it takes about this long
 MIN_SPAN_ROWS = 64
 BATCHES_A_SPAN = 32  # the last batch of a span may be short
+HALF = 0.5
 STORE_SHARE = 0.4  # of the object store, for rows under way
 STALE_S = 1.0  # what Ray says of free resources may be that old
 MAX_BUILD_S = 60.0
@@ -64,16 +67,19 @@ class PipelineRun:
     def __init__(self, context: RunContext) -> None:
         self._context = context
         self._spec: PipelineSpec = context.spec
-        self._specs = self._spec.stages
+        self._specs = list(self._spec.stages)
         num_stages = len(self._specs)
         numbers = itertools.count()
         self._stages = [Replicas(context, spec, numbers, is_last=place == num_stages - 1) for place, spec in enumerate(self._specs)]
         self._flow, self._meter, self._drills = Flow(num_stages), Meter(num_stages), Drills(context)
-        self._adviser = Adviser(context, self._meter)
+        self._trials = Trials(context)
+        applied = context.view().changes if context.attempt > 1 else ()
+        self._adviser = Adviser(context, self._meter, self._trials, applied)
         self._waited: list[Waited] = ["starved"] * num_stages
+        self._counted: int | None = None
         self._words: Sequence[StageWord | Literal[""]] = ()
         self._looked_s = self._balanced_s = self._sampled_s = self._scaled_s = 0.0
-        self._store_bytes = math.inf
+        self._store_bytes, self._stored_s = math.inf, 0.0
 
     def execute(self) -> None:
         if self._context.stop_asked.is_set():
@@ -93,6 +99,7 @@ class PipelineRun:
             while not (self._source.is_over and not self._flow.num_spans):
                 if self._context.stop_asked.is_set():
                     raise StoppedError
+                self._take_advice()
                 self._feed()
                 self._dispatch()
                 self._drills.strike(self._stages)
@@ -141,18 +148,26 @@ class PipelineRun:
             work: PipelineWork = payload.open()
         except Exception as exc:
             raise as_user_error(exc, payload, "the source") from exc
-        largest = max(spec.batch_size or spec.concurrency for spec in self._specs)
+        largest = max(spec.batch_size or spec.concurrency for spec in self._spec.stages)
         span_rows = max(MIN_SPAN_ROWS, BATCHES_A_SPAN * largest)
-        source = Source(self._spec, work.source, span_rows=span_rows, written=frozenset(self._sink.spans), payload=payload)
-        if source.num_rows is not None:
-            self._context.emit(SourceCounted(num_rows=source.num_rows))
-        return source
+        return Source(self._context, work.source, span_rows=span_rows, written=frozenset(self._sink.spans), payload=payload)
 
     def _wait_for_source(self) -> None:
         """Let a dataset of the user's be made before the stages take the CPUs that it needs."""
-        while self._spec.source.form == "dataset" and not self._source.has_begun:
+        while not self._source.is_ready:
             if self._context.stop_asked.wait(TICK_S):
                 raise StoppedError
+
+    def _take_advice(self) -> None:
+        """Let stages work as the advice says that was applied."""
+        for place, stage in enumerate(self._stages):
+            spec = self._adviser.changed(self._spec.stages[place])
+            if spec != self._specs[place]:
+                self._specs[place] = spec
+                stage.change(spec)
+                self._meter.forget(place)
+                self._trials.forget(spec.name)
+            stage.renew()
 
     def _feed(self) -> None:
         """Take rows from the source while the first stage has room."""
@@ -162,6 +177,9 @@ class PipelineRun:
                 self._flow.add(piece)
             for span in closed:
                 self._flow.close(span)
+        if self._source.num_rows is not None and self._source.num_rows != self._counted:
+            self._counted = self._source.num_rows
+            self._context.emit(SourceCounted(num_rows=self._counted))
 
     def _dispatch(self) -> None:
         """Give work to whoever is free, the last stages first: they make room for the others."""
@@ -172,12 +190,12 @@ class PipelineRun:
                     self._waited[place] = "blocked" if self._flow.rows_waiting(place) else "starved"
                     break
                 is_new = self._meter.row_s(place) is None
-                batch = stage.spec.batch_size or 1
-                work = self._flow.take(place, most=self._call_rows(place), batch=batch, partial=is_new)
+                way, is_trial = self._trials.way(stage.spec)
+                work = self._flow.take(place, most=self._call_rows(place), batch=way.batch_size or 1, partial=is_new)
                 if work is None:
                     self._waited[place] = "starved"
                     break
-                stage.submit(member, work, self._waited[place])
+                stage.submit(member, work, self._waited[place], way, is_trial=is_trial)
 
     def _has_room(self, place: int) -> bool:
         """Say whether a stage may get more rows: it has less than two calls for each replica, and the store is not full."""
@@ -189,11 +207,11 @@ class PipelineRun:
 
     def _call_rows(self, place: int) -> int:
         """Give the rows of one call: whole batches, for about ``CALL_S``."""
-        spec, row_s = self._specs[place], self._meter.row_s(place)
-        batch = spec.batch_size or 1
+        (way, _), row_s = self._trials.way(self._specs[place]), self._meter.row_s(place)
+        batch = way.batch_size or 1
         if row_s is None:
             return batch
-        return max(spec.concurrency, batch * int(CALL_S / max(row_s * batch, 1e-5)), batch)
+        return max(way.concurrency, batch * int(CALL_S / max(row_s * batch, 1e-5)), batch)
 
     def _collect(self) -> None:
         """Take in what is over; blocking up to a tick."""
@@ -212,11 +230,17 @@ class PipelineRun:
         spec = self._specs[work.stage]
         if report is None:
             self._take_in_loss(outcome)
+        elif report.failure is not None and outcome.is_trial:
+            self._trials.failed()
+            self._flow.again(work)
         elif report.failure is not None:
             raise UserCodeError(*report.failure)
         elif self._flow.done(work, ((block, *size) for block, size in zip(outcome.blocks, report.blocks, strict=True))):
             self._drills.done(work)
-            self._meter.add(work.stage, report)
+            if outcome.is_trial:
+                self._trials.take_in(outcome.replica, report)
+            else:
+                self._meter.add(work.stage, report)
             self._ledger.add(work.span, spec.name, report)
             if report.bad:
                 self._put_aside(work.span, spec, report.bad)
@@ -225,6 +249,8 @@ class PipelineRun:
         """Have work made again that died with its replica; a row that kills twice is put aside, or ends the run."""
         work, suspect = outcome.work, outcome.suspect
         spec = self._specs[work.stage]
+        if outcome.is_trial:
+            self._trials.failed()
         if outcome.lost_input:
             self._restart(work.span, f"{spec.name} could not read its rows: {outcome.lost_input}")
             return
@@ -260,6 +286,7 @@ class PipelineRun:
 
     def _store(self) -> None:
         """Bring spans that are through to the sink."""
+        begun_s = time.monotonic()
         for span, blocks in self._flow.through():
             try:
                 tables = ray.get(blocks)
@@ -270,6 +297,7 @@ class PipelineRun:
             self._flow.forget(span)
         if self._sink.is_due:
             self._commit()
+        self._stored_s += time.monotonic() - begun_s
 
     def _commit(self) -> None:
         for span in self._sink.commit():
@@ -294,7 +322,8 @@ class PipelineRun:
         nodes = free_nodes(held)
         decisions = decide(loads, nodes, rows_left=rows_left, start_s=start_s)
         if not decisions:
-            self._adviser.look(loads, nodes, is_source_slow=not self._source.is_over and set(self._words) == {"starved"})
+            uses = [self._use(place, load) for place, load in enumerate(loads)]
+            self._adviser.look(uses, nodes, limit=self._limit())
         for decision in decisions:
             self._scaled_s = now_s
             about = (decision.stage, str(decision.num_replicas))
@@ -303,25 +332,43 @@ class PipelineRun:
 
     def _load(self, place: int) -> StageLoad:
         spec = self._specs[place]
-        least, most = self._adviser.limits.get(spec.name, (spec.min_replicas, spec.max_replicas))
         is_new = self._meter.row_s(place) is None and time.monotonic() - self._begun_s < MAX_AWAITED_S
         return StageLoad(
             stage=spec.name,
             needs=Resources(num_cpus=spec.num_cpus, num_gpus=spec.num_gpus, memory_bytes=spec.memory_bytes),
             num_replicas=self._stages[place].num_alive,
-            min_replicas=least,
-            max_replicas=most,
+            min_replicas=spec.min_replicas,
+            max_replicas=spec.max_replicas,
             work_s=self._meter.source_row_s(place),
             is_over=self._source.is_over and self._flow.is_over(place),
             is_awaited=is_new and (self._stages[place].has_calls or self._flow.rows_waiting(place) > 0),
         )
+
+    def _use(self, place: int, load: StageLoad) -> StageUse:
+        spec, use = self._specs[place], self._meter.use(place)
+        return StageUse(
+            load=load,
+            batch_size=spec.batch_size,
+            concurrency=spec.concurrency,
+            can_overlap=spec.batch_size is None and (self._stages[place].is_async or spec.concurrency > 1),
+            used_cpus=use.cpu_s / use.taken_s if use else None,
+            wanted_cpus=use.wanted_s / use.taken_s if use else None,
+            peak_memory_bytes=use.peak_bytes if use else None,
+        )
+
+    def _limit(self) -> Limit | None:
+        """Say what is slower than every stage."""
+        if self._meter.store_share > HALF:
+            return "sink"
+        return "source" if not self._source.is_over and set(self._words) == {"starved"} else None
 
     def _sample(self, *, now: bool = False) -> None:
         """Tell how the stages fare, each half second."""
         now_s = time.monotonic()
         if now_s - self._sampled_s < SAMPLE_S and not now:
             return
-        self._sampled_s = now_s
+        self._meter.store(self._stored_s, now_s - self._sampled_s)
+        self._sampled_s, self._stored_s = now_s, 0.0
         waiting = [self._flow.rows_waiting(place) for place in range(len(self._stages))]
         self._words = self._meter.words(waiting)
         for stage, rows_waiting, word in zip(self._stages, waiting, self._words, strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import queue
 import threading
 from collections.abc import Iterator
@@ -9,7 +11,9 @@ from typing import Any
 
 from raykit.engine.pipeline import raydata
 from raykit.engine.pipeline.flow import Piece
-from raykit.engine.run import as_user_error
+from raykit.engine.pipeline.reader import WHERE
+from raykit.engine.pipeline.stream import Stream
+from raykit.engine.run import RunContext, UserCodeError, as_user_error
 from raykit.spec import PipelineSpec
 from raykit.wire.payload import Payload
 
@@ -20,20 +24,24 @@ Given = tuple[Piece | None, tuple[int, ...]]
 
 
 class Source:
-    """Reads ahead in a thread: a reader may block for as long as it likes."""
+    """Reads ahead in a thread: a reader may block for as long as it likes. ``num_rows`` is there when it is known."""
 
-    def __init__(self, spec: PipelineSpec, value: Any, *, span_rows: int, written: frozenset[int], payload: Payload) -> None:
+    def __init__(self, context: RunContext, value: Any, *, span_rows: int, written: frozenset[int], payload: Payload) -> None:
+        spec: PipelineSpec = context.spec
         self.is_over = False
         self.num_rows = min(len(value), spec.limit or len(value)) if spec.source.form == "items" else None
         self._spec, self._value, self._span_rows, self._written, self._payload = spec, value, span_rows, written, payload
+        self._stream = Stream(context, limit=spec.limit, span_rows=span_rows) if spec.source.form == "function" else None
         self._read: queue.Queue[Given | Exception | None] = queue.Queue(AHEAD)
         self._closed = threading.Event()
         threading.Thread(target=self._loop, name="raykit-source", daemon=True).start()
 
     @property
-    def has_begun(self) -> bool:
-        """Whether the first rows are there, or their end, or an error."""
-        return not self._read.empty()
+    def is_ready(self) -> bool:
+        """Whether the stages may start: a dataset of the user's wants CPU slots for itself, and is made before they take them."""
+        if self._stream is None or inspect.isgeneratorfunction(self._value):
+            return True
+        return self._stream.gives_rows or not self._read.empty()
 
     def take(self) -> Given | None:
         """Give what was read next, None where nothing was; ``is_over`` when there is no more.
@@ -46,13 +54,15 @@ class Source:
         except queue.Empty:
             return None
         if isinstance(given, Exception):
-            raise as_user_error(given, self._payload, "the source") from given
+            raise given if isinstance(given, UserCodeError) else as_user_error(given, self._payload, WHERE) from given
         self.is_over = given is None
         return given
 
     def close(self) -> None:
         """Read no more."""
         self._closed.set()
+        if self._stream is not None:
+            self._stream.close()
 
     def _loop(self) -> None:
         try:
@@ -73,8 +83,7 @@ class Source:
     def _pieces(self) -> Iterator[Given]:
         """Cut blocks at the borders of spans."""
         begun = 0
-        blocks = raydata.blocks_of(self._spec.source, self._value, limit=self._spec.limit, rows_a_block=self._span_rows)
-        for block, num_rows, num_bytes in blocks:
+        for block, num_rows, num_bytes in self._blocks():
             start = 0
             while start < num_rows:
                 span = begun // self._span_rows
@@ -88,3 +97,13 @@ class Source:
         span, rest = divmod(begun, self._span_rows)
         if rest and span not in self._written:
             yield None, (span,)
+        streamed = self._stream.num_rows if self._stream is not None else None
+        self.num_rows = begun if streamed is None else streamed
+
+    def _blocks(self) -> Iterator[raydata.SourceBlock]:
+        if self._stream is not None:
+            written = next(span for span in itertools.count() if span not in self._written)
+            yield from self._stream.blocks(skip=written * self._span_rows)
+            if not self._stream.is_dataset:
+                return
+        yield from raydata.blocks_of(self._spec.source, self._value, limit=self._spec.limit, rows_a_block=self._span_rows)

@@ -19,7 +19,8 @@ import numpy as np
 import ray
 
 from raykit.engine.pipeline.blocks import Batch, Part, Rows, batch_of, bytes_of, num_rows, rows_of, slice_of, stacked, table_of
-from raykit.engine.pipeline.calls import BadRow, Facts, Order, Position, Ready, Report, Waited
+from raykit.engine.pipeline.calls import BadRow, Facts, Order, Position, Ready, Report, Waited, Way
+from raykit.engine.pipeline.usage import Usage
 from raykit.engine.reporter import Reporter, captured
 from raykit.engine.run import describe, limit_threads
 from raykit.events import BatchHalved, ReplicaSampled, ReplicaStarted
@@ -37,26 +38,28 @@ class StageWorker:
         self._position: Position | None = None
         self._reporter = Reporter(host, replica, folder / "logs" / f"{replica}.log", pulse=lambda: self._position).start()
         self._payload = Payload.from_bytes((folder / "payload").read_bytes())
-        self._count = _Count()
+        self._count, self._usage = _Count(), Usage()
         self._num_calls = 0
-        self._most_rows = spec.batch_size or 1
+        self._most_rows = sys.maxsize  # of a batch that fits the GPU, once one did not
         self._bad: list[BadRow] = []
         self._failure: Facts | None = None
         begun_s = time.monotonic()
-        captured(self._reporter).__enter__()
+        self._printing = captured(self._reporter)  # ends with the process: what is not kept would end at once
+        self._printing.__enter__()
         try:
-            limit_threads(spec.num_cpus)
+            limit_threads(spec.num_threads or spec.num_cpus)
             work = self._find()
             self._on_error: Callable[..., Any] | None = getattr(work, "__raykit_on_error__", None)
             self._call: Any = work() if inspect.isclass(work) else work
-            limit_threads(spec.num_cpus)  # once more: the user's imports brought their own thread pools
+            limit_threads(spec.num_threads or spec.num_cpus)  # once more: the user's imports brought their own thread pools
         except Exception as exc:
             self._failure = self._facts(exc)
             return
         method = self._call if inspect.isroutine(self._call) else type(self._call).__call__
         self._is_async = inspect.iscoroutinefunction(method)
         self._loop = asyncio.new_event_loop() if self._is_async else None
-        self._threads = ThreadPoolExecutor(spec.concurrency) if spec.concurrency > 1 and not self._is_async else None
+        self._threads: ThreadPoolExecutor | None = None
+        self._num_at_once = 1
         self._start_s = time.monotonic() - begun_s
         self._ended_s = time.monotonic()
         node = ray.get_runtime_context().get_node_id()
@@ -68,13 +71,15 @@ class StageWorker:
         if self._failure is not None:
             self._reporter.close()
             return Ready(node_id=node_id, pid=os.getpid(), failure=self._failure)
-        return Ready(node_id=node_id, pid=os.getpid(), start_s=self._start_s)
+        return Ready(node_id=node_id, pid=os.getpid(), start_s=self._start_s, is_async=self._is_async)
 
     def run(self, order: Order, *blocks: Any) -> Iterator[Any]:
         """Give the blocks that the user's code makes of rows, and a :class:`Report` last."""
         begun_s = time.monotonic()
         self._count.wait(order.waited, begun_s - self._ended_s)
         self._bad, failure, given = [], None, []
+        self._prepare(order.way)
+        self._usage.begin()
         parts = [(block, *cut) for block, cut in zip(blocks, order.cuts, strict=True)]
         try:
             for made in self._blocks(order, parts):
@@ -97,9 +102,19 @@ class StageWorker:
             rows_in=rows_in,
             taken_s=self._ended_s - begun_s,
             is_warm=self._num_calls > 1,
+            use=self._usage.end(),
             bad=tuple(self._bad),
             failure=failure,
         )
+
+    def _prepare(self, way: Way) -> None:
+        """Be ready to call the user's code so."""
+        self._way = way
+        if way.num_threads is not None:
+            limit_threads(way.num_threads)
+        if way.concurrency != self._num_at_once:
+            self._num_at_once = way.concurrency
+            self._threads = ThreadPoolExecutor(way.concurrency) if way.concurrency > 1 and not self._is_async else None
 
     def _blocks(self, order: Order, parts: list[Part]) -> Iterator[Any]:
         if self._spec.batch_size is None:
@@ -111,7 +126,7 @@ class StageWorker:
         else:
             batch, at = batch_of(parts), 0
             while at < num_rows(batch):
-                stop = at + self._most_rows
+                stop = at + min(self._way.batch_size or 1, self._most_rows)
                 yield from self._timed(slice_of(batch, at, stop))
                 at = stop
 
@@ -139,7 +154,7 @@ class StageWorker:
         self._count.busy_s += time.perf_counter() - begun_s
 
     async def _gathered(self, rows: list[dict[str, Any]]) -> list[list[Any]]:
-        gate = asyncio.Semaphore(self._spec.concurrency)
+        gate = asyncio.Semaphore(self._way.concurrency)
 
         async def one(row: dict[str, Any]) -> list[Any]:
             async with gate:
@@ -170,7 +185,7 @@ class StageWorker:
         except Exception as exc:
             halves = slice_of(batch, 0, rows // 2), slice_of(batch, rows // 2, rows)
             if _is_out_of_memory(exc) and rows > 1:
-                self._most_rows = max(1, min(self._most_rows, rows) // 2)
+                self._most_rows = max(1, rows // 2)
                 self._reporter.emit(BatchHalved(stage=self._spec.name, replica=self._replica, num_rows=self._most_rows))
                 return [*self._batch(halves[0]), *self._batch(halves[1])]
             if self._spec.on_error == "quarantine" and rows > 1:

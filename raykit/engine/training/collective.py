@@ -8,6 +8,7 @@ lie on GPUs: those go by NCCL, which was not tried on one yet.
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from raykit.engine.training import sockets
 from raykit.engine.training.shards import local_of, with_local
 from raykit.engine.training.world import Address
 
@@ -84,15 +86,18 @@ class Group:
             BrokenWorldError: somebody will not come.
         """
         self.rank, self.world_size, self.device = rank, world_size, device
-        self._given_up, self._left_behind = given_up, False
+        self._given_up, self._is_broken = given_up, False
         try:
             keys = dist.PrefixStore(prefix, join_store(store))
+            gloo_device, mine = sockets.open_device(host)
+            keys.set(f"device {rank}", f"{mine[0]} {mine[1]}")
             keys.add("arrived", 1)
             while keys.add("arrived", 0) < world_size:
                 if outdated():
                     raise BrokenWorldError("a newer world was published")
                 time.sleep(MEET_S)
-            self._gloo = _gloo(keys, rank, world_size, host)
+            self._devices = _devices(keys, world_size)
+            self._gloo = _gloo(keys, rank, world_size, gloo_device)
             self._nccl = _nccl(keys, rank, world_size) if device.type == "cuda" else None
         except RuntimeError as exc:
             raise BrokenWorldError(str(exc)) from exc
@@ -109,7 +114,7 @@ class Group:
         try:
             return self._backend_of(tensor).allreduce([tensor], options)
         except RuntimeError as exc:
-            raise BrokenWorldError(str(exc)) from exc
+            raise self._broken(str(exc)) from exc
 
     def gather(self, values: list[int]) -> list[list[int]]:
         """Give every rank's integers, by rank; blocking."""
@@ -144,34 +149,41 @@ class Group:
             except RuntimeError as exc:
                 if not work.is_completed():  # only this look is over
                     if self._given_up():
-                        self._left_behind = True
-                        raise BrokenWorldError("the world was given up") from exc
+                        raise self._broken("the world was given up") from exc
                     continue
                 if not work.is_success():
-                    raise BrokenWorldError(str(exc)) from exc
+                    raise self._broken(str(exc)) from exc
             return
 
     def close(self) -> None:
-        """Tear the sockets down: peers that wait for this rank see the error now rather than at a timeout."""
-        for backend in (self._gloo, self._nccl):
-            if backend is not None:
-                with suppress(RuntimeError):
-                    backend.abort()
-        if self._left_behind:
-            _left_behind.append((self._gloo, self._nccl))
+        """Leave the world. A broken one's sockets are cut: peers that wait for this rank see it now, not at a timeout."""
+        backends = [each for each in (self._gloo, self._nccl) if each is not None]
         self._gloo = self._nccl = None
+        for backend in backends:
+            with suppress(RuntimeError):
+                backend.abort()
+        if self._is_broken:
+            sockets.cut(self._devices)
+        # The destructor waits for the group's threads, which were woken just now.
+        threading.Thread(target=backends.clear, name="raykit-leave", daemon=True).start()
+
+    def _broken(self, reason: str) -> BrokenWorldError:
+        self._is_broken = True
+        return BrokenWorldError(reason)
 
     def _backend_of(self, tensor: torch.Tensor) -> Any:
         return self._nccl if tensor.device.type == "cuda" else self._gloo
 
 
-_left_behind: list[Any] = []
-"""Process groups with a thread that waits for a peer which will never answer: to let one go would wait for it too."""
+def _devices(store: Any, world_size: int) -> set[sockets.Address]:
+    """Give where the devices of all ranks listen."""
+    told = (store.get(f"device {rank}").decode().split() for rank in range(world_size))
+    return {(host, int(port)) for host, port in told}
 
 
-def _gloo(store: Any, rank: int, world_size: int, host: str) -> Any:
+def _gloo(store: Any, rank: int, world_size: int, device: Any) -> Any:
     options = dist.ProcessGroupGloo._Options()  # noqa: SLF001
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]  # noqa: SLF001
+    options._devices = [device]  # noqa: SLF001
     options._timeout = FORM_TIMEOUT  # noqa: SLF001
     return dist.ProcessGroupGloo(store, rank, world_size, options)
 

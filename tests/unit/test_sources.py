@@ -1,0 +1,39 @@
+import itertools
+
+import pandas as pd
+import pytest
+
+from raykit.client.pipeline import Pipeline, describe_source
+from raykit.errors import OptionError, SourceError
+from raykit.spec.rows import rows_in
+
+
+def test_items_that_are_no_dicts_become_rows():
+    assert list(rows_in([1, {"x": 2}])) == [{"item": 1}, {"x": 2}]
+    assert list(rows_in(pd.DataFrame({"x": [1, 2]}))) == [{"x": 1}, {"x": 2}]
+
+
+@pytest.mark.parametrize("value", [7, None, "abc", b"abc", {"x": 1}])
+def test_what_is_no_iterable_of_rows_has_none(value):
+    assert rows_in(value) is None
+    with pytest.raises(SourceError, match="is no source" if not isinstance(value, str) else "Nothing is at"):
+        describe_source(value)
+
+
+def test_of_an_endless_iterator_no_more_is_taken_than_the_limit():
+    numbers = itertools.count()
+    assert describe_source(numbers, limit=3)[1] == [{"item": 0}, {"item": 1}, {"item": 2}]
+    assert next(numbers) == 3
+
+
+def test_a_limit_of_nothing_is_refused_also_of_an_endless_iterator():
+    with pytest.raises(OptionError, match="limit is 0"):
+        Pipeline([lambda row: row]).prepare(itertools.count(), limit=0)
+
+
+def test_a_function_is_not_called_here():
+    def source():
+        raise AssertionError
+
+    described, value = describe_source(source)
+    assert (described.form, described.label, value) == ("function", "source", source)
