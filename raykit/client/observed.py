@@ -6,13 +6,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 from raykit.client.run import Run
 from raykit.client.session import Cluster
 from raykit.commands import Command
-from raykit.errors import NoClusterError, RunError
+from raykit.errors import NoClusterError, RunError, RunStoppedError
 from raykit.events import Event, Record
+
+if TYPE_CHECKING:
+    from raykit.client.quarantine import Quarantine
 
 
 class Journal:
@@ -40,12 +43,42 @@ class Journal:
         """Refuse, as the run belongs to the cell that executes it."""
         raise RunError("This run is plain Ray Data code, which takes no commands.", "Interrupt the cell that executes it.")
 
+    def logs(self, *_: Any, **__: Any) -> str:
+        """Refuse, as Ray itself prints in the cell what its workers print."""
+        raise RunError("This run is plain Ray Data code, whose lines raykit does not keep.", "Look at the cell that executed it.")
+
+    def output(self, *_: Any) -> bytes:
+        """Refuse, as the rows go to who consumes the dataset."""
+        raise RunError("This run is plain Ray Data code: its rows went to the cell.", "Take them from the dataset itself.")
+
 
 class Here:
     """This kernel, in place of a cluster."""
 
     def __init__(self, door: Journal) -> None:
         self.door = door
+
+
+class ObservedRun(Run):
+    """An execution of plain Ray Data code. It has a view; what would need a cluster's folder is refused."""
+
+    def __init__(self, name: str, journal: Journal) -> None:
+        super().__init__(cast("Cluster", Here(journal)), name)
+
+    def raise_if_failed(self) -> None:
+        """Raise what ended the execution, if it did not end well; it cannot be resumed."""
+        if self.view.state == "stopped":
+            raise RunStoppedError(f"{self.name} was left before all its rows came out.", "Consume the dataset again.")
+        super().raise_if_failed()
+
+    @property
+    def quarantine(self) -> Quarantine:
+        """Refuse: Ray Data puts no rows aside."""
+        raise RunError("This run is plain Ray Data code, which puts no rows aside.", "A raykit pipeline does: rk.Pipeline.")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Refuse: nothing was trained."""
+        raise RunError("This run is plain Ray Data code, which trains no model.", "A training run has a state: rk.train.")
 
 
 def observe(show: Callable[[Run], Callable[[], None]]) -> None:
@@ -62,7 +95,7 @@ def observe(show: Callable[[Run], Callable[[], None]]) -> None:
 
     def begin(name: str) -> Callable[[Event], None]:
         journal = Journal(name)
-        news = show(Run(cast("Cluster", Here(journal)), name))
+        news = show(ObservedRun(name, journal))
 
         def tell(event: Event) -> None:
             journal.tell(event)

@@ -1,7 +1,7 @@
 """Every touch of Ray Data by ``%ray observe data``: its execution callback, whose samples become events of a pipeline's view.
 
 Ray Data reads the variable ``RAY_DATA_EXECUTION_CALLBACKS`` when it plans an execution, so datasets made before and after are
-observed alike, whatever copies of ``DataContext`` they hold. tests/ray/test_observe.py pins the inner parts.
+observed alike, whatever copies of ``DataContext`` they hold. tests/ray/test_raydata_contract.py pins the inner parts.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.interfaces import PhysicalOperator
 from ray.data._internal.execution.operators.input_data_buffer import InputDataBuffer
+from ray.data._internal.execution.operators.limit_operator import LimitOperator
+from ray.exceptions import UserCodeException
 
 from raykit.engine.run import describe
 from raykit.errors import NoClusterError
-from raykit.events import Event, RunAccepted, RunEnded, RunStarted, StageSampled, UserFailed
+from raykit.events import Event, RunAccepted, RunEnded, RunStarted, StageSampled, StageWord, UserFailed
 from raykit.policy.bottleneck import StageTimes, words
 
 Tell = Callable[[Event], None]
@@ -31,6 +34,7 @@ VARIABLE = "RAY_DATA_EXECUTION_CALLBACKS"
 SAMPLE_S = 0.5
 NUM_SAMPLES = 8  # that a word rests on: four seconds
 LEAST_SAMPLES = 3
+CAUSED = "The above exception was the direct cause of the following exception:"  # of Python's tracebacks
 
 _log = logging.getLogger(__name__)
 _begin: Begin | None = None
@@ -107,52 +111,92 @@ class _Execution:
         self._operators, self._tell = operators, tell
         self._times: list[deque[StageTimes]] = [deque(maxlen=NUM_SAMPLES) for _ in operators]
         self._sampled_s = 0.0
-        self._is_whole = False
-        tell(RunAccepted(run_kind="pipeline", folder="", stages=tuple(self._names)))
+        self._is_through = self._has_ended = False
+        tell(RunAccepted(run_kind="observed", folder="", stages=tuple(self._names)))
         tell(RunStarted())
 
     def step(self) -> None:
-        self._is_whole = all(operator.has_completed() for operator, _ in self._operators)
-        if self._is_whole or time.monotonic() - self._sampled_s >= SAMPLE_S:
+        if self._has_ended:  # Ray Data waits two seconds for its thread, then shuts down beside it
+            return
+        self._is_through = _is_through([operator for operator, _ in self._operators])
+        if time.monotonic() - self._sampled_s >= SAMPLE_S:
             self._sampled_s = time.monotonic()
+            self._take_times()
             self._sample()
 
     def end(self, error: BaseException | None = None) -> None:
-        """The consumer left early when there is no error and an operator was not through at the last step."""
-        if isinstance(error, Exception):
-            said = describe(_root(error))
-            self._tell(UserFailed(where="Ray Data", error=said, traceback_text=re.sub(r"\x1b\[[0-9;]*m", "", str(error))))
-            self._tell(RunEnded(state="failed", error=said))
-        else:
-            self._tell(RunEnded(state="done" if self._is_whole and error is None else "stopped"))
+        """Tell the last counts and how it ended. The consumer left early when nothing failed and rows were still to come."""
+        self._has_ended = True
+        try:
+            self._sample()
+        finally:
+            if isinstance(error, Exception):
+                said, traceback_text = _told(error)
+                self._tell(UserFailed(where="Ray Data", error=said, traceback_text=traceback_text))
+                self._tell(RunEnded(state="failed", error=said))
+            else:
+                self._tell(RunEnded(state="done" if self._is_through and error is None else "stopped"))
+
+    def _take_times(self) -> None:
+        """An operator that is through keeps the times of its work: it does not starve."""
+        for (operator, state), times in zip(self._operators, self._times, strict=True):
+            if not operator.has_execution_finished():
+                times.append(_times(operator, state))
 
     def _sample(self) -> None:
-        for (operator, state), times in zip(self._operators, self._times, strict=True):
-            times.append(_times(operator, state))
-        known = len(self._times[0]) >= LEAST_SAMPLES
-        said = words([_mean(times) for times in self._times]) if known else ("",) * len(self._names)
-        for name, (operator, _), word in zip(self._names, self._operators, said, strict=True):
-            self._tell(_sampled(name, operator, word))
+        said = words([_mean(times) for times in self._times])
+        for name, (operator, _), word, times in zip(self._names, self._operators, said, self._times, strict=True):
+            self._tell(_sampled(name, operator, word if len(times) >= LEAST_SAMPLES else ""))
 
 
-def _sampled(name: str, operator: Any, word: Any) -> StageSampled:
-    metrics, held = operator.metrics, operator.running_logical_usage()
+def _is_through(operators: list[Any]) -> bool:
+    """Say whether all rows came out; of a limit, also where Ray Data moved it before operators that keep the number of rows.
+
+    ``take`` leaves at its last row, which may be before the last task is known to have ended.
+    """
+    last = operators[-1]
+    if last.has_completed():
+        return True
+    for operator in reversed(operators):
+        if isinstance(operator, LimitOperator):
+            return bool(last.metrics.row_outputs_taken >= operator._limit)  # noqa: SLF001
+        if any(getattr(each, "can_modify_num_rows", True) for each in operator._logical_operators):  # noqa: SLF001
+            return False
+    return False
+
+
+def _sampled(name: str, operator: Any, word: StageWord | Literal[""]) -> StageSampled:
+    metrics, reads = operator.metrics, _reads(operator)
+    held = operator.running_logical_usage() if _says(operator, "current_logical_usage") else None
     return StageSampled(
         stage=name,
-        num_replicas=operator.get_actor_info().running or operator.num_active_tasks(),
-        rows_waiting=_rows_waiting(operator),
-        rows_in=metrics.num_row_inputs_received,
+        num_replicas=operator.get_actor_info().running if _says(operator, "get_actor_info") else None,
+        rows_waiting=None if reads else _rows_waiting(operator),
+        rows_in=None if reads else metrics.num_row_inputs_received,
         rows_out=metrics.row_outputs_taken,
         word=word,
         num_failed_tasks=metrics.num_tasks_failed,
-        num_cpus=held.cpu,
-        num_gpus=held.gpu,
+        num_cpus=None if held is None else held.cpu,
+        num_gpus=None if held is None else held.gpu,
         held_by=_held_by(operator),
     )
 
 
+def _says(operator: Any, method: str) -> bool:
+    """Say whether an operator answers itself: the answer of the class below all is zero, whatever it does."""
+    return getattr(type(operator), method) is not getattr(PhysicalOperator, method)
+
+
+def _reads(operator: Any) -> bool:
+    """Say whether it takes tasks that read, not rows: then the buffer before it stems from the same part of the user's code."""
+    return any(
+        isinstance(each, InputDataBuffer) and any(part in operator._logical_operators for part in each._logical_operators)  # noqa: SLF001
+        for each in operator.input_dependencies
+    )
+
+
 def _rows_waiting(operator: Any) -> int | None:
-    """Give what the operators before it gave less what it took; None where it reads a source, whose rows are not known."""
+    """Give what the operators before it gave less what it took; None of a buffer, which counts no rows."""
     before = operator.input_dependencies
     if any(isinstance(each, InputDataBuffer) for each in before):
         return None
@@ -164,7 +208,7 @@ def _held_by(operator: Any) -> str:
         "task submission": operator._in_task_submission_backpressure,  # noqa: SLF001
         "task output": operator._in_task_output_backpressure,  # noqa: SLF001
     }
-    return ", ".join(name for name, holds in held.items() if holds)
+    return "" if operator.has_execution_finished() else ", ".join(name for name, holds in held.items() if holds)
 
 
 def _times(operator: Any, state: Any) -> StageTimes:
@@ -176,6 +220,8 @@ def _times(operator: Any, state: Any) -> StageTimes:
 
 
 def _mean(times: deque[StageTimes]) -> StageTimes:
+    if not times:
+        return StageTimes(busy=0.0, starved=1.0, blocked=0.0, has_waiting=False)
     count = len(times)
     return StageTimes(
         busy=sum(each.busy for each in times) / count,
@@ -185,11 +231,22 @@ def _mean(times: deque[StageTimes]) -> StageTimes:
     )
 
 
-def _root(error: BaseException) -> BaseException:
-    """Give the user's own exception from under those that Ray wraps around it."""
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None and isinstance(inner, BaseException):
-        error = inner
-    return error
+def _told(error: Exception) -> tuple[str, str]:
+    """Give the user's own exception in a line, and its traceback.
+
+    Ray Data raises its own exception from the user's, of which Ray brings back the traceback's text alone.
+    """
+    root: BaseException = error
+    while isinstance(inner := getattr(root, "cause", None) or root.__cause__, BaseException):
+        root = inner
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    if not isinstance(root, UserCodeException):
+        return describe(root), text
+    users = text.rpartition(CAUSED)[0].strip()
+    ends = re.search(r"\n(?=\S)", users[users.rfind("\n  File ") + 1 :])
+    if ends is None:
+        return describe(root), text
+    return users[users.rfind("\n  File ") + 1 :][ends.end() :].splitlines()[0], users
 
 
 def _path() -> str:

@@ -46,6 +46,45 @@ except Exception:
 view = runs[-1].view
 assert view.state == "failed", view
 assert view.error == "ValueError: no good", view.error
+assert "in bad" in view.traceback_text and "UserCodeException" not in view.traceback_text, view.traceback_text
+assert view.stages[-1].num_failed_tasks == 1, view
+assert view.stages[-1].rows_out == 0, view
+"""
+
+LIMITED = """
+def slow(row):
+    time.sleep(0.01)
+    return row
+for dataset in (ray.data.range(4000, override_num_blocks=40).map(slow), before):
+    for _ in range(2):
+        assert len(dataset.take(5)) == 5
+        assert runs[-1].view.state == "done", runs[-1].view
+        assert runs[-1].view.stages[-1].rows_out == 5, runs[-1].view
+assert dataset.limit(30).materialize().count() == 30
+view = runs[-1].view
+assert view.state == "done" and view.stages[-1].rows_out == 30, view
+"""
+
+UNKNOWN = """
+class Add:
+    def __call__(self, batch):
+        time.sleep(0.5)
+        return batch
+views = []
+def show(run):
+    runs.append(run)
+    return lambda: views.append(run.refresh())
+observed.observe(show)
+ray.data.range(40, override_num_blocks=4).map_batches(Add, concurrency=1, num_cpus=0.5).sort("id").materialize()
+read, add, sort = views[-1].stages
+assert (read.rows_in, read.num_replicas, read.rows_waiting) == (None, None, None), read
+assert (add.rows_in, add.rows_out, sort.rows_in, sort.rows_out) == (40, 40, 40, 40), views[-1]
+assert sort.num_cpus is None and sort.num_replicas is None, sort
+assert any(view.stages[1].num_replicas == 1 and view.stages[1].num_cpus == 0.5 for view in views), views
+first = views[0].stages[1]
+assert first.num_replicas is None and first.num_failed_tasks is None and first.held_by is None, first
+ray.data.from_items([{"x": 1}] * 7).map(lambda row: row).materialize()
+assert views[-1].stages[0].rows_in == 7, views[-1]
 """
 
 STOPPED = """
@@ -86,6 +125,14 @@ def test_a_dataset_made_before_has_its_rows_in_the_view_and_ends_as_done():
 
 def test_a_map_that_raises_is_a_failed_run_with_the_user_s_error():
     observed_code(FAILED)
+
+
+def test_take_and_limit_end_early_and_are_done():
+    observed_code(LIMITED)
+
+
+def test_what_an_operator_does_not_say_is_unknown():
+    observed_code(UNKNOWN)
 
 
 def test_a_loop_that_is_left_early_is_a_stopped_run():
