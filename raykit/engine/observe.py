@@ -146,7 +146,8 @@ class _Execution:
     def _sample(self) -> None:
         said = words([_mean(times) for times in self._times])
         for name, (operator, _), word, times in zip(self._names, self._operators, said, self._times, strict=True):
-            self._tell(_sampled(name, operator, word if len(times) >= LEAST_SAMPLES else ""))
+            known = len(times) >= LEAST_SAMPLES and _tells_tasks(operator)
+            self._tell(_sampled(name, operator, word if known else ""))
 
 
 def _is_through(operators: list[Any]) -> bool:
@@ -166,8 +167,8 @@ def _is_through(operators: list[Any]) -> bool:
 
 
 def _sampled(name: str, operator: Any, word: StageWord | Literal[""]) -> StageSampled:
-    metrics, reads = operator.metrics, _reads(operator)
-    held = operator.running_logical_usage() if _says(operator, "current_logical_usage") else None
+    metrics, reads, tells_tasks = operator.metrics, _reads(operator), _tells_tasks(operator)
+    held = operator.running_logical_usage() if tells_tasks else None
     return StageSampled(
         stage=name,
         num_replicas=operator.get_actor_info().running if _says(operator, "get_actor_info") else None,
@@ -175,11 +176,16 @@ def _sampled(name: str, operator: Any, word: StageWord | Literal[""]) -> StageSa
         rows_in=None if reads else metrics.num_row_inputs_received,
         rows_out=metrics.row_outputs_taken,
         word=word,
-        num_failed_tasks=metrics.num_tasks_failed,
+        num_failed_tasks=metrics.num_tasks_failed if tells_tasks else None,
         num_cpus=None if held is None else held.cpu,
         num_gpus=None if held is None else held.gpu,
         held_by=_held_by(operator),
     )
+
+
+def _tells_tasks(operator: Any) -> bool:
+    """Say whether it counts its tasks and what they hold: one that shuffles all at once does not."""
+    return _says(operator, "current_logical_usage")
 
 
 def _says(operator: Any, method: str) -> bool:

@@ -10,6 +10,7 @@ from raykit.render.face import Face, face_of
 from raykit.views import RunView
 
 WIDTH = 100
+NO_BREAK = "\N{NO-BREAK SPACE}"
 SHORT = 60  # a label up to this stands in the first line
 
 
@@ -54,8 +55,9 @@ def _lanes(face: Face) -> list[str]:
     lines = []
     for lane in face.lanes:
         lines.append(f"  {lane.cells[0]}")
-        said = ", ".join(f"{header} {cell}" for header, cell in zip(face.headers[1:], lane.cells[1:], strict=True))
-        lines += wrap(said, WIDTH, initial_indent="    ", subsequent_indent="    ")
+        said = [f"{header} {cell}".replace(" ", NO_BREAK) for header, cell in zip(face.headers[1:], lane.cells[1:], strict=True)]
+        wrapped = wrap(", ".join(said), WIDTH, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
+        lines += [line.replace(NO_BREAK, " ") for line in wrapped]
     return lines
 
 

@@ -75,11 +75,11 @@ def show(run):
     runs.append(run)
     return lambda: views.append(run.refresh())
 observed.observe(show)
-ray.data.range(40, override_num_blocks=4).map_batches(Add, concurrency=1, num_cpus=0.5).sort("id").materialize()
-read, add, sort = views[-1].stages
+ray.data.range(40, override_num_blocks=4).map_batches(Add, concurrency=1, num_cpus=0.5).random_shuffle().materialize()
+read, add, shuffle = views[-1].stages
 assert (read.rows_in, read.num_replicas, read.rows_waiting) == (None, None, None), read
-assert (add.rows_in, add.rows_out, sort.rows_in, sort.rows_out) == (40, 40, 40, 40), views[-1]
-assert sort.num_cpus is None and sort.num_replicas is None, sort
+assert (add.rows_in, add.rows_out, shuffle.rows_in, shuffle.rows_out) == (40, 40, 40, 40), views[-1]
+assert (shuffle.num_cpus, shuffle.num_replicas, shuffle.num_failed_tasks, shuffle.word) == (None, None, None, ""), shuffle
 assert any(view.stages[1].num_replicas == 1 and view.stages[1].num_cpus == 0.5 for view in views), views
 first = views[0].stages[1]
 assert first.num_replicas is None and first.num_failed_tasks is None and first.held_by is None, first
