@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from raykit.client.run import Run
 from raykit.client.session import Cluster
 from raykit.commands import Command
-from raykit.errors import NoClusterError, RunError, RunStoppedError
+from raykit.errors import NoClusterError, RunError, RunLostError, RunStoppedError
 from raykit.events import Event, Record
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ class ObservedRun(Run):
 
     def raise_if_failed(self) -> None:
         """Raise what ended the execution, if it did not end well; it cannot be resumed."""
+        if self.view.state == "lost":
+            raise RunLostError(f"{self.name} is seen no more: {self.view.error}", "Its cell goes on.")
         if self.view.state == "stopped":
             raise RunStoppedError(f"{self.name} was left before all its rows came out.", "Consume the dataset again.")
         super().raise_if_failed()

@@ -6,6 +6,7 @@ observed alike, whatever copies of ``DataContext`` they hold. tests/ray/test_ray
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -99,7 +100,10 @@ class Observer(ExecutionCallback):
         try:
             do()
         except Exception:
-            self._execution = None
+            execution, self._execution = self._execution, None
+            if execution is not None:
+                with contextlib.suppress(Exception):  # the view's own failure may be why
+                    execution.lose()
             _log.warning("raykit observes this execution of Ray Data no more; the execution goes on.", exc_info=True)
 
 
@@ -136,6 +140,10 @@ class _Execution:
                 self._tell(RunEnded(state="failed", error=said))
             else:
                 self._tell(RunEnded(state="done" if self._is_through and error is None else "stopped"))
+
+    def lose(self) -> None:
+        """Tell that what becomes of the execution is not known."""
+        self._tell(RunEnded(state="lost", error="raykit observes it no more; the log of this process says why"))
 
     def _take_times(self) -> None:
         """An operator that is through keeps the times of its work: it does not starve."""
@@ -249,10 +257,8 @@ def _told(error: Exception) -> tuple[str, str]:
     if not isinstance(root, UserCodeException):
         return describe(root), text
     users = text.rpartition(CAUSED)[0].strip()
-    ends = re.search(r"\n(?=\S)", users[users.rfind("\n  File ") + 1 :])
-    if ends is None:
-        return describe(root), text
-    return users[users.rfind("\n  File ") + 1 :][ends.end() :].splitlines()[0], users
+    said = re.search(r"^\S.*", users[users.rfind("\n  File ") + 1 :], re.MULTILINE)  # the first line below the last frame
+    return (describe(root), text) if said is None else (said.group(), users)
 
 
 def _path() -> str:

@@ -97,6 +97,13 @@ deadline = time.monotonic() + 30
 while not runs[-1].view.ended and time.monotonic() < deadline:
     runs[-1].refresh(wait_s=1)
 assert runs[-1].view.state == "stopped", runs[-1].view
+many = ray.data.range(4000, override_num_blocks=40).limit(2000).flat_map(lambda row: time.sleep(0.01) or [row] * 30)
+for batch in many.iter_batches(batch_size=10):
+    break
+deadline = time.monotonic() + 30
+while not runs[-1].view.ended and time.monotonic() < deadline:
+    runs[-1].refresh(wait_s=1)
+assert runs[-1].view.state == "stopped", runs[-1].view
 """
 
 OFF = """
@@ -111,6 +118,16 @@ def broken(run):
     raise RuntimeError("the observer's own error")
 observed.observe(broken)
 assert before.materialize().count() == 1000
+
+def breaks_on_the_way(run):
+    def news():
+        if any(stage.rows_out for stage in run.refresh().stages) and not run.view.ended:
+            raise RuntimeError("the observer's own error")
+    runs.append(run)
+    return news
+observed.observe(breaks_on_the_way)
+assert before.materialize().count() == 1000
+assert runs[-1].view.state == "lost", runs[-1].view
 """
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from raykit import events as ev
 from raykit.client.observed import Journal, ObservedRun
-from raykit.errors import RunError, RunFailedError, RunStoppedError
+from raykit.errors import RunError, RunFailedError, RunLostError, RunStoppedError
 
 ACCEPTED = ev.RunAccepted(run_kind="observed", folder="", stages=("1. Read", "2. Map"))
 
@@ -77,6 +77,9 @@ def test_an_end_that_is_not_well_is_raised_without_a_word_of_resuming():
     with pytest.raises(RunStoppedError) as stopped:
         _run(ev.RunEnded(state="stopped")).wait()
     assert "resume" not in str(stopped.value)
+    with pytest.raises(RunLostError) as lost:
+        _run(ev.RunEnded(state="lost", error="why")).wait()
+    assert "resume" not in str(lost.value)
     with pytest.raises(RunFailedError, match="no good"):
         _run(
             ev.UserFailed(where="Ray Data", error="ValueError: no good", traceback_text="no good"),
