@@ -13,7 +13,7 @@ from raykit.codec import SCHEMA_VERSION, decode, encode
 from raykit.decisions import StageChange
 from raykit.spec.training import LossCause
 
-RunKind = Literal["task", "pipeline", "training"]
+RunKind = Literal["task", "pipeline", "training", "observed"]
 EndState = Literal["done", "failed", "stopped", "lost"]
 
 
@@ -184,15 +184,22 @@ StageWord = Literal["starved", "bottleneck", "buffered", "balanced"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSampled:
-    """What the host knows of a stage: its replicas alive, rows that wait before it, and totals. ``word`` is empty at first."""
+    """What the host knows of a stage: its replicas alive, rows that wait before it, and totals. ``word`` is empty at first.
+
+    Of plain Ray Data code also: its failed tasks, the slots held, and the backpressure that holds it. None is unknown.
+    """
 
     stage: str
-    num_replicas: int
-    rows_waiting: int
-    rows_in: int
+    num_replicas: int | None
+    rows_waiting: int | None
+    rows_in: int | None
     rows_out: int
     num_bad: int = 0
     word: StageWord | Literal[""] = ""
+    num_failed_tasks: int | None = None
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    held_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

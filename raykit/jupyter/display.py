@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from raykit.client.run import Run
@@ -53,6 +54,17 @@ def follow(run: Run) -> None:
     finally:
         face.finish(run.view)
     run.raise_if_failed()
+
+
+def beside(run: Run) -> Callable[[], None]:
+    """Show a run that the cell itself executes, and give what takes in its news; nothing waits for it."""
+    face: Face = _Widget(run) if _in_notebook() else _Lines()
+
+    def news() -> None:
+        view = run.refresh()
+        (face.finish if view.ended else face.show)(view)
+
+    return news
 
 
 def _show_until_over(run: Run, face: Face) -> None:

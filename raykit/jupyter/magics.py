@@ -9,14 +9,14 @@ from typing import Any
 
 from IPython.core.magic import Magics, line_cell_magic, magics_class
 
-from raykit.client import session
+from raykit.client import observed, session
 from raykit.errors import OptionError
 from raykit.jupyter import cells
-from raykit.jupyter.display import Said
+from raykit.jupyter.display import Said, beside
 from raykit.jupyter.table import Table
 from raykit.policy.accounts import account
 from raykit.spec import ClusterSpec, TaskSpec, TrainSpec
-from raykit.spec.lines import ClusterLine, DrillLine, LogsLine, NoWords, PipelineLine, ResizeLine, RunLine, Viewing
+from raykit.spec.lines import ClusterLine, DrillLine, LogsLine, NoWords, ObserveLine, PipelineLine, ResizeLine, RunLine, Viewing
 from raykit.spec.parse import HelpAsked, complete, nearest, parse_all
 from raykit.views import RunView
 
@@ -136,6 +136,13 @@ def _resize(_: Any, line: ResizeLine) -> Said:
     return Said(f"{line.name} goes on with {ranks} from a commit on, as slots allow.")
 
 
+def _observe(_: Any, line: ObserveLine) -> Said:
+    if line.what == "off":
+        return Said("Ray Data is observed no more." if observed.leave() else "Nothing was observed.")
+    observed.observe(beside)
+    return Said("Each execution of Ray Data in this kernel is shown from now on. To end that: %ray observe off")
+
+
 def _advise(_: Any, line: RunLine) -> Said:
     return Said(session.watch(line.name).advise())
 
@@ -208,6 +215,7 @@ _LINES = {
     "status": _Word((ClusterLine,), _status, "nodes and slots of a cluster"),
     "doctor": _Word((NoWords,), lambda *_: session.doctor(), "look at this machine and say what will not work"),
     "connect": _Word((ClusterLine,), lambda _, line: session.connect(line.name), "make this kernel a Ray driver"),
+    "observe": _Word((ObserveLine,), _observe, "show plain Ray Data code of this kernel as it executes"),
     "runs": _Word((ClusterLine,), _runs, "list the runs of a cluster"),
     "watch": _Word((RunLine,), _watch, "show a run, with all that was missed"),
     "logs": _Word((LogsLine,), _logs, "what a run's workers printed"),

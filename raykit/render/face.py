@@ -16,6 +16,10 @@ MAX_LOST_SHOWN = 3
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 STAGE_HEADERS = ("stage", "replicas", "rows in", "rows out", "rate", "busy", "starved", "blocked", "rows waiting", "is")
+OPERATOR_HEADERS = (
+    *("operator", "replicas", "rows in", "rows out", "rate", "rows waiting"),
+    *("CPUs", "GPUs", "backpressure", "tasks failed", "is"),
+)
 RANK_HEADERS = ("place", "worker", "state", "device", "node", "process")
 
 
@@ -68,6 +72,9 @@ def face_of(view: RunView) -> Face:
     if view.run_kind == "training":
         headers: tuple[str, ...] = RANK_HEADERS
         lanes = tuple(_rank_lane(rank) for rank in _in_order(view.ranks))
+    elif view.run_kind == "observed":
+        headers = OPERATOR_HEADERS
+        lanes = tuple(map(_operator_lane, view.stages))
     else:
         headers = STAGE_HEADERS
         lanes = tuple(_stage_lane(stage) for stage in view.stages)
@@ -151,7 +158,9 @@ def _progress_words(view: RunView) -> str:
     if view.run_kind == "pipeline":
         whole = "an unknown number of" if view.source_rows is None else f"{view.source_rows:,}"
         taken = view.stages[0].rows_in if view.stages else 0
-        return f"{taken:,} of {whole} source rows taken"
+        return f"{_count(taken)} of {whole} source rows taken"
+    if view.run_kind == "observed" and view.stages:
+        return f"{view.stages[-1].rows_out:,} rows came out"
     return ""
 
 
@@ -159,10 +168,24 @@ def _stage_lane(stage: StageView) -> Lane:
     shares = ["unknown"] * 3 if stage.shares is None else [f"{share:.0%}" for share in stage.shares]
     word = stage.word or "unknown"
     cells = (
-        *(stage.name, str(stage.num_replicas), f"{stage.rows_in:,}", f"{stage.rows_out:,}", number(stage.rate.per_s, "/s")),
+        *(stage.name, _count(stage.num_replicas), _count(stage.rows_in), f"{stage.rows_out:,}", number(stage.rate.per_s, "/s")),
         *(*shares, number(stage.rows_waiting), f"{word}, {stage.num_bad:,} rows aside" if stage.num_bad else word),
     )
     return Lane(cells=cells, share=stage.busy_share, faded=False)
+
+
+def _operator_lane(stage: StageView) -> Lane:
+    """An operator of plain Ray Data code: it tells no shares of time, but what it holds and what holds it."""
+    cells = (
+        *(stage.name, _count(stage.num_replicas), _count(stage.rows_in), f"{stage.rows_out:,}", number(stage.rate.per_s, "/s")),
+        *(_count(stage.rows_waiting), number(stage.num_cpus), number(stage.num_gpus)),
+        *("unknown" if stage.held_by is None else stage.held_by or "none", _count(stage.num_failed_tasks), stage.word or "unknown"),
+    )
+    return Lane(cells=cells, share=None, faded=False)
+
+
+def _count(value: int | None) -> str:
+    return "unknown" if value is None else f"{value:,}"
 
 
 def _rank_lane(rank: RankView) -> Lane:

@@ -10,6 +10,7 @@ from raykit.render.face import Face, face_of
 from raykit.views import RunView
 
 WIDTH = 100
+NO_BREAK = "\N{NO-BREAK SPACE}"
 SHORT = 60  # a label up to this stands in the first line
 
 
@@ -19,7 +20,7 @@ def to_text(view: RunView) -> str:
     lines = _head(face)
     if face.progress_words:
         lines.append(f"  {bar(face.progress)} {face.progress_words}")
-    lines += _columns([face.headers, *(lane.cells for lane in face.lanes)]) if face.lanes else []
+    lines += _lanes(face) if face.lanes else []
     if face.curve:
         lines.append(f"  {face.curve_name} {curve(face.curve)} {face.curve[0][1]:.4g} → {face.curve[-1][1]:.4g}")
     if face.metrics:
@@ -44,6 +45,20 @@ def _head(face: Face) -> list[str]:
     first = ", ".join(filter(None, (f"{face.name}: {face.kind}", face.state, face.elapsed, *short)))
     long = [label for label in face.labels if label not in short]
     return [first, *(line for label in long for line in wrap(label, WIDTH, initial_indent="  ", subsequent_indent="    "))]
+
+
+def _lanes(face: Face) -> list[str]:
+    """Give a table, or each lane in lines of its own where a table would be cut."""
+    table = _columns([face.headers, *(lane.cells for lane in face.lanes)])
+    if all(len(line.rstrip()) <= WIDTH for line in table):
+        return table
+    lines = []
+    for lane in face.lanes:
+        lines.append(f"  {lane.cells[0]}")
+        said = [f"{header} {cell}".replace(" ", NO_BREAK) for header, cell in zip(face.headers[1:], lane.cells[1:], strict=True)]
+        wrapped = wrap(", ".join(said), WIDTH, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
+        lines += [line.replace(NO_BREAK, " ") for line in wrapped]
+    return lines
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -60,6 +60,17 @@ class DrillLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ObserveLine:
+    """Show plain Ray Data code of this kernel as it executes."""
+
+    what: Literal["data", "off"] = option("WHAT", default="", help="data, or off to observe no more", read=str)
+
+    def __post_init__(self) -> None:
+        if self.what not in ("data", "off"):
+            raise OptionError(f"There is no {self.what!r} to observe.", "Write %ray observe data, or %ray observe off.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResizeLine:
     """Let a training run go on with another number of ranks; no step is lost."""
 

@@ -30,6 +30,7 @@ def fold_all(view: RunView, records: Iterable[ev.Record]) -> RunView:
 
 def _run_accepted(view: RunView, event: ev.RunAccepted, at_unix_s: float) -> RunView:
     fresh = RunView(name=view.name) if event.resumed else view
+    unsampled = StageView(name="", num_replicas=None, rows_in=None) if event.run_kind == "observed" else StageView(name="")
     return replace(
         fresh,
         run_kind=event.run_kind,
@@ -39,7 +40,7 @@ def _run_accepted(view: RunView, event: ev.RunAccepted, at_unix_s: float) -> Run
         cards=view.cards,
         state="starting",
         accepted_at_unix_s=at_unix_s,
-        stages=tuple(StageView(name=name) for name in event.stages),
+        stages=tuple(replace(unsampled, name=name) for name in event.stages),
     )
 
 

@@ -84,6 +84,10 @@ def _stage_sampled(view: RunView, event: ev.StageSampled, at_unix_s: float) -> R
             rows_out=event.rows_out,
             num_bad=event.num_bad,
             word=event.word,
+            num_failed_tasks=event.num_failed_tasks,
+            num_cpus=event.num_cpus,
+            num_gpus=event.num_gpus,
+            held_by=event.held_by,
             rate=stage.rate.at(at_unix_s, event.rows_out),
         ),
     )

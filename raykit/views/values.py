@@ -55,13 +55,17 @@ class StageView:
 
     name: str
     replicas: tuple[ReplicaView, ...] = ()
-    num_replicas: int = 0
+    num_replicas: int | None = 0
     rows_waiting: int | None = None
-    rows_in: int = 0
+    rows_in: int | None = 0
     rows_out: int = 0
     num_bad: int = 0
     word: ev.StageWord | Literal[""] = ""
     rate: RateView = RateView()
+    num_failed_tasks: int | None = None
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    held_by: str | None = None
 
     @property
     def busy_s(self) -> float:
@@ -217,7 +221,7 @@ class RunView:
         if self.run_kind == "training" and self.total_steps:
             return min(1.0, self.step / self.total_steps)
         if self.run_kind == "pipeline" and self.source_rows and self.stages:
-            return min(1.0, self.stages[0].rows_in / self.source_rows)
+            return min(1.0, (self.stages[0].rows_in or 0) / self.source_rows)
         return None
 
 

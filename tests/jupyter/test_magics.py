@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -187,3 +188,32 @@ def test_a_killed_hub_is_back_and_the_run_did_not_notice(kernel):
     shown = mine.run("%ray watch hubless")
     assert "hubless: training, done" in shown
     assert "was lost" not in shown
+
+
+OBSERVED = """import ray, ray.data
+ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir={folder!r}, object_store_memory=100_000_000)
+ray.data.DataContext.get_current().enable_progress_bars = False
+%load_ext raykit
+%ray observe data"""
+
+
+def test_plain_ray_data_code_of_a_kernel_is_shown_until_it_is_observed_no_more(kernel):
+    mine = kernel()
+    assert "no Ray driver" in mine.run("%load_ext raykit\n%ray observe data")
+    assert not mine.ok
+    with tempfile.TemporaryDirectory(prefix="rk-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        assert "is shown from now on" in mine.run(OBSERVED.format(folder=folder))
+        shown = mine.run("rows = ray.data.range(1000).map(lambda row: row).take_all()")
+        assert mine.ok, shown
+        assert "observed, done" in shown
+        assert "rows out 1,000" in shown
+        assert "rows in unknown" in shown
+        shown = mine.run("ray.data.range(10).map(lambda row: row['nothing']).materialize()")
+        assert not mine.ok
+        assert "observed, failed" in shown
+        assert "error in Ray Data: KeyError" in shown
+        assert "observed no more" in mine.run("%ray observe off")
+        assert "observed" not in mine.run("ray.data.range(10).map(lambda row: row).materialize()")
+        assert "Nothing was observed" in mine.run("%ray observe off")
+        assert "to observe" in mine.run("%ray observe train")
+        mine.run("ray.shutdown()")

@@ -10,6 +10,8 @@ from raykit.codec import decode, encode
 from raykit.decisions import StageChange
 from raykit.events import Record, record_from_json, record_to_json
 from raykit.render import to_html, to_text
+from raykit.render.face import face_of
+from raykit.render.text import WIDTH
 from raykit.views import RunView, fold, fold_all
 
 EVENTS = [
@@ -132,6 +134,35 @@ def test_what_is_unknown_is_shown_as_unknown_and_never_as_zero():
     assert view.progress is None
     lane = next(line for line in to_text(view).splitlines() if line.strip().startswith("decode"))
     assert lane.split().count("unknown") == 6  # rate, three shares, rows waiting, word
+
+
+def test_an_observed_operator_shows_what_it_holds_and_what_holds_it_in_every_face():
+    names = ("1. ReadParquet->SplitBlocks(8)", "2. MapBatches(EmbedWithAVeryLongName)")
+    accepted = ev.RunAccepted(run_kind="observed", folder="", stages=names)
+    sample = ev.StageSampled(
+        stage=names[1],
+        num_replicas=3,
+        rows_waiting=12,
+        rows_in=1200,
+        rows_out=1000,
+        word="bottleneck",
+        num_failed_tasks=7,
+        num_cpus=2.5,
+        num_gpus=1,
+        held_by="task submission, task output",
+    )
+    view = _after(accepted, ev.RunStarted(), sample)
+    facts = {"CPUs": "2.5", "GPUs": "1", "backpressure": "task submission, task output", "tasks failed": "7", "is": "bottleneck"}
+    face = face_of(view)
+    shown = dict(zip(face.headers, face.lanes[1].cells, strict=True))
+    assert {name: shown[name] for name in facts} == facts
+    assert set(face.lanes[0].cells[1:]) == {"unknown", "0"}  # no row came out, and all else is unknown
+    text, html = to_text(view), to_html(view)
+    assert all(len(line) <= WIDTH for line in text.splitlines())
+    for name, value in facts.items():
+        assert f"{name} {value}" in text
+        assert f"<th>{name}</th>" in html
+        assert f"<td>{value}</td>" in html
 
 
 def test_everything_that_a_user_wrote_is_escaped_and_the_page_needs_no_script_or_style():

@@ -34,7 +34,8 @@ export class StopButton {
 
   draw(face: Face): void {
     this.stopping = face.state === "stopping";
-    setShown(this.element, !face.ended);
+    // What a cell executes itself takes no command: the kernel's interrupt ends it.
+    setShown(this.element, !face.ended && face.kind !== "observed");
     this.show();
   }
 
