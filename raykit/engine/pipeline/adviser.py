@@ -21,6 +21,7 @@ from raykit.spec import StageSpec
 LOOK_S = 1.0
 LOOKS_BACK = 8
 MEASURE_S = 10.0
+ALIKE = 0.15  # gains that differ by less are not said again
 
 
 class Adviser:
@@ -52,6 +53,8 @@ class Adviser:
         self._looks.append((now_s, through))
         begun_s, before = self._looks[0]
         rows_s = (through - before) / (now_s - begun_s) if now_s > begun_s else 0.0
+        if limit is not None and len(self._looks) < LOOKS_BACK:
+            return  # a pipeline that begins waits for its source as well
         known = self._trials.known({stage.load.stage: stage.load.work_s for stage in stages})
         newest = advise(stages, nodes, tried=known, rows_s=rows_s, limit=limit)
         if isinstance(newest, Try):
@@ -83,10 +86,11 @@ class Adviser:
             self._trials.begin(wish.change, row_s)
 
     def _say(self, newest: Advise | None) -> None:
-        before, self._newest = self._newest, newest
-        if newest is None and before is not None:
-            self._context.emit(AdviceWithdrawn())
-        elif newest is not None and (before is None or (newest.changes, newest.reason) != (before.changes, before.reason)):
+        before = self._newest
+        if newest is not None and before is not None and _is_like(newest, before):
+            return
+        self._newest = newest
+        if newest is not None:
             self._context.emit(
                 Advised(
                     changes=newest.changes,
@@ -95,6 +99,8 @@ class Adviser:
                     reason=newest.reason,
                 )
             )
+        elif before is not None:
+            self._context.emit(AdviceWithdrawn())
 
     def _measure(self, now_s: float, through: float) -> None:
         """Measure the rate from the first look after the change was carried out."""
@@ -105,3 +111,10 @@ class Adviser:
             self._context.emit(AdviceMeasured(rows_s=(through - before) / (now_s - begun_s)))
             self._measured_from, self._is_applied, self._newest = None, False, None
             self._looks.clear()
+
+
+def _is_like(one: Advise, other: Advise) -> bool:
+    """Say whether two pieces of advice are one: the same changes for about the same gain."""
+    gains = [each.expected_rows_s / each.rows_s if each.rows_s else 0.0 for each in (one, other)]
+    is_same = one.changes == other.changes and (bool(one.changes) or one.reason == other.reason)
+    return is_same and abs(gains[0] - gains[1]) <= ALIKE * max(gains)
