@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -10,14 +11,30 @@ import pytest
 
 pytestmark = pytest.mark.ray
 
-BEGIN = """
-import os, sys, time
+DRIVER = """
+import json, os, sys, time, traceback
 import ray, ray.data
 from raykit.client import observed
-from raykit.render import to_text
 
 ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=sys.argv[1], object_store_memory=100_000_000)
 ray.data.DataContext.get_current().enable_progress_bars = False
+for line in sys.stdin:
+    error = ""
+    try:
+        exec(json.loads(line), {"__name__": "__main__"})
+    except BaseException:
+        error = traceback.format_exc()
+    observed.leave()
+    print("ENDED", json.dumps(error), flush=True)
+ray.shutdown()
+"""
+
+BEGIN = """
+import os, time
+import ray.data
+from raykit.client import observed
+from raykit.render import to_text
+
 runs = []
 before = ray.data.range(1000, override_num_blocks=4).map_batches(lambda batch: batch, batch_size=10)
 
@@ -131,34 +148,48 @@ assert runs[-1].view.state == "lost", runs[-1].view
 """
 
 
-def observed_code(code: str) -> None:
+@pytest.fixture(scope="module")
+def driver():
+    """A process that runs code as the driver of a small cluster of its own, and gives the traceback of what failed."""
     with tempfile.TemporaryDirectory(prefix="rk-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        subprocess.run([sys.executable, "-c", BEGIN + code + "\nray.shutdown()\n", folder], check=True, timeout=150)
+        line = [sys.executable, "-c", DRIVER, folder]
+        process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+        def run(code):
+            process.stdin.write(json.dumps(BEGIN + code) + "\n")
+            process.stdin.flush()
+            ended = next(line for line in process.stdout if line.startswith("ENDED "))
+            return json.loads(ended.removeprefix("ENDED "))
+
+        yield run
+        process.stdin.close()
+        assert process.wait(60) == 0
+        process.stdout.close()
 
 
-def test_a_dataset_made_before_has_its_rows_in_the_view_and_ends_as_done():
-    observed_code(DONE)
+def test_a_dataset_made_before_has_its_rows_in_the_view_and_ends_as_done(driver):
+    assert driver(DONE) == ""
 
 
-def test_a_map_that_raises_is_a_failed_run_with_the_user_s_error():
-    observed_code(FAILED)
+def test_a_map_that_raises_is_a_failed_run_with_the_user_s_error(driver):
+    assert driver(FAILED) == ""
 
 
-def test_take_and_limit_end_early_and_are_done():
-    observed_code(LIMITED)
+def test_take_and_limit_end_early_and_are_done(driver):
+    assert driver(LIMITED) == ""
 
 
-def test_what_an_operator_does_not_say_is_unknown():
-    observed_code(UNKNOWN)
+def test_what_an_operator_does_not_say_is_unknown(driver):
+    assert driver(UNKNOWN) == ""
 
 
-def test_a_loop_that_is_left_early_is_a_stopped_run():
-    observed_code(STOPPED)
+def test_a_loop_that_is_left_early_is_a_stopped_run(driver):
+    assert driver(STOPPED) == ""
 
 
-def test_off_restores_the_callbacks_and_shows_nothing_more():
-    observed_code(OFF)
+def test_off_restores_the_callbacks_and_shows_nothing_more(driver):
+    assert driver(OFF) == ""
 
 
-def test_an_error_of_the_observer_leaves_the_execution_alone():
-    observed_code(BROKEN)
+def test_an_error_of_the_observer_leaves_the_execution_alone(driver):
+    assert driver(BROKEN) == ""
