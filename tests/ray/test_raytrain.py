@@ -100,8 +100,8 @@ def test_a_loop_runs_unchanged_and_its_reports_are_seen(cluster):
 
 def test_an_error_of_the_loop_comes_home_with_its_line_and_nothing_is_tried_again(cluster, until):
     payload = capture_cell(BROKEN, {}, title="Cell In[7]")
-    run = start(TrainSpec(name="broken", workers=(2, 2), engine="ray-train"), payload)
-    with pytest.raises(RunFailedError, match="broken failed in rank 1: KeyError: 'lost'") as caught:
+    run = start(TrainSpec(name="wrong-key", workers=(2, 2), engine="ray-train"), payload)
+    with pytest.raises(RunFailedError, match="wrong-key failed in rank 1: KeyError: 'lost'") as caught:
         run.wait()
     assert caught.value.traceback_text == (
         "Traceback (most recent call last):\n"
