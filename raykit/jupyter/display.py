@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raykit.client.run import Run
-from raykit.render import to_html, to_text
+from raykit.render import to_text
 from raykit.views import RunView
 
 if TYPE_CHECKING:
@@ -117,16 +117,15 @@ class _Widget:
         self._widget.show(view)
         if save:
             self._saved_s = self._shown_s
-            self._save(self._widget, view)
+            self._save(self._widget)
 
-    def _save(self, widget: RunWidget, view: RunView) -> None:
+    def _save(self, widget: RunWidget) -> None:
         from IPython.display import display
 
-        bundle = widget.bundle() | {"text/html": to_html(view), "text/plain": to_text(view)}
         if self._handle is None:
-            self._handle = display(bundle, raw=True, display_id=True)
+            self._handle = display(widget.bundle(), raw=True, display_id=True)
         else:
-            self._handle.update(bundle, raw=True)
+            self._handle.update(widget.bundle(), raw=True)
 
 
 def _widget(run: Run) -> RunWidget:

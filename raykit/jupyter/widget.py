@@ -12,6 +12,7 @@ import anywidget
 import traitlets
 
 from raykit.codec import encode
+from raykit.render import to_html, to_text
 from raykit.render.face import face_of
 from raykit.views import RunView
 
@@ -37,13 +38,14 @@ class RunWidget(anywidget.AnyWidget):
 
     def __init__(self, view: RunView) -> None:
         super().__init__(**_parts(view))
+        self._view = view
         self._past_sent_s = -math.inf
         _answer_beside_a_running_cell(self)
 
     def show(self, view: RunView, *, at_s: float | None = None) -> None:
         """Show a newer view, in one message; ``at_s`` is the time of a monotonic clock."""
         at_s = time.monotonic() if at_s is None else at_s
-        parts = _parts(view)
+        self._view, parts = view, _parts(view)
         with self.hold_sync():
             self.now = parts["now"]
             if view.ended or at_s - self._past_sent_s >= PAST_S:
@@ -60,8 +62,16 @@ class RunWidget(anywidget.AnyWidget):
         self.on_msg(clicked)
 
     def bundle(self) -> dict[str, Any]:
-        """Give the part of a display's data that stands for the live widget."""
-        return {"application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0, "model_id": self.model_id}}
+        """Give a display's data: the live widget, and for whoever has no kernel the two other faces of the view."""
+        live = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
+        return {
+            "application/vnd.jupyter.widget-view+json": live,
+            "text/html": to_html(self._view),
+            "text/plain": to_text(self._view),
+        }
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        return self.bundle(), {}
 
 
 def _parts(view: RunView) -> dict[str, Any]:

@@ -61,8 +61,6 @@ export class Controls {
       this.send({ command: "resize", workers: this.workers.value });
       this.resize.close();
     });
-    // JupyterLab takes single keys in command mode for its own.
-    form.addEventListener("keydown", (event) => event.key !== "Escape" && event.stopPropagation());
     return form;
   }
 

@@ -45,6 +45,9 @@ class RunFace {
   constructor(send: Send) {
     this.controls = new Controls(send, this.logs.element);
     this.advice = new Advice(send);
+    // JupyterLab would take arrows and letters for its own: its shortcuts heed the attribute, its notebook the stopped event.
+    this.element.setAttribute("data-lm-suppress-shortcuts", "true");
+    this.element.addEventListener("keydown", (event) => event.stopPropagation());
     this.state.setAttribute("role", "status");
     this.said.setAttribute("role", "status");
     this.error.setAttribute("role", "alert");

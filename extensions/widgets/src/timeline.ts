@@ -59,7 +59,7 @@ export class Timeline {
     this.brush.style.width = `${((to - from) / end) * 100}%`;
     this.element.dataset["chosen"] = String(this.zoom.isChosen);
     this.all.style.visibility = this.zoom.isChosen ? "visible" : "hidden";
-    setText(this.words, `${seconds(from)} – ${seconds(to)}`);
+    setText(this.words, `${seconds(from)} to ${seconds(to)}`);
   }
 
   private slide(): void {
