@@ -95,4 +95,29 @@ class Advise:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """Lease a free slot to a claimant."""
+
+    claimant: str
+    slot: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reclaim:
+    """Ask a claimant for a slot back, by a time."""
+
+    claimant: str
+    slot: str
+    return_by_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Force:
+    """Take a slot from a claimant that did not return it in time."""
+
+    claimant: str
+    slot: str
+
+
 Decision = Start | Form | Conclude | End | GiveUp | Scale | Try | Advise
