@@ -33,7 +33,7 @@ def main() -> None:
     )
     free = Pool(slots=tuple(f"slot-{index}" for index in range(NUM_SLOTS)), claims=claims)
     grants = [each for each in decide(free, 0.0) if isinstance(each, Grant)]
-    rest = replace(free, leases=tuple(Lease(slot=each.slot, claimant=each.claimant) for each in grants))
+    rest = replace(free, leases=tuple(Lease(slot=slot, claimant=each.claimant) for each in grants for slot in each.slots))
     bursting = tuple(replace(claim, priority=4, ceiling=5 * claim.ceiling) for claim in claims[: NUM_CLAIMANTS // 10])
     burst = replace(rest, claims=(*bursting, *claims[NUM_CLAIMANTS // 10 :]))
     for name, pool in (("free", free), ("at rest", rest), ("burst", burst)):

@@ -97,18 +97,18 @@ class Advise:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """Lease a free slot to a claimant."""
+    """Lease these free slots to a claimant, all at once."""
 
     claimant: str
-    slot: str
+    slots: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reclaim:
-    """Ask a claimant for a slot back, by a time."""
+    """Ask a claimant for these slots back, by a time."""
 
     claimant: str
-    slot: str
+    slots: tuple[str, ...]
     return_by_s: float
 
 

@@ -67,10 +67,9 @@ def decide(pool: Pool, now_s: float) -> list[Grant | Reclaim | Force]:
     ]
     grace_s = {claim.claimant: claim.grace_s for claim in claims}
     for claimant, slots in kept.items():
-        decisions += [
-            Reclaim(claimant=claimant, slot=slot, return_by_s=now_s + grace_s.get(claimant, 0.0))
-            for slot in slots[shares.get(claimant, 0) :]
-        ]
+        if excess := tuple(slots[shares.get(claimant, 0) :]):
+            return_by_s = now_s + grace_s.get(claimant, 0.0)
+            decisions.append(Reclaim(claimant=claimant, slots=excess, return_by_s=return_by_s))
     return decisions + _grants(pool, claims, shares, {claimant: len(slots) for claimant, slots in kept.items()})
 
 
@@ -113,11 +112,14 @@ def _water_level(equals: list[Claim], num_slots: int) -> float:
 def _grants(pool: Pool, claims: list[Claim], shares: dict[str, int], num_kept: dict[str, int]) -> list[Grant]:
     leased = {lease.slot for lease in pool.leases}
     free = [slot for slot in pool.slots if slot not in leased]
+    begin = 0
     grants: list[Grant] = []
     for claim in claims:
         kept = num_kept.get(claim.claimant, 0)  # may be less than a gang, where a slot was lost
         missing = max(0, shares[claim.claimant] - kept)
-        ready = max(0, (kept + min(missing, len(free))) // claim.gang_size * claim.gang_size - kept)
-        given, free = free[:ready], free[missing:]  # what is short of a gang waits for what is asked back
-        grants += [Grant(claimant=claim.claimant, slot=slot) for slot in given]
+        at_hand = kept + min(missing, max(0, len(free) - begin))
+        ready = max(0, at_hand // claim.gang_size * claim.gang_size - kept)
+        if ready:
+            grants.append(Grant(claimant=claim.claimant, slots=tuple(free[begin : begin + ready])))
+        begin += missing  # what is short of a gang waits for what is asked back
     return grants

@@ -18,10 +18,12 @@ def step(pool: Pool, now_s: float, *, returned: frozenset[str] = frozenset()) ->
     for decision in decide(pool, now_s):
         match decision:
             case Grant():
-                assert decision.slot not in leases, "a slot is leased twice"
-                leases[decision.slot] = Lease(slot=decision.slot, claimant=decision.claimant)
+                for slot in decision.slots:
+                    assert slot not in leases, "a slot is leased twice"
+                    leases[slot] = Lease(slot=slot, claimant=decision.claimant)
             case Reclaim():
-                leases[decision.slot] = replace(leases[decision.slot], return_by_s=decision.return_by_s)
+                for slot in decision.slots:
+                    leases[slot] = replace(leases[slot], return_by_s=decision.return_by_s)
             case Force():
                 del leases[decision.slot]
     kept = tuple(each for each in leases.values() if each.return_by_s is None or each.slot not in returned)
