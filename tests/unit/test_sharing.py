@@ -52,7 +52,7 @@ def random_claim(source: random.Random, name: str) -> Claim:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_whatever_is_claimed_the_pool_comes_to_rest_with_floors_kept_and_gangs_whole(seed: int) -> None:
+def test_whatever_is_claimed_the_pool_comes_to_rest_with_floors_and_priorities_kept_and_gangs_whole(seed: int) -> None:
     source = random.Random(seed)
     pool = Pool(slots=slots(32))
     for round_s in range(0, 500, 100):
@@ -66,7 +66,9 @@ def test_whatever_is_claimed_the_pool_comes_to_rest_with_floors_kept_and_gangs_w
             assert held(pool)[claim.claimant] % claim.gang_size == 0
         free = len(pool.slots) - len(pool.leases)
         for claim in pool.claims:
-            assert held(pool)[claim.claimant] == claim.ceiling or free < claim.gang_size
+            lower = [each for each in pool.claims if each.priority < claim.priority]
+            takeable = free + sum(held(pool)[each.claimant] - each.floor for each in lower)
+            assert held(pool)[claim.claimant] == claim.ceiling or takeable < claim.gang_size
 
 
 def test_a_higher_priority_waits_for_no_longer_than_the_deadline_of_a_holder_that_returns_nothing() -> None:
