@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from raykit.client.capture import pack
 from raykit.client.run import Run, start
-from raykit.errors import InputError, SourceError
+from raykit.errors import InputError, OptionError, SourceError
 from raykit.spec import PipelineSpec, SourceSpec, StageSpec
 from raykit.spec.rows import rows_in
 from raykit.wire.payload import Payload, PipelineWork
@@ -19,6 +19,7 @@ from raykit.wire.payload import Payload, PipelineWork
 Work = TypeVar("Work", bound=Callable[..., Any])
 MARK = "__raykit_stage__"
 ON_ERROR = "__raykit_on_error__"
+COST = "__raykit_cost__"
 
 FORMATS = {
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
@@ -35,6 +36,8 @@ def stage(
     gpus: float = 0.0,
     memory: int = 0,
     batch: int | None = None,
+    cost: str | Callable[[dict[str, Any]], float] | None = None,
+    max_cost: float | None = None,
     replicas: int | tuple[int, int] = 1,
     concurrency: int = 1,
     threads: int | None = None,
@@ -52,6 +55,9 @@ def stage(
         memory: bytes that each replica holds.
         batch: rows a call. With it the stage takes and gives a dict of arrays whose first axis is the batch; without
             it one row (a dict), and gives a row, several by ``yield``, or None for no row.
+        cost: what a row costs: a column's name, or a function of the row, such as its number of tokens or seconds. Rows of
+            a call are then put together by rising cost, so that those of a batch are alike.
+        max_cost: a batch has at most ``batch`` rows which cost at most this together; a row that costs more is a batch.
         replicas: how many, or (least, most): between these raykit balances the stages.
         concurrency: calls at once in a replica: by ``async def``, or in threads.
         threads: for the pools of torch, OpenMP and cv2 in a replica; as many as it holds CPUs, if not given.
@@ -64,6 +70,8 @@ def stage(
         name: how it is called, if not by the name of the function.
     """
     least, most = (replicas, replicas) if isinstance(replicas, int) else replicas
+    if (cost is None) != (max_cost is None):
+        raise OptionError("A stage has one of cost and max_cost.", 'Give both, as in cost="seconds", max_cost=60, or none.')
 
     def mark(work: Work) -> Work:
         spec = StageSpec(
@@ -72,6 +80,7 @@ def stage(
             num_gpus=gpus,
             memory_bytes=memory,
             batch_size=batch,
+            max_cost=max_cost,
             min_replicas=least,
             max_replicas=most,
             concurrency=concurrency,
@@ -87,6 +96,8 @@ def stage(
             raise InputError(f"{work!r} cannot be marked as a stage.", "Call it in a function of your own, and mark that.") from exc
         if callable(on_error):
             setattr(work, ON_ERROR, staticmethod(on_error) if inspect.isclass(work) else on_error)
+        if cost is not None:
+            setattr(work, COST, staticmethod(cost) if callable(cost) and inspect.isclass(work) else cost)
         return work
 
     return mark

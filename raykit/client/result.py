@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from raykit.client.quarantine import Quarantine
 from raykit.errors import RunNotFoundError
 from raykit.views import RunView
 
@@ -16,6 +17,7 @@ class Result:
 
     def __init__(self, view: RunView) -> None:
         self.run = view.name
+        self._view = view
         self.path = next((output.file for output in view.outputs), "")
 
     def dataset(self) -> Any:
@@ -37,6 +39,11 @@ class Result:
     def count(self) -> int:
         """Give the number of rows."""
         return int(self.dataset().count_rows())
+
+    @property
+    def quarantine(self) -> Quarantine:
+        """The rows that were put aside: a table, and ``retry()``."""
+        return Quarantine(self._view)
 
     def head(self, rows: int = HEAD_ROWS) -> Any:
         """Read the first rows into a pandas table."""

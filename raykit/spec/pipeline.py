@@ -22,13 +22,15 @@ class StageSpec:
     ``on_error`` answers an exception of the user's code: ``fail`` ends the run, ``quarantine`` puts the row aside and goes
     on, ``retry:N`` tries N times more and then fails, ``call`` asks a function of the user's. ``max_bad`` bounds the rows
     put aside: a share below one, else a number; the run fails beyond it. ``timeout_s`` is for one call. ``num_threads`` is for
-    the pools of torch, OpenMP and cv2; None gives them as many as the replica holds CPUs.
+    the pools of torch, OpenMP and cv2; None gives them as many as the replica holds CPUs. ``max_cost`` bounds what the rows of
+    a batch cost together, where the stage says what a row costs.
     """
 
     name: str
     num_cpus: float = 1.0
     num_gpus: float = 0.0
     batch_size: int | None = None
+    max_cost: float | None = None
     min_replicas: int = 1
     max_replicas: int = 1
     memory_bytes: int = 0
@@ -43,6 +45,11 @@ class StageSpec:
         check_range(f"replicas of stage {self.name}", self.min_replicas, self.max_replicas, least=1)
         if self.batch_size is not None and self.batch_size < 1:
             raise OptionError(f"batch of stage {self.name} is {self.batch_size}.", "Give at least 1, or leave it out for rows.")
+        if self.max_cost is not None and (self.batch_size is None or self.max_cost <= 0):
+            raise OptionError(
+                f"max_cost of stage {self.name} is {self.max_cost:g}, batch is {self.batch_size}.",
+                "Give a max_cost above 0, with batch= as the most rows of a batch.",
+            )
         if self.num_cpus < 0 or self.num_gpus < 0 or self.memory_bytes < 0:
             raise OptionError(f"stage {self.name} asks for less than nothing.", "Give cpus, gpus and memory of zero or more.")
         if self.concurrency < 1:

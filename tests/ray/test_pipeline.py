@@ -176,3 +176,25 @@ def test_stages_run_in_processes_of_their_own(cluster):
 
     table = rk.Pipeline([first, second]).run(range(5)).wait().result.to_pandas()
     assert set(table["a"]).isdisjoint(table["b"])
+
+
+def test_rows_that_differ_are_batched_by_what_they_cost(cluster):
+    rows = [{"name": f"{seconds} s", "seconds": seconds} for seconds in (1, 2, 30, 3, 4, 5, 6, 80)] + [
+        {"name": "broken", "seconds": None}
+    ]
+
+    @rk.stage(cpus=0.5, batch=4, cost="seconds", max_cost=10, on_error="quarantine")
+    def listen(batch):
+        return {
+            "name": batch["name"],
+            "mates": [len(batch["name"])] * len(batch["name"]),
+            "of": [sum(batch["seconds"])] * len(batch["name"]),
+        }
+
+    result = rk.Pipeline([listen]).run(rows).wait().result
+    table = result.to_pandas().set_index("name")
+    assert sorted(table.index) == sorted(row["name"] for row in rows[:-1])
+    assert all(total <= 10 for name, total in table["of"].items() if name not in ("30 s", "80 s"))
+    assert table.loc[["30 s", "80 s"], "mates"].tolist() == [1, 1]
+    assert table["mates"].max() > 1
+    assert result.quarantine.to_pandas()["error"].str.contains("TypeError").tolist() == [True]

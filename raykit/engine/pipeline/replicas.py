@@ -78,7 +78,7 @@ class Replicas:
         self.spec = spec
         self.is_async = False
         self._is_last = is_last
-        self._rows_timed = spec.batch_size or 1  # for these the user has set the timeout
+        self._rows_timed = 1 if spec.max_cost else spec.batch_size or 1  # for these, or less, the user has set the timeout
         self.start_s = 0.0
         self._context, self._numbers = context, numbers
         self._members: dict[str, Member] = {}
@@ -168,7 +168,9 @@ class Replicas:
         generator = member.handle.run.options(num_returns="streaming").remote(order, *(piece.block for piece in work.pieces))
         begun_s = 0.0 if member.calls else time.monotonic()
         over = generator.completed()
-        member.calls.append(Call(number=number, work=work, generator=generator, over=over, begun_s=begun_s, is_trial=is_trial))
+        is_usual = not order.careful  # row by row it says nothing of a change that is tried
+        call = Call(number=number, work=work, generator=generator, over=over, begun_s=begun_s, is_trial=is_trial and is_usual)
+        member.calls.append(call)
 
     def note(self, number: int, row: int) -> None:
         """Remember which row a careful replica takes now."""

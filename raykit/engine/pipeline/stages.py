@@ -20,6 +20,7 @@ import ray
 
 from raykit.engine.pipeline.blocks import Batch, Part, Rows, batch_of, bytes_of, num_rows, rows_of, slice_of, stacked, table_of
 from raykit.engine.pipeline.calls import BadRow, Facts, Order, Position, Ready, Report, Waited, Way
+from raykit.engine.pipeline.costs import CostOf, reach, weighed
 from raykit.engine.pipeline.usage import Usage
 from raykit.engine.reporter import Reporter, captured
 from raykit.engine.run import describe, limit_threads
@@ -50,6 +51,7 @@ class StageWorker:
             limit_threads(spec.num_threads or spec.num_cpus)
             work = self._find()
             self._on_error: Callable[..., Any] | None = getattr(work, "__raykit_on_error__", None)
+            self._cost: CostOf | str | None = getattr(work, "__raykit_cost__", None)
             self._call: Any = work() if inspect.isclass(work) else work
             limit_threads(spec.num_threads or spec.num_cpus)  # once more: the user's imports brought their own thread pools
         except Exception as exc:
@@ -124,11 +126,21 @@ class StageWorker:
             for row in self._one_by_one(order, rows_of(parts)):
                 yield from self._timed(batch_of([([row], 0, 1)]))
         else:
-            batch, at = batch_of(parts), 0
-            while at < num_rows(batch):
-                stop = at + min(self._way.batch_size or 1, self._most_rows)
-                yield from self._timed(slice_of(batch, at, stop))
-                at = stop
+            yield from self._batches(batch_of(parts))
+
+    def _batches(self, batch: Batch) -> Iterator[Batch]:
+        """Call the batch form: with so many rows, or with as many as the stage's limit of cost allows."""
+        costs = None
+        if self._cost is not None:
+            batch, costs, unknown = weighed(batch, self._cost)
+            for row, error in unknown:
+                yield from map(_as_batch, self._answered(row, error))
+        at = 0
+        while at < num_rows(batch):
+            most = min(self._way.batch_size or 1, self._most_rows)
+            stop = at + most if costs is None else reach(costs, at, most=most, max_cost=self._spec.max_cost or 0.0)
+            yield from self._timed(slice_of(batch, at, stop))
+            at = stop
 
     def _one_by_one(self, order: Order, rows: Rows) -> Iterator[dict[str, Any]]:
         """Give the rows that are not known as bad, and tell the host of each before it is given."""
