@@ -43,6 +43,8 @@ KERNEL_IDLE = f"""async () => {{
   const kernel = panel.context.sessionContext.session?.kernel;
   return kernel?.connectionStatus === 'connected' && kernel.status === 'idle' && app.shell.currentWidget === panel;
 }}"""
+SAVE = "window.jupyterapp.commands.execute('docmanager:save')"
+RESTART = f"async () => {{ {PANEL} await panel.context.sessionContext.session.kernel.restart(); }}"
 START_CELL = f"""(index) => {{
   {PANEL}
   panel.content.activeCellIndex = index;
@@ -115,6 +117,19 @@ class Notebook:
         self.page = page
         page.goto(url)
         page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=WAIT_S * 1000)
+        self._wait_for_kernel()
+
+    def save(self) -> None:
+        """Write the notebook with its outputs to its file."""
+        self.page.evaluate(SAVE)
+
+    def restart_kernel(self) -> None:
+        """End the kernel and start a new one."""
+        self.page.evaluate(RESTART)
+        self._wait_for_kernel()
+
+    def _wait_for_kernel(self) -> None:
+        page = self.page
         self._until(lambda: page.evaluate(KERNEL_IDLE), "the kernel to be idle")
 
     def start(self, index: int) -> None:

@@ -18,14 +18,24 @@ for batch in job.batches({"x": torch.randn(640, 4)}, batch_size=32, epochs=1000)
     time.sleep(0.02)
     job.commit(loss=loss)"""
 
+SHORT = LONG.replace("long", "short").replace("epochs=1000", "epochs=3")
 
-def test_the_stop_button_acts_while_its_cell_blocks_and_the_view_says_stopped(lab, opened):
+
+def test_resize_and_stop_act_while_the_cell_blocks_and_a_wrong_size_is_answered_with_a_sentence(lab, opened):
     notebook = opened(lab.write("stop.ipynb", [UP, LONG]))
     assert notebook.run(0)
     notebook.start(1)
     widget = notebook.cell(1).locator(".raykit-run")
     expect(widget).to_have_attribute("data-state", "running", timeout=60_000)
     expect(widget.locator(".raykit-progress")).to_contain_text(re.compile(r"step [1-9]"), timeout=60_000)
+
+    _resize(widget, "2:1")
+    expect(widget.locator(".raykit-said")).to_contain_text("goes from more to less")
+    _resize(widget, "2")
+    expect(widget.locator(".raykit-said")).to_contain_text("long goes on with 2 ranks")
+    expect(widget.locator(".raykit-figures")).to_contain_text("2 ranks", timeout=60_000)
+    expect(widget.get_by_label("2 ranks were asked, at")).to_be_visible()
+
     widget.get_by_role("button", name="Stop").click()
     widget.get_by_role("button", name="Stop the run?").click()
     assert not notebook.end()
@@ -33,15 +43,26 @@ def test_the_stop_button_acts_while_its_cell_blocks_and_the_view_says_stopped(la
     expect(notebook.cell(1)).to_contain_text("%ray resume long")
 
 
-def test_a_notebook_that_is_opened_again_shows_the_last_true_state(lab, opened):
-    notebook = opened(lab.write("again.ipynb", [UP, "%%ray run\nprint('hello from the node')"]))
+def _resize(widget, workers):
+    widget.get_by_role("button", name="Resize", exact=True).first.click()
+    widget.get_by_label("ranks, least:most").fill(workers)
+    widget.get_by_label("ranks, least:most").press("Enter")
+
+
+def test_a_view_that_is_watched_from_a_new_kernel_has_its_past_also_in_a_second_tab(lab, opened):
+    notebook = opened(lab.write("again.ipynb", [UP, SHORT, "%ray watch short"]))
     assert notebook.run(0)
     assert notebook.run(1)
-    notebook.page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
-    notebook.page.wait_for_function("!document.querySelector('.jp-mod-dirty')")
-    again = opened("again.ipynb")
-    expect(again.cell(1)).to_contain_text("hello from the node")
-    expect(again.cell(1)).to_contain_text("done")
+    notebook.restart_kernel()
+    assert notebook.run(0)
+    assert notebook.run(2)
+    widget = notebook.cell(2).locator(".raykit-run")
+    expect(widget).to_have_attribute("data-state", "done")
+    expect(widget.locator(".raykit-chart")).not_to_have_count(0)
+    notebook.save()
+    second_tab = opened("again.ipynb")
+    expect(second_tab.cell(2).locator(".raykit-run")).to_have_attribute("data-state", "done")
+    expect(second_tab.cell(2).locator(".raykit-chart")).not_to_have_count(0)
 
 
 def test_a_widget_of_a_narrow_window_shows_all_of_it(lab, opened):

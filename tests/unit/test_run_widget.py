@@ -1,6 +1,7 @@
 """What the widget of a run is told, and what its clicks do: without a page, by the messages of its comm."""
 
 import json
+import math
 
 import comm
 import pytest
@@ -9,9 +10,11 @@ from comm.base_comm import BaseComm
 from raykit.client.observed import Journal, ObservedRun
 from raykit.commands import Apply, Drill, Resize, Stop
 from raykit.errors import RunError
+from raykit.events import Record, RunEnded
 from raykit.jupyter.buttons import carry_out
-from raykit.jupyter.display import WIDGET_S
+from raykit.jupyter.display import WIDGET_S, _Widget
 from raykit.jupyter.widget import RunWidget
+from raykit.views import fold
 from raykit.views.examples import examples, pipeline
 
 MAX_BYTES_S = 64_000
@@ -111,3 +114,20 @@ def test_a_click_that_the_run_refuses_shows_its_reason():
     with pytest.raises(RunError):
         run.stop()
     assert "takes no commands" in carry_out(run, {"command": "stop"})
+
+
+@pytest.mark.parametrize(("state", "shown"), [("done", False), ("failed", True), ("stopped", True), ("lost", True)])
+def test_a_quick_cell_shows_no_view_unless_something_went_wrong(sent, door, capsys, state, shown):
+    run, _ = door
+    run.view = examples()[state]
+    face = _Widget(run, quiet_s=math.inf)
+    face.show(run.view)
+    face.finish(run.view)
+    assert bool(sent) == bool(capsys.readouterr().out) == shown
+
+
+def test_a_quick_cell_whose_rows_were_put_aside_shows_its_view(sent, door):
+    run, _ = door
+    run.view = fold(pipeline(), Record(number=10**6, at_unix_s=0, run="labels", event=RunEnded(state="done")))
+    _Widget(run, quiet_s=math.inf).finish(run.view)
+    assert sent
