@@ -62,6 +62,20 @@ def test_what_a_restarted_span_still_had_under_way_does_not_count():
     assert flow.take(0, most=2, batch=1) is None
 
 
+def test_a_call_of_a_span_that_was_begun_anew_or_is_through_no_longer_counts():
+    flow = Flow(1)
+    _source(flow, [[1]])
+    old = flow.take(0, most=1, batch=1)
+    assert flow.is_current(old)
+    flow.restart(0)
+    assert not flow.is_current(old)
+    new = flow.take(0, most=1, batch=1)
+    flow.done(new, [(["x"], 1, 8)])
+    flow.forget(0)
+    assert not flow.is_current(old)
+    assert not flow.is_current(new)
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.integers(1, 4), st.lists(st.integers(0, 9), min_size=1, max_size=6), st.randoms(use_true_random=False))
 def test_every_row_comes_out_once_whatever_dies_and_however_stages_multiply_rows(num_stages, sizes, chance: random.Random):
@@ -81,7 +95,8 @@ def test_every_row_comes_out_once_whatever_dies_and_however_stages_multiply_rows
             if what < 0.15:
                 flow.again(work, deaths=work.deaths + 1)
             elif what < 0.2:
-                flow.restart(work.span)
+                if flow.is_current(work):
+                    flow.restart(work.span)
             else:
                 made = [f"{name}/{copy}" for name in _rows(work) for copy in range(copies[work.stage])]
                 flow.done(work, [(made[:1], len(made[:1]), 8), (made[1:], len(made[1:]), 8)])

@@ -107,7 +107,7 @@ class Flow:
 
     def done(self, work: Work, blocks: Iterable[tuple[Any, int, int]]) -> bool:
         """Take what a call gave, as (block, rows, bytes); False when its span was begun anew meanwhile."""
-        if not self._is_current(work):
+        if not self.is_current(work):
             return False
         self._in_flight[work.stage][work.span] -= 1
         for block, num_rows, num_bytes in blocks:
@@ -118,12 +118,16 @@ class Flow:
 
     def again(self, work: Work, **changed: Any) -> None:
         """Have a call made again, before all others of its stage."""
-        if self._is_current(work):
+        if self.is_current(work):
             self._in_flight[work.stage][work.span] -= 1
             self._again[work.stage].append(replace(work, **changed))
 
+    def is_current(self, work: Work) -> bool:
+        """Say whether a call still counts: its span is under way, and was not begun anew since."""
+        return work.span in self._sources and work.life == self._life[work.span]
+
     def restart(self, span: int) -> None:
-        """Begin a span anew from its source: something of it is lost."""
+        """Begin a span that is under way anew from its source: something of it is lost."""
         self._life[span] += 1
         for stage in range(self._num_stages):
             for piece in self._waiting[stage].pop(span, ()):
@@ -150,9 +154,6 @@ class Flow:
     def is_over(self, stage: int) -> bool:
         """Say whether nothing is under way at this stage or before it."""
         return not any(self._rows[each].total() or self._again[each] or self._in_flight[each].total() for each in range(stage + 1))
-
-    def _is_current(self, work: Work) -> bool:
-        return work.span in self._sources and work.life == self._life[work.span]
 
     def _has_all(self, stage: int, span: int) -> bool:
         """Say whether nothing of a span can still come to this stage."""

@@ -255,7 +255,8 @@ class PipelineRun:
         if outcome.is_trial:
             self._trials.failed()
         if outcome.lost_input:
-            self._restart(work.span, f"{spec.name} could not read its rows: {outcome.lost_input}")
+            if self._flow.is_current(work):
+                self._restart(work.span, f"{spec.name} could not read its rows: {outcome.lost_input}")
             return
         if not outcome.is_guilty:
             self._flow.again(work)
