@@ -16,6 +16,7 @@ def option(
     help: str,  # noqa: A002  (argparse's own word for it)
     read: Callable[[str], Any] | None = None,
     metavar: str | None = None,
+    places: tuple[str, ...] = (),
 ) -> Any:
     """Describe a dataclass field that a magic's line can set.
 
@@ -25,8 +26,10 @@ def option(
         help: one line for ``--help``.
         read: text to value; raises ValueError with a sentence. Without it the option is a switch.
         metavar: how the value is called in the help.
+        places: the places of a cluster that know it; all of them if none is named.
     """
-    return field(default=default, metadata={"option": (flags, help, read, metavar)})
+    text = f"{help} ({', '.join(places)})" if places else help
+    return field(default=default, metadata={"option": (flags, text, read, metavar), "places": places})
 
 
 def count(text: str) -> int:
@@ -51,6 +54,26 @@ def counts(text: str) -> tuple[int, int]:
     if pair[0] > pair[1]:
         raise ValueError(f"{text} goes from more to less: write {pair[1]}:{pair[0]}")
     return pair
+
+
+def one_or_range(text: str) -> int | tuple[int, int]:
+    """Read ``3`` as 3 and ``0:8`` as (0, 8)."""
+    low, high = counts(text)
+    return low if low == high else (low, high)
+
+
+def pairs(text: str) -> tuple[tuple[str, str], ...]:
+    """Read ``a=1,b=2`` as (("a", "1"), ("b", "2"))."""
+    found = tuple((key.strip(), value.strip()) for key, _, value in (part.partition("=") for part in text.split(",")))
+    for key, value in found:
+        if not key or not value:
+            raise ValueError(f"{text!r} is no list of KEY=VALUE")
+    return found
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Read ``a,b`` as ("a", "b"), whatever the words are made of."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def names(text: str) -> tuple[str, ...]:
