@@ -262,8 +262,8 @@ def _wait(record: KubeRecord, kube: Kube, deadline: float, told: Told) -> None:
             for reason in waiting:
                 if reason.hopeless:
                     raise ClusterError(reason.text, reason.remedy)
-                if reason.text not in said:
-                    said.add(reason.text)
+                if reason.cause not in said:
+                    said.add(reason.cause)
                     told(f"{record.name} waits. {reason.text} {reason.remedy}".rstrip())
             if time.monotonic() > deadline:
                 why = " ".join(reason.text for reason in waiting) or "Its head runs, and its hub does not answer."

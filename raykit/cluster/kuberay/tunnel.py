@@ -1,4 +1,4 @@
-"""A way from this machine to a port of a cluster's head: one port-forward a connection.
+"""A way from this machine to the door of a cluster's head: one port-forward a connection.
 
 Nothing is kept open between connections, so there is nothing to mend: one that drops is opened again by who uses it,
 to the head's pod as it is then, a new one too.
@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Thread
 from typing import Any
 
-from raykit.cluster.kuberay.api import Kube, pod_named, pods_of
+from raykit.cluster.kuberay.api import PATHS, Kube, pod_named, pods_of
 from raykit.cluster.kuberay.manifest import DOOR_PORT
 from raykit.errors import ClusterError
 
 CHUNK_BYTES = 1 << 16
+PROTOCOL = "v4.channel.k8s.io"
+DATA, ERROR = 0, 1  # the two channels of the one port; the first message of each repeats the port's number
 
 
 class Tunnel:
@@ -31,8 +34,7 @@ class Tunnel:
         self._cluster = cluster
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
-        self._accepting = Thread(target=self._accept, name=f"tunnel to {cluster}", daemon=True)
-        self._accepting.start()
+        Thread(target=self._accept, name=f"tunnel to {cluster}", daemon=True).start()
 
     def close(self) -> None:
         """Open no further connections."""
@@ -54,37 +56,47 @@ class Tunnel:
 
 @contextmanager
 def _forwarded(kube: Kube, cluster: str) -> Iterator[Any]:
-    """Give a socket to the door of the cluster's head.
+    """Give a WebSocket to the door of the cluster's head.
 
     Raises:
-        ClusterError: no head runs, or the port-forward is refused.
+        ClusterError: no head runs, or the port-forward is refused or ends.
     """
-    from kubernetes import client
-    from kubernetes.stream import portforward
+    from kubernetes.stream import ws_client
+    from websocket import WebSocketException
 
     head = pod_named(kube.find("Pod", pods_of(cluster)), "head")
     if head is None:
         raise ClusterError(f"The cluster {cluster} has no head that runs.")
-    ask = client.CoreV1Api(kube.client).connect_get_namespaced_pod_portforward
+    path = f"{PATHS['Pod'].format(namespace=kube.namespace)}/{head['metadata']['name']}/portforward"
+    _, url, headers, *_ = kube.client.param_serialize("GET", path, header_params={}, query_params=[], auth_settings=["BearerToken"])
+    offered = {key.lower(): value for key, value in headers.items()} | {"sec-websocket-protocol": PROTOCOL}
+    far = None
     try:
-        forward = portforward(ask, head["metadata"]["name"], kube.namespace, ports=str(DOOR_PORT))
-    except client.ApiException as exc:
-        raise ClusterError(f"The port-forward to {head['metadata']['name']} is refused: {exc.reason}") from exc
-    try:
-        yield forward.socket(DOOR_PORT)
+        where = ws_client.get_websocket_url(url, [("ports", str(DOOR_PORT))])
+        far = ws_client.create_websocket(kube.client.configuration, where, offered)
+        yield far
+    except (WebSocketException, OSError) as exc:
+        raise ClusterError(f"The port-forward to {head['metadata']['name']} ended: {exc}") from exc
     finally:
-        forward.close()
-        with suppress(OSError):  # the package leaves its socket open when the far side has closed
-            forward.websocket.shutdown()
+        if far is not None:
+            far.shutdown()
 
 
 def _pump(near: socket.socket, far: Any) -> None:
-    ends = {near.fileno(): (near, far), far.fileno(): (far, near)}
-    with suppress(OSError):
-        while True:
-            for ready in select.select(list(ends), [], [])[0]:
-                source, target = ends[ready]
-                data = source.recv(CHUNK_BYTES)
-                if not data:
-                    return
-                target.sendall(data)
+    """Carry bytes both ways until one side ends or the far one tells of an error."""
+    named: set[int] = set()
+    while True:
+        held = isinstance(far.sock, ssl.SSLSocket) and far.sock.pending()  # decrypted already: select would not see it
+        ready = [far.sock] if held else select.select([near, far.sock], [], [])[0]
+        if near in ready:
+            data = near.recv(CHUNK_BYTES)
+            if not data:
+                return
+            far.send_binary(bytes([DATA]) + data)
+        if far.sock in ready:
+            message = far.recv()
+            if not message or (message[0] == ERROR and ERROR in named):
+                return
+            if message[0] in named:
+                near.sendall(message[1:])
+            named.add(message[0])

@@ -28,6 +28,11 @@ class Reason:
     remedy: str = ""
     hopeless: bool = False
 
+    @property
+    def cause(self) -> str:
+        """The text without what Kubernetes adds to the names of pods: the same for each pod that waits so."""
+        return re.sub(r"-[a-z0-9]{5}\b", "", self.text)
+
 
 def reasons(cluster: Object, pods: Sequence[Object], events: Sequence[Object]) -> list[Reason]:
     """Say why a RayCluster is not whole yet, the gravest reason first.
@@ -39,7 +44,7 @@ def reasons(cluster: Object, pods: Sequence[Object], events: Sequence[Object]) -
     """
     found = [reason for pod in pods for reason in _of_pod(pod, events)]
     found += _of_cluster(cluster, pods, events)
-    unique = {reason.text: reason for reason in found}
+    unique = {reason.cause: reason for reason in found}
     return sorted(unique.values(), key=lambda reason: not reason.hopeless)
 
 
