@@ -204,7 +204,10 @@ class StandIn:
         meta, name = cluster["metadata"], f"{cluster['metadata']['name']}.{uuid.uuid4().hex[:8]}"
         about = {"kind": "RayCluster", "name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"]}
         event = {"apiVersion": "v1", "kind": "Event", "metadata": {"name": name}, "involvedObject": about, "type": "Warning"}
-        self._kube.create(event | {"reason": "FailedToCreateHeadPod", "message": refused.problem.partition(": ")[2], "source": {"component": NODE}})
+        self._kube.create(
+            event
+            | {"reason": "FailedToCreateHeadPod", "message": refused.problem.partition(": ")[2], "source": {"component": NODE}}
+        )
 
 
 def _is_of(pod: dict[str, Any], cluster: dict[str, Any]) -> bool:

@@ -198,7 +198,7 @@ def test_another_machine_finds_the_cluster_by_its_name_and_its_token(
 def test_a_name_stands_for_one_place(kubernetes: Kubernetes, operator: StandIn, spec: ClusterSpec) -> None:
     _up(spec)
     try:
-        with pytest.raises(ClusterDiffersError, match="namespace default; asked for .*namespace kube-system"):
+        with pytest.raises(ClusterDiffersError, match=r"namespace default; asked for .*namespace kube-system"):
             _up(replace(spec, namespace="kube-system"))
         with pytest.raises(ClusterDiffersError, match="--on is k8s, asked fake"):
             session.up("lab", place="fake")
