@@ -113,7 +113,8 @@ class Cluster:
         link = f"\nDashboard: {dashboard} (asks for the cluster's token)" if dashboard else ""
         cpus = num_cpus(spec) if spec.place == "local" else spec.num_cpus
         slots = f"{cpus:g} CPUs a node{gpus}{nodes}" if cpus is not None else f"{spec.place}{gpus}{nodes}"
-        return f"Cluster {self.name} {state}: {slots}, Ray {self.record.ray_version}.{link}"
+        waiting = f"\n{health.why}" if health.state == "up" and health.why else ""
+        return f"Cluster {self.name} {state}: {slots}, Ray {self.record.ray_version}.{waiting}{link}"
 
 
 _current: Cluster | None = None

@@ -6,7 +6,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from typing import Any, Literal, Protocol
 
@@ -24,7 +24,7 @@ Started = tuple[ClusterRecord, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """How a cluster is, as its place knows it. ``why`` says what it waits for, or how it ended."""
+    """How a cluster is, as its place knows it. ``why`` says what it, or some node of it, waits for, or how it ended."""
 
     state: State
     why: str = ""
@@ -35,12 +35,13 @@ class Plan:
     """What would be made, thing by thing. Nothing of it is there yet, and no price is named that is not known."""
 
     name: str
-    things: tuple[tuple[str, str], ...] = field(default=())
+    things: tuple[tuple[str, str], ...]
+    price: str = "Its price is not known here."
 
     def __repr__(self) -> str:
         width = max((len(what) for what, _ in self.things), default=0)
         made = "\n".join(f"  {what:<{width}}  {how}" for what, how in self.things)
-        return f"{self.name} would be made of:\n{made}\nIts price is not known here. Nothing was made."
+        return f"{self.name} would be made of:\n{made}\n{self.price} Nothing was made."
 
 
 class Way(Protocol):
@@ -118,6 +119,15 @@ class Provider(ABC):
     @abstractmethod
     def connect(self, record: ClusterRecord) -> Way:
         """Open a way to the cluster's door; one that drops is mended by itself."""
+
+
+def price_words(spec: ClusterSpec) -> str:
+    """Say what an hour costs, where the person has told what a node does."""
+    if spec.price_per_node_h is None:
+        return "Its price is not known here."
+    least, most = spec.min_nodes * spec.price_per_node_h, spec.max_nodes * spec.price_per_node_h
+    hourly = f"{most:.2f}" if least == most else f"{least:.2f} to {most:.2f}"
+    return f"By --price its workers cost {hourly} an hour; the head is not counted."
 
 
 def versions_here() -> dict[str, Any]:

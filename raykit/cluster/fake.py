@@ -11,7 +11,7 @@ from threading import Thread
 from typing import Any
 
 from raykit.cluster import record as records
-from raykit.cluster.base import UP_TIMEOUT_S, Plan, Provider, Started, Status, Told, refuse_difference, versions_here
+from raykit.cluster.base import UP_TIMEOUT_S, Plan, Provider, Started, Status, Told, price_words, refuse_difference, versions_here
 from raykit.cluster.home import private_folder, write_secret
 from raykit.cluster.record import ClusterRecord, FakeRecord
 from raykit.errors import ClusterError, to_wire
@@ -27,7 +27,7 @@ class Fake(Provider):
     def plan(self, spec: ClusterSpec) -> Plan:
         options = [each for each in fields(spec) if getattr(spec, each.name) != each.default and each.name not in ("name", "place")]
         asked = tuple((each.metadata["option"][0][0], shown(getattr(spec, each.name))) for each in options)
-        return Plan(name=spec.name, things=(("record", "a file; nothing runs"), *asked))
+        return Plan(name=spec.name, things=(("record", "a file; nothing runs"), *asked), price=price_words(spec))
 
     def up(self, spec: ClusterSpec, *, told: Told, timeout_s: float = UP_TIMEOUT_S) -> Started:  # noqa: ARG002  (up at once)
         with records.locked(spec.name):

@@ -41,7 +41,8 @@ class Local(Provider):
         slots = f"{processes.num_cpus(spec):g} CPUs, an object store of {processes.object_store_bytes(spec) / 1e6:.0f} MB"
         nodes = [(f"node {number}", f"{slots}, on loopback only") for number in range(1, spec.max_nodes + 1)]
         folder = str(records.cluster_folder(spec.name))
-        return Plan(name=spec.name, things=(*nodes, ("hub", "a door on loopback, with a token"), ("folder", folder)))
+        things = (*nodes, ("hub", "a door on loopback, with a token"), ("folder", folder))
+        return Plan(name=spec.name, things=things, price="It costs nothing but this machine's time.")
 
     def up(self, spec: ClusterSpec, *, told: Told, timeout_s: float = UP_TIMEOUT_S) -> Started:  # noqa: ARG002  (up in seconds)
         check_environment()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from raykit.errors import OptionError
-from raykit.spec.options import amount, check_range, count, memory, one_or_range, option, pairs, seconds, words
+from raykit.spec.options import amount, check_range, count, hourly, memory, one_or_range, option, pairs, seconds, words
 
 SMALL_CPUS = 2
 LEAST_OBJECT_STORE_BYTES = 75_000_000  # Ray takes no less
@@ -105,6 +105,12 @@ class ClusterSpec:
     idle_s: float | None = option(
         "--idle", default=None, help="suspend it when nothing has run for so long", read=seconds, metavar="20m", places=KUBE
     )
+    price_per_node_h: float | None = option(
+        "--price", default=None, help="what a worker costs an hour, where you know it", read=amount, metavar="4.10", places=KUBE
+    )
+    max_cost_per_h: float | None = option(
+        "--max-cost", default=None, help="never have more workers than this pays for", read=hourly, metavar="30/h", places=KUBE
+    )
 
     @property
     def min_nodes(self) -> int:
@@ -137,6 +143,7 @@ class ClusterSpec:
             )
         if self.idle_s is not None and self.idle_s <= 0:
             raise OptionError("--idle is 0.", "Give a time, as --idle 20m, or leave it out: it is never suspended then.")
+        self._check_cost()
 
     def _refuse_unknown_here(self) -> None:
         for each in fields(self):
@@ -162,6 +169,17 @@ class ClusterSpec:
         check_range("--nodes", self.min_nodes, self.max_nodes, least=0 if self.place == "k8s" else 1)
         if self.max_nodes < 1:
             raise OptionError("--nodes is 0.", "Give at least one, or 0:1 for one that comes when it is needed.")
+
+    def _check_cost(self) -> None:
+        if self.max_cost_per_h is None:
+            return
+        if not self.price_per_node_h:
+            raise OptionError("--max-cost was given, and what a node costs is not known here.", "Say it: --price 4.10")
+        if (most := self.max_nodes * self.price_per_node_h) > self.max_cost_per_h:
+            raise OptionError(
+                f"{self.max_nodes} nodes cost {most:.2f} an hour, more than --max-cost {self.max_cost_per_h:g}/h.",
+                f"It pays for {self.max_cost_per_h // self.price_per_node_h:.0f} nodes.",
+            )
 
 
 def shown(value: Any) -> str:

@@ -91,6 +91,14 @@ def seconds(text: str) -> float:
     return amount(text[:-1]) * factor if factor else amount(text)
 
 
+def hourly(text: str) -> float:
+    """Read ``30/h`` as 30."""
+    rate, slash, unit = text.partition("/")
+    if not slash or unit != "h":
+        raise ValueError(f"{text!r} is no rate: write it as 30/h")
+    return amount(rate)
+
+
 def counts_by_word(text: str) -> tuple[tuple[str, int], ...]:
     """Read ``10`` as (("", 10),) and ``hung=2,node=1`` as (("hung", 2), ("node", 1))."""
     pairs = [part.rpartition("=") for part in text.split(",") if part.strip()]

@@ -82,12 +82,11 @@ def test_an_image_that_does_not_exist_ends_up_at_once(kubernetes: Kubernetes, op
 def test_pods_that_no_node_takes_are_told_with_the_scheduler_s_words(
     kubernetes: Kubernetes, operator: StandIn, spec: ClusterSpec
 ) -> None:
-    told: list[str] = []
-    unfit = replace(spec, node_selector=(("disk", "none"),))
-    record, _ = _up(unfit, told=told.append)
+    cluster = session.Cluster(_up(replace(spec, node_selector=(("disk", "none"),)))[0])
     try:
-        assert session.health_of(session.Cluster(record)).state == "up", "the head has no selector: only workers wait"
-        _wait_until(lambda: any("didn't match" in reason for reason in _worker_reasons(kubernetes)))
+        _wait_until(lambda: "didn't match Pod's node affinity" in cluster.health().why)
+        assert cluster.health().state == "up", "the head has no selector: only workers wait"
+        assert "No node takes lab-worker" in repr(cluster)
     finally:
         KubeRay().down("lab")
 
@@ -235,14 +234,6 @@ def test_a_suspended_cluster_says_who_suspended_it_and_up_brings_it_back(
     cluster.close()
     assert "is down" in session.down()
     assert kubernetes.objects() == []
-
-
-def _worker_reasons(kubernetes: Kubernetes) -> list[str]:
-    from raykit.cluster.kuberay.waiting import reasons
-
-    cluster = kubernetes.admin.get("RayCluster", "lab")
-    assert cluster is not None
-    return [reason.text for reason in reasons(cluster, kubernetes.admin.find("Pod"), kubernetes.admin.events())]
 
 
 def _wait_until(ready: Callable[[], bool], timeout_s: float = 30) -> None:

@@ -1,6 +1,7 @@
 import pytest
 
 from raykit.client import session
+from raykit.cluster.base import price_words
 from raykit.codec import validate
 from raykit.errors import OptionError
 from raykit.spec import ClusterSpec
@@ -42,6 +43,19 @@ def test_a_line_for_kubernetes_becomes_a_spec_and_survives_json():
 def test_what_a_place_does_not_know_or_cannot_be_is_refused_with_a_sentence(line, words):
     with pytest.raises(OptionError, match=words):
         _spec(line)
+
+
+def test_a_cap_on_cost_needs_a_price_and_holds_for_scaling_too():
+    import dataclasses
+
+    with pytest.raises(OptionError, match="what a node costs is not known here"):
+        _spec("lab --on k8s --max-cost 30/h")
+    with pytest.raises(OptionError, match="no rate: write it as 30/h"):
+        _spec("lab --on k8s --max-cost 30")
+    spec = _spec("lab --on k8s --nodes 0:7 --price 4 --max-cost 30/h")
+    with pytest.raises(OptionError, match=r"8 nodes cost 32\.00 an hour, more than --max-cost 30/h\.\nIt pays for 7 nodes"):
+        dataclasses.replace(spec, num_nodes=(0, 8))
+    assert price_words(spec) == "By --price its workers cost 0.00 to 28.00 an hour; the head is not counted."
 
 
 def test_the_help_says_which_places_know_an_option():

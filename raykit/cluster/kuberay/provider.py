@@ -17,7 +17,7 @@ from functools import partial
 from http import HTTPStatus
 
 from raykit.cluster import record as records
-from raykit.cluster.base import UP_TIMEOUT_S, Plan, Provider, Started, Status, Told, refuse_difference, versions_here
+from raykit.cluster.base import UP_TIMEOUT_S, Plan, Provider, Started, Status, Told, price_words, refuse_difference, versions_here
 from raykit.cluster.home import private_folder, write_secret
 from raykit.cluster.kuberay import manifest
 from raykit.cluster.kuberay.api import MADE, Kube, RefusedError, label_of, pod_named, pods_of, reach
@@ -56,7 +56,7 @@ class KubeRay(Provider):
             for each in _objects(spec, kube, token="0" * 64):
                 kube.create(each, dry_run=True)
                 things.append((f"{each['kind']} {each['metadata']['name']}", _words(each)))
-        return Plan(name=spec.name, things=tuple(things))
+        return Plan(name=spec.name, things=tuple(things), price=price_words(spec))
 
     def up(self, spec: ClusterSpec, *, told: Told, timeout_s: float = UP_TIMEOUT_S) -> Started:
         deadline = time.monotonic() + timeout_s
@@ -83,10 +83,9 @@ class KubeRay(Provider):
                 why = (found["metadata"].get("annotations") or {}).get(WHY_NOTE)
                 return Status(state="suspended", why=why or "nobody wrote down why")
             pods = kube.find("Pod", pods_of(record.name))
-            if pod_named(pods, "head"):
-                return Status(state="up")
             waiting = reasons(found, pods, kube.events())
-        return Status(state="starting", why=waiting[0].text if waiting else "its head is on its way")
+        why = waiting[0].text if waiting else ""
+        return Status(state="up", why=why) if pod_named(pods, "head") else Status(state="starting", why=why)
 
     def scale(self, record: ClusterRecord, num_nodes: int | tuple[int, int]) -> ClusterRecord:
         wanted = replace(record.spec, num_nodes=num_nodes)
