@@ -49,18 +49,20 @@ class IdleGuard:
             await asyncio.sleep(min(LOOK_S, idle_s / LOOKS_WITHIN_LIMIT))
 
     def _use(self) -> Use:
-        num_runs = sum(not view.ended for view in self._registry.views())
+        """Look at what is used; a look that fails tells nothing, and must not end the guard."""
         try:
+            num_runs = sum(not view.ended for view in self._registry.views())
             total, free = ray.cluster_resources(), ray.available_resources()
-        except ray.exceptions.RayError:
-            return Use(num_runs=num_runs, num_slots_held=None)
+        except Exception:
+            logger.exception("looking at what is used")
+            return Use(num_runs=0, num_slots_held=None)
         held = sum(total.get(each, 0) - free.get(each, 0) for each in ("CPU", "GPU"))
         return Use(num_runs=num_runs, num_slots_held=held)
 
     def _suspend(self, reason: str) -> str:
         try:
             suspend(self._setting, reason)
-        except OSError as exc:
+        except (OSError, LookupError) as exc:
             logger.exception("suspending %s", self._setting.name)
             return f"idle, and could not be suspended: {exc}"
         return f"suspended: {reason}"
@@ -71,6 +73,7 @@ def suspend(setting: ClusterSetting, reason: str) -> None:
 
     Raises:
         OSError: the API server cannot be reached, or refuses.
+        LookupError: this is no pod.
     """
     account = Path(setting.account_folder)
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]

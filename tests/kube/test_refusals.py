@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -57,15 +58,32 @@ def test_a_missing_right_is_told_with_its_verb_and_its_resource(spec: ClusterSpe
     _refused(replace(spec, context="guest"), r'cannot get resource "rayclusters"')
 
 
-def test_a_right_that_is_missing_in_the_middle_of_up_leaves_nothing(kubernetes: Kubernetes, spec: ClusterSpec) -> None:
-    if kubernetes.kind != "strict":
-        pytest.skip("rights by verb are the strict server's here")
-    kubernetes.api.rights[kubernetes.tokens["guest"]] = lambda verb, kind: (verb, kind) != ("create", "rayclusters")
-    try:
-        _refused(replace(spec, context="guest"), r'cannot create resource "rayclusters"')
-    finally:
-        kubernetes.api.rights[kubernetes.tokens["guest"]] = lambda verb, kind: False
-    assert kubernetes.objects() == []
+ALL_BUT = {
+    "secrets": ("get", "create", "list", "delete"),
+    "configmaps": ("get", "create", "list", "delete"),
+    "pods": ("get", "list"),
+    "events": ("list",),
+    "rayclusters": ("get", "create", "list", "patch", "delete"),
+    "pods/portforward": ("get", "create"),
+}
+"""What up and down need, as docs/kubernetes.md says it."""
+
+
+@pytest.mark.parametrize(("resource", "verb"), [("rayclusters", "create"), ("pods/portforward", "create"), ("pods", "list")])
+def test_a_right_that_is_missing_in_the_middle_of_up_is_told_and_leaves_nothing(
+    kubernetes: Kubernetes, operator: StandIn, spec: ClusterSpec, resource: str, verb: str
+) -> None:
+    lacking = () if resource == "pods/portforward" else tuple(each for each in ALL_BUT[resource] if each != verb)
+    with granted(kubernetes, ALL_BUT | {resource: lacking}):
+        _refused(replace(spec, context="guest"), rf'cannot \w+ resource "{resource}"')
+    _wait_until(lambda: kubernetes.objects() == [])
+
+
+def test_the_rights_that_are_written_down_are_enough(kubernetes: Kubernetes, operator: StandIn, spec: ClusterSpec) -> None:
+    with granted(kubernetes, ALL_BUT):
+        _up(replace(spec, context="guest"))
+        assert KubeRay().down("lab") is True
+    assert [left for left in kubernetes.objects() if "guests" not in left] == []
 
 
 def test_a_type_of_gpu_that_no_node_has_is_refused_with_those_that_are_there(kubernetes: Kubernetes, spec: ClusterSpec) -> None:
@@ -96,7 +114,7 @@ def test_a_quota_that_allows_no_pod_is_told_and_nothing_is_left(
 ) -> None:
     told: list[str] = []
     with _no_quota(kubernetes):
-        _refused(spec, "given up waiting.*quota does not allow it.*exceeded quota", timeout_s=5, told=told.append)
+        _refused(spec, "given up waiting.*quota does not allow it.*exceeded quota", timeout_s=2, told=told.append)
     assert sum("exceeded quota" in sentence for sentence in told) == 2, "once for the head, once for the worker"
     assert kubernetes.objects() == []
 
@@ -152,7 +170,11 @@ def test_an_interrupt_in_the_middle_of_up_leaves_nothing(kubernetes: Kubernetes,
 def test_an_up_that_was_killed_in_the_middle_is_taken_up_by_the_next(
     kubernetes: Kubernetes, operator: StandIn, spec: ClusterSpec
 ) -> None:
-    """What a killed one leaves is some of its objects, and no record; the Secret among them holds the token."""
+    """What a killed one leaves is some of its objects; the Secret among them holds the token."""
+    _up(spec)
+    kubernetes.admin.delete("RayCluster", "lab")
+    assert KubeRay().down("lab") is False
+    assert kubernetes.objects() == [], "down finds what is left without a RayCluster"
     record, _ = _up(spec)
     token = record.token
     kubernetes.admin.delete("RayCluster", "lab")
@@ -243,6 +265,36 @@ def _wait_until(ready: Callable[[], bool], timeout_s: float = 30) -> None:
     while not ready():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
+
+
+@contextmanager
+def granted(kubernetes: Kubernetes, rights: dict[str, tuple[str, ...]]) -> Iterator[None]:
+    """Give the guest these rights in the namespace and no others."""
+    if kubernetes.kind == "strict":
+        before = kubernetes.api.rights[kubernetes.tokens["guest"]]
+        kubernetes.api.rights[kubernetes.tokens["guest"]] = lambda verb, kind: verb in rights.get(kind, ())
+        try:
+            yield
+        finally:
+            kubernetes.api.rights[kubernetes.tokens["guest"]] = before
+        return
+    rules = [{"apiGroups": ["", "ray.io"], "resources": [kind], "verbs": list(verbs)} for kind, verbs in rights.items() if verbs]
+    group = "rbac.authorization.k8s.io"
+    role = {"apiVersion": f"{group}/v1", "kind": "Role", "metadata": {"name": "guests"}, "rules": rules}
+    binding = {
+        "apiVersion": f"{group}/v1",
+        "kind": "RoleBinding",
+        "metadata": {"name": "guests"},
+        "subjects": [{"kind": "User", "name": "guest", "apiGroup": group}],
+        "roleRef": {"kind": "Role", "name": "guests", "apiGroup": group},
+    }
+    kubernetes.admin.create(role)
+    kubernetes.admin.create(binding)
+    try:
+        yield
+    finally:
+        kubernetes.admin.delete("RoleBinding", "guests")
+        kubernetes.admin.delete("Role", "guests")
 
 
 class _no_quota:  # noqa: N801  (reads as a block)

@@ -134,7 +134,7 @@ def _rights(spec: ClusterSpec) -> list[Object]:
     if spec.idle_s is None:
         return []
     name, account = object_name(spec.name), spec.service_account or object_name(spec.name)
-    rule = {"apiGroups": ["ray.io"], "resources": ["rayclusters"], "resourceNames": [spec.name], "verbs": ["get", "patch"]}
+    rule = {"apiGroups": ["ray.io"], "resources": ["rayclusters"], "resourceNames": [spec.name], "verbs": ["patch"]}
     group = "rbac.authorization.k8s.io"
     subjects = [{"kind": "ServiceAccount", "name": account}]
     role = {"apiGroup": group, "kind": "Role", "name": name}

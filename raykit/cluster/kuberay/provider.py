@@ -15,9 +15,10 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
+from pathlib import Path
 
 from raykit.cluster import record as records
-from raykit.cluster.base import UP_TIMEOUT_S, Plan, Provider, Started, Status, Told, price_words, refuse_difference, versions_here
+from raykit.cluster.base import Plan, Provider, Started, Status, Told, price_words, refuse_difference, versions_here
 from raykit.cluster.home import private_folder, write_secret
 from raykit.cluster.kuberay import manifest
 from raykit.cluster.kuberay.api import MADE, Kube, RefusedError, label_of, pod_named, pods_of, reach
@@ -41,6 +42,7 @@ from raykit.spec import ClusterSpec
 from raykit.wire.door import Door, DoorClosedError
 
 LOOK_S = 0.5
+MACHINES_TIMEOUT_S = 1800.0  # a cloud may have to make the machine first, and the image has gigabytes
 GONE_TIMEOUT_S = 60.0
 
 
@@ -58,7 +60,7 @@ class KubeRay(Provider):
                 things.append((f"{each['kind']} {each['metadata']['name']}", _words(each)))
         return Plan(name=spec.name, things=tuple(things), price=price_words(spec))
 
-    def up(self, spec: ClusterSpec, *, told: Told, timeout_s: float = UP_TIMEOUT_S) -> Started:
+    def up(self, spec: ClusterSpec, *, told: Told, timeout_s: float = MACHINES_TIMEOUT_S) -> Started:
         deadline = time.monotonic() + timeout_s
         with records.locked(spec.name), _kube(_as_found(spec)) as kube:
             _refuse_second_place(spec.name, kube)
@@ -79,12 +81,12 @@ class KubeRay(Provider):
             found = kube.get("RayCluster", record.name)
             if found is None:
                 return Status(state="gone", why=f"the namespace {kube.namespace} has no RayCluster of that name")
-            if found["spec"].get("suspend"):
-                why = (found["metadata"].get("annotations") or {}).get(WHY_NOTE)
-                return Status(state="suspended", why=why or "nobody wrote down why")
             pods = kube.find("Pod", pods_of(record.name))
             waiting = reasons(found, pods, kube.events())
         why = waiting[0].text if waiting else ""
+        if found["spec"].get("suspend"):
+            note = (found["metadata"].get("annotations") or {}).get(WHY_NOTE)
+            return Status(state="suspended", why=note or why or "nobody wrote down why")
         return Status(state="up", why=why) if pod_named(pods, "head") else Status(state="starting", why=why)
 
     def scale(self, record: ClusterRecord, num_nodes: int | tuple[int, int]) -> ClusterRecord:
@@ -111,7 +113,7 @@ class KubeRay(Provider):
             if not isinstance(record, KubeRecord):
                 return False
             with _kube_of(record) as kube:
-                was_there = _delete_all(kube, name)
+                was_there = _delete_all(kube, record.spec)
                 _wait_for_end(kube, name)
             (record.folder / "token").unlink(missing_ok=True)
             record.remove()
@@ -189,25 +191,34 @@ def _gpu(spec: ClusterSpec, kube: Kube) -> GpuLabel | None:
 
 
 def _make(spec: ClusterSpec, kube: Kube, deadline: float, told: Told) -> KubeRecord:
-    """Make what is not there yet and wait until it is up; on an error or an interrupt nothing of it is left."""
-    objects = _objects(spec, kube, token=_token(spec.name, kube) or secrets.token_hex(32))
-    with _deleted_on_error(kube, spec.name):
+    """Make what is not there yet and wait until it is up; on an error or an interrupt what was made is deleted."""
+    token = _token(spec.name, kube) or secrets.token_hex(32)
+    objects = _objects(spec, kube, token=token)
+    # Written before anything is made: so `down` finds what a killed one leaves.
+    _write_down(spec, kube, token, {what: str(value) for what, value in versions_here().items() if what.endswith("_version")})
+    made: list[Object] = []
+    with _deleted_on_error(kube, spec.name, made):
         for each in objects:
-            _ensure(kube, each)
-        made = kube.get("RayCluster", spec.name)
-        if made is None:
+            if _ensure(kube, each):
+                made.append(each)  # noqa: PERF401  (what was made is known when a later one fails)
+        found = kube.get("RayCluster", spec.name)
+        if found is None:
             raise ClusterError(f"The RayCluster {spec.name} was deleted while it was made.", "Is somebody else at it?")
-        record = _adopt(made, kube, spec)
+        record = _adopt(found, kube, spec)
+        refuse_difference(record, spec)
         _wait(record, kube, deadline, told)
     return record
 
 
-def _ensure(kube: Kube, wanted: Object) -> None:
+def _ensure(kube: Kube, wanted: Object) -> bool:
+    """Make an object, and say whether it was not there."""
     try:
         kube.create(wanted)
     except RefusedError as refused:
         if refused.status != HTTPStatus.CONFLICT:
             raise
+        return False
+    return True
 
 
 def _token(name: str, kube: Kube) -> str | None:
@@ -233,13 +244,20 @@ def _adopt(found: Object, kube: Kube, asked: ClusterSpec) -> KubeRecord:
     written: ClusterSpec = validate(ClusterSpec, json.loads(notes[SPEC_NOTE]))
     spec = replace(written, kubeconfig=asked.kubeconfig, context=asked.context, namespace=asked.namespace)
     versions = json.loads(notes[VERSION_NOTE])
-    token_file = private_folder(records.cluster_folder(name)) / "token"
+    return _write_down(spec, kube, token, {f"{what}_version": versions[what] for what in ("ray", "python", "raykit")})
+
+
+def _write_down(spec: ClusterSpec, kube: Kube, token: str, versions: dict[str, str]) -> KubeRecord:
+    token_file = private_folder(records.cluster_folder(spec.name)) / "token"
     write_secret(token_file, token)
-    made = {f"{what}_version": versions[what] for what in ("ray", "python", "raykit")}
-    known = records.find(name)
-    since = known.created_unix_s if known else time.time()
+    known = records.find(spec.name)
     record = KubeRecord(
-        spec=spec, token_file=str(token_file), created_unix_s=since, context=kube.context, namespace=kube.namespace, **made
+        spec=spec,
+        token_file=str(token_file),
+        created_unix_s=known.created_unix_s if known else time.time(),
+        context=kube.context,
+        namespace=kube.namespace,
+        **versions,
     )
     record.save()
     return record
@@ -257,6 +275,8 @@ def _wait(record: KubeRecord, kube: Kube, deadline: float, told: Told) -> None:
             with suppress(DoorClosedError):
                 check_python(door.ping(timeout_s=5), record.name)
                 return
+            if isinstance(way.failure, RefusedError) and way.failure.status == HTTPStatus.FORBIDDEN:
+                raise way.failure
             waiting = _reasons(kube, record.name)
             for reason in waiting:
                 if reason.hopeless:
@@ -293,21 +313,24 @@ def check_python(ping: Object, name: str) -> None:
 
 
 @contextmanager
-def _deleted_on_error(kube: Kube, name: str) -> Iterator[None]:
+def _deleted_on_error(kube: Kube, name: str, made: list[Object]) -> Iterator[None]:
     try:
         yield
     except BaseException:  # an interrupt too must leave nothing behind
-        _delete_all(kube, name)
+        for each in reversed(made):
+            kube.delete(each["kind"], each["metadata"]["name"])
         if (record := records.find(name)) is not None:
             record.remove()
+            Path(record.token_file).unlink(missing_ok=True)
         raise
 
 
-def _delete_all(kube: Kube, name: str) -> bool:
+def _delete_all(kube: Kube, spec: ClusterSpec) -> bool:
     """Delete everything with the cluster's label, and say whether the RayCluster was there."""
     was_there = False
-    for kind in MADE:
-        for each in kube.find(kind, label_of(name)):
+    # Who has no rights on roles could not ask for them: only what `up` makes of this spec is looked for.
+    for kind in MADE if spec.idle_s is not None else ("RayCluster", "ConfigMap", "Secret"):
+        for each in kube.find(kind, label_of(spec.name)):
             kube.delete(kind, each["metadata"]["name"])
             was_there |= kind == "RayCluster"
     return was_there

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from threading import Thread
 from typing import Any
 
-from raykit.cluster.kuberay.api import PATHS, Kube, pod_named, pods_of
+from raykit.cluster.kuberay.api import PATHS, Kube, pod_named, pods_of, refusal
 from raykit.cluster.kuberay.manifest import DOOR_PORT
 from raykit.errors import ClusterError
 
@@ -26,12 +26,14 @@ DATA, ERROR = 0, 1  # the two channels of the one port; the first message of eac
 class Tunnel:
     """Listens on loopback; the door behind it asks for the cluster's token.
 
-    ``reach`` gives the API server anew for each connection, with the credentials as they are then.
+    ``reach`` gives the API server anew for each connection, with the credentials as they are then. ``failure`` is why the
+    last connection could not be opened or ended.
     """
 
     def __init__(self, reach: Callable[[], Kube], cluster: str) -> None:
         self._reach = reach
         self._cluster = cluster
+        self.failure: ClusterError | None = None
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
         Thread(target=self._accept, name=f"tunnel to {cluster}", daemon=True).start()
@@ -50,8 +52,11 @@ class Tunnel:
 
     def _carry(self, near: socket.socket) -> None:
         """Carry one connection until either side ends it. One that cannot be opened is closed: the door is not there."""
-        with near, suppress(ClusterError), self._reach() as kube, _forwarded(kube, self._cluster) as far:
-            _pump(near, far)
+        try:
+            with near, self._reach() as kube, _forwarded(kube, self._cluster) as far:
+                _pump(near, far)
+        except ClusterError as exc:
+            self.failure = exc
 
 
 @contextmanager
@@ -62,7 +67,7 @@ def _forwarded(kube: Kube, cluster: str) -> Iterator[Any]:
         ClusterError: no head runs, or the port-forward is refused or ends.
     """
     from kubernetes.stream import ws_client
-    from websocket import WebSocketException
+    from websocket import WebSocketBadStatusException, WebSocketException
 
     head = pod_named(kube.find("Pod", pods_of(cluster)), "head")
     if head is None:
@@ -75,6 +80,8 @@ def _forwarded(kube: Kube, cluster: str) -> Iterator[Any]:
         where = ws_client.get_websocket_url(url, [("ports", str(DOOR_PORT))])
         far = ws_client.create_websocket(kube.client.configuration, where, offered)
         yield far
+    except WebSocketBadStatusException as exc:
+        raise refusal(exc.status_code, exc.resp_body or b"", "create pods/portforward", kube) from exc
     except (WebSocketException, OSError) as exc:
         raise ClusterError(f"The port-forward to {head['metadata']['name']} ended: {exc}") from exc
     finally:
