@@ -64,6 +64,7 @@ def test_a_cluster_lives_through_the_contract(place: Place) -> None:
     assert records.find("contract") == record
     assert place.provider.status(record).state == "up"
     assert place.ping(record)["name"] == "contract"
+    assert place.provider.plan(place.spec()).things, "also of what is there"
     assert record.token not in (record.folder / "record.json").read_text()
 
     again, word = place.up()

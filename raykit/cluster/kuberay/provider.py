@@ -56,8 +56,8 @@ class KubeRay(Provider):
         with _kube(spec) as kube:
             things = [("place", f"the context {kube.context}, namespace {kube.namespace}; its API server agrees to each object")]
             for each in _objects(spec, kube, token="0" * 64):
-                kube.create(each, dry_run=True)
-                things.append((f"{each['kind']} {each['metadata']['name']}", _words(each)))
+                there = "" if _ensure(kube, each, dry_run=True) else "; it is there already"
+                things.append((f"{each['kind']} {each['metadata']['name']}", _words(each) + there))
         return Plan(name=spec.name, things=tuple(things), price=price_words(spec))
 
     def up(self, spec: ClusterSpec, *, told: Told, timeout_s: float = MACHINES_TIMEOUT_S) -> Started:
@@ -210,10 +210,10 @@ def _make(spec: ClusterSpec, kube: Kube, deadline: float, told: Told) -> KubeRec
     return record
 
 
-def _ensure(kube: Kube, wanted: Object) -> bool:
+def _ensure(kube: Kube, wanted: Object, *, dry_run: bool = False) -> bool:
     """Make an object, and say whether it was not there."""
     try:
-        kube.create(wanted)
+        kube.create(wanted, dry_run=dry_run)
     except RefusedError as refused:
         if refused.status != HTTPStatus.CONFLICT:
             raise
