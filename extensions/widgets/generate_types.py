@@ -1,4 +1,4 @@
-"""Write src/face.ts: the TypeScript types of raykit.render.face, from the Python ones."""
+"""Write src/face.ts: the TypeScript types of raykit.render's face and past, from the Python ones."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from raykit.render.face import Card, Face, Lane
+from raykit.render.past import Chart, Log, Mark, Past, Span
 
 TARGET = Path(__file__).parent / "src" / "face.ts"
-HEAD = "// Written by generate_types.py from raykit/render/face.py; do not edit.\n"
+HEAD = "// Written by generate_types.py from raykit/render/face.py and past.py; do not edit.\n"
 PLAIN = {str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
 
 
 def generated() -> str:
     """Give the text of face.ts."""
-    return HEAD + "".join(_interface(kind) for kind in (Lane, Card, Face))
+    return HEAD + "".join(_interface(kind) for kind in (Span, Mark, Chart, Log, Past, Lane, Card, Face))
 
 
 def _interface(kind: type) -> str:

@@ -53,13 +53,11 @@ class Run:
                 raise RunLostError(f"The run {self.name} went down with its cluster: {exc.problem}", exc.remedy) from exc
         return self.view
 
-    def follow(self) -> Iterator[RunView]:
-        """Give the view at each news until the run is over."""
+    def follow(self, *, poll_s: float = POLL_S) -> Iterator[RunView]:
+        """Give the view at each news, and every ``poll_s`` where there are none, until the run is over."""
         yield self.refresh()
         while not self.view.ended:
-            before = self.view.number
-            if self.refresh(wait_s=POLL_S).number != before:
-                yield self.view
+            yield self.refresh(wait_s=poll_s)
 
     def wait(self) -> Run:
         """Wait for the end.

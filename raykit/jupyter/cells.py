@@ -10,7 +10,7 @@ from raykit.client.capture import capture_cell, check_names, with_extra
 from raykit.client.pipeline import MARK, Pipeline
 from raykit.client.run import Run, start
 from raykit.errors import CellError, OptionError
-from raykit.jupyter.display import Said, follow
+from raykit.jupyter.display import QUIET_S, Said, follow
 from raykit.spec import TaskSpec, TrainSpec
 from raykit.spec.lines import PipelineLine, Viewing
 from raykit.spec.training import ON_LOSS
@@ -53,11 +53,11 @@ def pipeline_cell(shell: Any, cell: str, line: PipelineLine, viewing: Viewing) -
     return view(shell, start(spec, payload, on=viewing.on), detach=viewing.detach)
 
 
-def view(shell: Any, run: Run, *, detach: bool = False) -> Said | None:
+def view(shell: Any, run: Run, *, detach: bool = False, quiet_s: float = QUIET_S) -> Said | None:
     """Show a run until it is over and bring its outputs into the notebook; or leave it, when that was asked."""
     if detach:
         return Said(f"The run {run.name} goes on by itself. See it: %ray watch {run.name}")
-    follow(run)
+    follow(run, quiet_s=quiet_s)
     for output in run.view.outputs:
         shell.user_ns[output.name] = run.result if run.view.run_kind == "pipeline" else run.output(output.name)
     return None

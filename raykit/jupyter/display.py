@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from raykit.client.run import Run
-from raykit.errors import RaykitError
-from raykit.render import to_html, to_text
+from raykit.render import to_text
 from raykit.views import RunView
 
-WIDGET_S = 0.1
+if TYPE_CHECKING:
+    from raykit.jupyter.widget import RunWidget
+
+WIDGET_S = 0.2
 SAVED_S = 5.0
+QUIET_S = 2.0
+TICK_S = 1.0  # a run without news is looked at so often
 
 
 class Said(str):
@@ -35,8 +40,8 @@ class Face(Protocol):
         """Show the last view, which stays."""
 
 
-def follow(run: Run) -> None:
-    """Show a run until it is over, and raise if it did not end well.
+def follow(run: Run, *, quiet_s: float = QUIET_S) -> None:
+    """Show a run until it is over, and raise if it did not end well; one that is done within ``quiet_s`` only prints.
 
     An interrupt asks the run to end at its next commit or batch; a second one leaves it alone.
 
@@ -45,7 +50,7 @@ def follow(run: Run) -> None:
         RunStoppedError: it was stopped.
         RunLostError: its cluster went away.
     """
-    face: Face = _Widget(run) if _in_notebook() else _Lines()
+    face: Face = _Widget(run, quiet_s=quiet_s) if _in_notebook() else _Lines()
     try:
         _show_until_over(run, face)
     except KeyboardInterrupt:
@@ -58,7 +63,7 @@ def follow(run: Run) -> None:
 
 def beside(run: Run) -> Callable[[], None]:
     """Show a run that the cell itself executes, and give what takes in its news; nothing waits for it."""
-    face: Face = _Widget(run) if _in_notebook() else _Lines()
+    face: Face = _Widget(run, quiet_s=0) if _in_notebook() else _Lines()
 
     def news() -> None:
         view = run.refresh()
@@ -68,7 +73,7 @@ def beside(run: Run) -> Callable[[], None]:
 
 
 def _show_until_over(run: Run, face: Face) -> None:
-    for view in run.follow():
+    for view in run.follow(poll_s=TICK_S):
         face.show(view)
 
 
@@ -78,42 +83,58 @@ def _in_notebook() -> bool:
 
 
 class _Widget:
-    """The widget, with the last true state as static HTML beside it for the saved notebook."""
+    """The widget, with the last true state as static HTML beside it for the saved notebook.
 
-    def __init__(self, run: Run) -> None:
-        from raykit.jupyter.widget import RunWidget
+    A cell that is done within ``quiet_s`` shows what it printed and no more, unless something went wrong.
+    """
 
-        self._widget = RunWidget(run.view)
-        self._widget.on_command(_commanding(run))
+    def __init__(self, run: Run, *, quiet_s: float) -> None:
+        self._run = run
+        self._widget: RunWidget | None = None
         self._handle: Any = None
-        self._shown_s = self._saved_s = 0.0
+        self._begun_s, self._quiet_s = time.monotonic(), quiet_s
+        self._shown_s = self._saved_s = -math.inf
         self._printer = _Printer()
 
     def show(self, view: RunView) -> None:
         now_s = time.monotonic()
-        if now_s - self._shown_s >= WIDGET_S:
+        if now_s - self._begun_s >= self._quiet_s and now_s - self._shown_s >= WIDGET_S:
             self._shown_s = now_s
-            self._widget.show(view)
-        if now_s - self._saved_s >= SAVED_S:
-            self._saved_s = now_s
-            self._save(view)
+            self._draw(view, save=now_s - self._saved_s >= SAVED_S)
         if view.run_kind == "task":
             self._printer.show(view)
 
     def finish(self, view: RunView) -> None:
-        self._widget.show(view)
-        self._save(view)
+        went_well = view.state == "done" and all(card.good for card in view.cards)
+        if self._widget is not None or not went_well or time.monotonic() - self._begun_s >= self._quiet_s:
+            self._draw(view, save=True)
         if view.run_kind == "task":
             self._printer.show(view)
 
-    def _save(self, view: RunView) -> None:
+    def _draw(self, view: RunView, *, save: bool) -> None:
+        if self._widget is None:
+            self._widget = _widget(self._run)
+        self._widget.show(view)
+        if save:
+            self._saved_s = self._shown_s
+            self._save(self._widget)
+
+    def _save(self, widget: RunWidget) -> None:
         from IPython.display import display
 
-        bundle = self._widget.bundle() | {"text/html": to_html(view), "text/plain": to_text(view)}
         if self._handle is None:
-            self._handle = display(bundle, raw=True, display_id=True)
+            self._handle = display(widget.bundle(), raw=True, display_id=True)
         else:
-            self._handle.update(bundle, raw=True)
+            self._handle.update(widget.bundle(), raw=True)
+
+
+def _widget(run: Run) -> RunWidget:
+    from raykit.jupyter.buttons import carry_out
+    from raykit.jupyter.widget import RunWidget
+
+    widget = RunWidget(run.view)
+    widget.on_command(lambda message: carry_out(run, message))
+    return widget
 
 
 class _Lines:
@@ -145,15 +166,3 @@ class _Printer:
             print(f"... {new - len(view.lines)} lines more: %ray logs {view.name}")  # noqa: T201
         for line in view.lines[-new:]:
             print(line.text)  # noqa: T201
-
-
-def _commanding(run: Run) -> Any:
-    def asked(command: str) -> None:
-        """Answer a click, in a thread beside the cell's: only a command is handed on."""
-        if command == "stop":
-            try:
-                run.stop()
-            except RaykitError:
-                return  # the view says what became of the run
-
-    return asked

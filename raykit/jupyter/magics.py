@@ -127,7 +127,7 @@ def _audit(_: Any, line: ClusterLine) -> Table:
 
 
 def _watch(shell: Any, line: RunLine) -> Said | None:
-    return cells.view(shell, session.watch(line.name))
+    return cells.view(shell, session.watch(line.name), quiet_s=0)
 
 
 def _logs(_: Any, line: LogsLine) -> None:
@@ -135,7 +135,7 @@ def _logs(_: Any, line: LogsLine) -> None:
 
 
 def _resume(shell: Any, line: RunLine, viewing: Viewing) -> Said | None:
-    return cells.view(shell, session.resume(line.name, on=viewing.on), detach=viewing.detach)
+    return cells.view(shell, session.resume(line.name, on=viewing.on), detach=viewing.detach, quiet_s=0)
 
 
 def _stop(_: Any, line: RunLine) -> Said:
@@ -145,16 +145,12 @@ def _stop(_: Any, line: RunLine) -> Said:
 
 def _drill(_: Any, line: DrillLine) -> str:
     session.watch(line.name).drill(line.action, after_s=line.after_s)
-    return Said(
-        f"{line.action} will strike {line.name}, {line.after_s:g} s after now or after its first step; the verdict becomes a card of its view."
-    )
+    return Said(line.said)
 
 
 def _resize(_: Any, line: ResizeLine) -> Said:
     session.watch(line.name).resize(line.workers)
-    least, most = line.workers
-    ranks = f"{least} to {most} ranks" if least != most else "1 rank" if most == 1 else f"{most} ranks"
-    return Said(f"{line.name} goes on with {ranks} from a commit on, as slots allow.")
+    return Said(line.said)
 
 
 def _observe(_: Any, line: ObserveLine) -> Said:

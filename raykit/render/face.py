@@ -5,14 +5,17 @@ What is unknown is written as unknown, never as zero.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from raykit.decisions import StageChange
+from raykit.render.past import Past, past_of
 from raykit.views import AdviceView, CardView, RankView, RunView, StageView
 
 NUM_LINES = 8
 MAX_LOST_SHOWN = 3
+SECONDS_SHOWN = 100
+DRILLS = {"training": ("kill-worker", "hang", "kill-node", "kill-host"), "pipeline": ("kill-worker", "kill-host")}
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 STAGE_HEADERS = ("stage", "replicas", "rows in", "rows out", "rate", "busy", "starved", "blocked", "rows waiting", "is")
@@ -25,10 +28,13 @@ RANK_HEADERS = ("place", "worker", "state", "device", "node", "process")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lane:
-    """A row of the table: a stage or a worker. ``share`` fills its bar, None where there is none."""
+    """A row of the table: a stage or a worker.
+
+    ``spent`` fills its bar: shares of the time that were busy, starved and blocked; None where nobody counts them.
+    """
 
     cells: tuple[str, ...]
-    share: float | None
+    spent: tuple[float, float, float] | None
     faded: bool
 
 
@@ -48,15 +54,17 @@ class Face:
     name: str
     kind: str
     state: str
-    elapsed: str
+    figures: tuple[tuple[str, str], ...]
     ended: bool
+    buttons: tuple[str, ...]
+    drills: tuple[str, ...]
+    workers: str
+    advice: str
     labels: tuple[str, ...]
     progress: float | None
     progress_words: str
     headers: tuple[str, ...]
     lanes: tuple[Lane, ...]
-    curve_name: str
-    curve: tuple[tuple[int, float], ...]
     metrics: tuple[tuple[str, str], ...]
     cards: tuple[Card, ...]
     held: str
@@ -64,6 +72,7 @@ class Face:
     error: str
     lines: tuple[str, ...]
     num_lines_hidden: int
+    past: Past
 
 
 def face_of(view: RunView) -> Face:
@@ -82,15 +91,17 @@ def face_of(view: RunView) -> Face:
         name=view.name,
         kind=view.run_kind,
         state=view.state,
-        elapsed="" if view.elapsed_s is None else f"{view.elapsed_s:.1f} s",
+        figures=tuple(_figures(view)),
         ended=view.ended,
+        buttons=_buttons(view),
+        drills=DRILLS.get(view.run_kind, ()),
+        workers=_workers(view),
+        advice="" if view.advice is None or view.ended else advice_words(view.advice),
         labels=tuple(_labels(view)),
         progress=view.progress,
         progress_words=_progress_words(view),
         headers=headers if lanes else (),
         lanes=lanes,
-        curve_name="loss",
-        curve=tuple((step, value) for step, value in view.curve if value == value),  # noqa: PLR0124  (a NaN is not itself)
         metrics=tuple((name, f"{value:.4g}") for name, value in view.metrics),
         cards=tuple(_card(card) for card in view.cards),
         held=_held(view),
@@ -98,6 +109,7 @@ def face_of(view: RunView) -> Face:
         error=f"{view.error_where or 'the run'}: {view.error}" if view.error else "",
         lines=tuple(f"{line.source} | {line.text}" for line in shown),
         num_lines_hidden=view.num_lines - len(shown),
+        past=past_of(view),
     )
 
 
@@ -114,14 +126,69 @@ def size(num_bytes: int) -> str:
     return f"{num_bytes / 1000**power:.3g} {UNITS[power]}"
 
 
+def duration(seconds: float) -> str:
+    """Write a duration in two units at most."""
+    if seconds < SECONDS_SHOWN:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_rest = divmod(minutes, 60)
+    return f"{hours} h {minutes_rest:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def _figures(view: RunView) -> Iterator[tuple[str, str]]:
+    """Give the header's figures. While a run goes on each keeps its place, known or not."""
+    if view.elapsed_s is not None:
+        yield "elapsed", duration(view.elapsed_s)
+    if view.run_kind in ("training", "pipeline") and not view.ended:
+        yield "left", "unknown" if view.left_s is None else _about(view.left_s)
+    if view.run_kind == "training":
+        yield "rate", number(view.rate.per_s, " rows/s")
+        yield "world", _ranks(view.world_size) if view.world_size else "none yet"
+    if view.run_kind == "pipeline":
+        yield "rate", number(view.stages[-1].rate.per_s if view.stages else None, " rows/s")
+        yield "replicas", _count(_sum(stage.num_replicas for stage in view.stages))
+        yield "put aside", f"{sum(stage.num_bad for stage in view.stages):,} rows"
+
+
+def _about(seconds: float) -> str:
+    return f"about {seconds:.0f} s" if seconds < SECONDS_SHOWN else f"about {duration(seconds)}"
+
+
+def _buttons(view: RunView) -> tuple[str, ...]:
+    """Name what a person can ask of this run now; what a cell executes itself is ended by the kernel's interrupt."""
+    if view.ended or view.run_kind == "observed":
+        return ()
+    works = view.state in ("running", "recovering", "resizing")
+    applies = view.advice is not None and bool(view.advice.changes) and not view.advice.applied
+    return (
+        *(("apply",) if applies else ()),
+        *(("resize",) if works and view.run_kind == "training" else ()),
+        *(("drill",) if works and view.run_kind in DRILLS else ()),
+        "stop",
+    )
+
+
+def _workers(view: RunView) -> str:
+    """Write the ranks that were asked last as ``%ray resize`` reads them."""
+    least, most = view.resized_to or (view.world_size, view.world_size)
+    return f"{least}" if least == most else f"{least}:{most}"
+
+
+def _ranks(count: int) -> str:
+    return "1 rank" if count == 1 else f"{count:,} ranks"
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    known = list(counts)
+    return None if None in known else sum(filter(None, known))
+
+
 def _labels(view: RunView) -> Sequence[str]:
     said = [f"waits: {view.reason}"] if view.reason else []
     if view.simulated_gpus:
         said.append("GPUs of this cluster are simulated")
     if view.resumed:
         said.append("taken up again")
-    if view.advice is not None and not view.ended:
-        said.append(advice_words(view.advice))
     return said
 
 
@@ -154,7 +221,7 @@ def _progress_words(view: RunView) -> str:
         whole = f" of {view.total_steps:,}" if view.total_steps else ""
         if view.epoch is None:
             return f"step {view.step:,}{whole}"
-        return f"step {view.step:,}{whole}, epoch {view.epoch + 1}, {number(view.rate.per_s, ' rows/s')}"
+        return f"step {view.step:,}{whole}, epoch {view.epoch + 1}"
     if view.run_kind == "pipeline":
         whole = "an unknown number of" if view.source_rows is None else f"{view.source_rows:,}"
         taken = view.stages[0].rows_in if view.stages else 0
@@ -171,7 +238,7 @@ def _stage_lane(stage: StageView) -> Lane:
         *(stage.name, _count(stage.num_replicas), _count(stage.rows_in), f"{stage.rows_out:,}", number(stage.rate.per_s, "/s")),
         *(*shares, number(stage.rows_waiting), f"{word}, {stage.num_bad:,} rows aside" if stage.num_bad else word),
     )
-    return Lane(cells=cells, share=stage.busy_share, faded=False)
+    return Lane(cells=cells, spent=stage.shares, faded=False)
 
 
 def _operator_lane(stage: StageView) -> Lane:
@@ -181,7 +248,7 @@ def _operator_lane(stage: StageView) -> Lane:
         *(_count(stage.rows_waiting), number(stage.num_cpus), number(stage.num_gpus)),
         *("unknown" if stage.held_by is None else stage.held_by or "none", _count(stage.num_failed_tasks), stage.word or "unknown"),
     )
-    return Lane(cells=cells, share=None, faded=False)
+    return Lane(cells=cells, spent=None, faded=False)
 
 
 def _count(value: int | None) -> str:
@@ -191,7 +258,7 @@ def _count(value: int | None) -> str:
 def _rank_lane(rank: RankView) -> Lane:
     place = "lost" if rank.lost else "spare" if rank.rank is None else f"rank {rank.rank}"
     state = "lost" if rank.lost else rank.busy_with or ("ready" if rank.ready else "starting")
-    return Lane(cells=(place, rank.worker, state, rank.device, rank.node, str(rank.pid)), share=None, faded=rank.lost)
+    return Lane(cells=(place, rank.worker, state, rank.device, rank.node, str(rank.pid)), spent=None, faded=rank.lost)
 
 
 def _in_order(ranks: Sequence[RankView]) -> list[RankView]:

@@ -70,6 +70,12 @@ class DrillLine:
         if not self.name:
             raise OptionError("No run is named.", "Name one: %ray drill kill-worker RUN")
 
+    @property
+    def said(self) -> str:
+        """What is answered to who asked."""
+        when = f"{self.after_s:g} s after now or after its first step"
+        return f"{self.action} will strike {self.name}, {when}; the verdict becomes a card of its view."
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObserveLine:
@@ -93,6 +99,13 @@ class ResizeLine:
         if not self.name:
             raise OptionError("No run is named.", "Name one: %ray resize RUN 1:4")
         check_range("MIN:MAX", *self.workers, least=1)
+
+    @property
+    def said(self) -> str:
+        """What is answered to who asked."""
+        least, most = self.workers
+        ranks = f"{least} to {most} ranks" if least != most else "1 rank" if most == 1 else f"{most} ranks"
+        return f"{self.name} goes on with {ranks} from a commit on, as slots allow."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

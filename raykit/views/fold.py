@@ -7,18 +7,32 @@ from dataclasses import replace
 
 from raykit import events as ev
 from raykit.views import pipeline, training
-from raykit.views.values import CardView, LineView, OutputView, RunState, RunView, SlotView, StageView, Step
+from raykit.views.values import (
+    CardView,
+    LineView,
+    MarkView,
+    OutputView,
+    RunState,
+    RunView,
+    SlotView,
+    SpanView,
+    StageView,
+    Step,
+)
 
 MAX_LINES = 200
+MAX_SPANS = 200
 
 
 def fold(view: RunView, record: ev.Record) -> RunView:
     """Give the view after ``record``; a record that the view has already seen changes nothing."""
     if record.number <= view.number:
         return view
-    step = _STEPS[type(record.event)]
-    view = step(view, record.event, record.at_unix_s)
-    return replace(view, number=record.number, updated_at_unix_s=record.at_unix_s)
+    after = _STEPS[type(record.event)](view, record.event, record.at_unix_s)
+    spans = after.spans
+    if not spans or spans[-1].state != after.state:
+        spans = (*spans, SpanView(state=after.state, from_unix_s=record.at_unix_s))[-MAX_SPANS:]
+    return replace(after, number=record.number, updated_at_unix_s=record.at_unix_s, spans=spans)
 
 
 def fold_all(view: RunView, records: Iterable[ev.Record]) -> RunView:
@@ -98,8 +112,10 @@ def _decided(view: RunView, _: ev.Decided, __: float) -> RunView:
     return view
 
 
-def _stop_asked(view: RunView, _: ev.StopAsked, __: float) -> RunView:
-    return view if view.ended else replace(view, state="stopping")
+def _stop_asked(view: RunView, _: ev.StopAsked, at_unix_s: float) -> RunView:
+    if view.ended:
+        return view
+    return replace(view, state="stopping", marks=(*view.marks, MarkView(at_unix_s=at_unix_s, words="a stop was asked")))
 
 
 def _drill_started(view: RunView, _: ev.DrillStarted, __: float) -> RunView:

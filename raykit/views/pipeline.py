@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from raykit import events as ev
-from raykit.views.values import AdviceView, CardView, ReplicaView, RunView, StageView, Step
+from raykit.views.values import AdviceView, CardView, MarkView, ReplicaView, RunView, StageView, Step
 
 
 def _on_stage(view: RunView, name: str, change: Callable[[StageView], StageView]) -> RunView:
@@ -73,10 +73,8 @@ def _rows_quarantined(view: RunView, event: ev.RowsQuarantined, at_unix_s: float
 
 
 def _stage_sampled(view: RunView, event: ev.StageSampled, at_unix_s: float) -> RunView:
-    return _on_stage(
-        view,
-        event.stage,
-        lambda stage: replace(
+    def sample(stage: StageView) -> StageView:
+        return replace(
             stage,
             num_replicas=event.num_replicas,
             rows_waiting=event.rows_waiting,
@@ -89,8 +87,11 @@ def _stage_sampled(view: RunView, event: ev.StageSampled, at_unix_s: float) -> R
             num_gpus=event.num_gpus,
             held_by=event.held_by,
             rate=stage.rate.at(at_unix_s, event.rows_out),
-        ),
-    )
+        )
+
+    view = _on_stage(view, event.stage, sample)
+    begins = bool(view.stages) and view.stages[0].name == event.stage
+    return replace(view, work=view.work.at(at_unix_s, view.work_done)) if begins else view
 
 
 def _advised(view: RunView, event: ev.Advised, _: float) -> RunView:
@@ -102,10 +103,15 @@ def _advice_withdrawn(view: RunView, _: ev.AdviceWithdrawn, __: float) -> RunVie
     return replace(view, advice=None)
 
 
-def _advice_applied(view: RunView, _: ev.AdviceApplied, __: float) -> RunView:
+def _advice_applied(view: RunView, _: ev.AdviceApplied, at_unix_s: float) -> RunView:
     if view.advice is None:
         return view
-    return replace(view, advice=replace(view.advice, applied=True), changes=view.changes + view.advice.changes)
+    return replace(
+        view,
+        advice=replace(view.advice, applied=True),
+        changes=view.changes + view.advice.changes,
+        marks=(*view.marks, MarkView(at_unix_s=at_unix_s, words="advice was applied")),
+    )
 
 
 def _advice_measured(view: RunView, event: ev.AdviceMeasured, at_unix_s: float) -> RunView:

@@ -5,9 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raykit import events as ev
-from raykit.views.values import CardView, RankView, RunView, Step
+from raykit.views.values import CardView, MarkView, RankView, RunState, RunView, SeriesView, Step
 
-MAX_CURVE_POINTS = 400
+MAX_CURVES = 8
+AT_WORK: tuple[RunState, ...] = ("running", "resizing")
+
+
+def _at_work(view: RunView) -> RunState:
+    """Say whether the world has the size that was asked for last."""
+    least, most = view.resized_to or (view.world_size, view.world_size)
+    return "running" if least <= view.world_size <= most else "resizing"
 
 
 def _worker_started(view: RunView, event: ev.WorkerStarted, _: float) -> RunView:
@@ -21,7 +28,7 @@ def _worker_ready(view: RunView, event: ev.WorkerReady, _: float) -> RunView:
 
 
 def _world_broken(view: RunView, _: ev.WorldBroken, __: float) -> RunView:
-    return replace(view, state="recovering") if view.state == "running" else view
+    return replace(view, state="recovering") if view.state in AT_WORK else view
 
 
 def _world_formed(view: RunView, event: ev.WorldFormed, _: float) -> RunView:
@@ -31,23 +38,26 @@ def _world_formed(view: RunView, event: ev.WorldFormed, _: float) -> RunView:
 
 
 def _step_committed(view: RunView, event: ev.StepCommitted, at_unix_s: float) -> RunView:
-    curve, stride = view.curve, view.curve_stride
-    if "loss" in event.metrics and (not curve or event.step - curve[-1][0] >= stride):
-        curve = (*curve, (event.step, event.metrics["loss"]))
-        if len(curve) > MAX_CURVE_POINTS:
-            curve, stride = curve[1::2], stride * 2
     return replace(
         view,
-        state=view.state if view.state == "stopping" else "running",
+        state=view.state if view.state == "stopping" else _at_work(view),
         step=event.step,
         epoch=event.epoch,
         rows=view.rows if event.num_rows is None else event.num_rows,
         total_steps=event.total_steps,
         rate=view.rate if event.num_rows is None else view.rate.at(at_unix_s, event.num_rows),
+        work=view.work.at(at_unix_s, event.step),
         metrics=tuple(event.metrics.items()),
-        curve=curve,
-        curve_stride=stride,
+        curves=_curves(view, event.metrics, at_unix_s),
     )
+
+
+def _curves(view: RunView, metrics: dict[str, float], at_unix_s: float) -> tuple[tuple[str, SeriesView], ...]:
+    known = dict(view.curves)
+    for name, value in metrics.items():
+        if name in known or len(known) < MAX_CURVES:
+            known[name] = known.get(name, SeriesView()).at(at_unix_s, value)
+    return tuple(known.items())
 
 
 def _worker_busy(view: RunView, event: ev.WorkerBusy, _: float) -> RunView:
@@ -57,7 +67,7 @@ def _worker_busy(view: RunView, event: ev.WorkerBusy, _: float) -> RunView:
 
 def _worker_lost(view: RunView, event: ev.WorkerLost, _: float) -> RunView:
     ranks = tuple(replace(each, lost=True, rank=None, busy_with="") if each.worker == event.worker else each for each in view.ranks)
-    recovering = event.rank is not None and view.state == "running"
+    recovering = event.rank is not None and view.state in AT_WORK
     return replace(view, ranks=ranks, state="recovering" if recovering else view.state)
 
 
@@ -65,8 +75,11 @@ def _worker_ended(view: RunView, event: ev.WorkerEnded, _: float) -> RunView:
     return replace(view, ranks=tuple(each for each in view.ranks if each.worker != event.worker))
 
 
-def _resized(view: RunView, event: ev.Resized, _: float) -> RunView:
-    return replace(view, resized_to=(event.min_workers, event.max_workers))
+def _resized(view: RunView, event: ev.Resized, at_unix_s: float) -> RunView:
+    least, most = event.min_workers, event.max_workers
+    words = f"{least if least == most else f'{least} to {most}'} ranks were asked"
+    view = replace(view, resized_to=(least, most), marks=(*view.marks, MarkView(at_unix_s=at_unix_s, words=words)))
+    return replace(view, state=_at_work(view)) if view.state in AT_WORK else view
 
 
 def _recovered(view: RunView, event: ev.Recovered, at_unix_s: float) -> RunView:

@@ -9,19 +9,51 @@ from typing import Any, Literal
 from raykit import events as ev
 from raykit.decisions import StageChange
 
-RunState = Literal["waiting", "starting", "running", "recovering", "stopping", "done", "failed", "stopped", "lost"]
+RunState = Literal["waiting", "starting", "running", "recovering", "resizing", "stopping", "done", "failed", "stopped", "lost"]
 ENDED: tuple[RunState, ...] = ("done", "failed", "stopped", "lost")
 
 RATE_WINDOW_S = 1.0
+MAX_POINTS = 240
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesView:
+    """A figure over time, as (Unix seconds, value), in at most ``MAX_POINTS`` points however long the run.
+
+    When there are more, every second one is left out, and later ones are taken as far apart as those that stay.
+    """
+
+    points: tuple[tuple[float, float], ...] = ()
+    stride_s: float = 0.0
+
+    def at(self, at_unix_s: float, value: float) -> SeriesView:
+        """Take the value at a time into account."""
+        if self.points and at_unix_s - self.points[-1][0] < self.stride_s:
+            return self
+        points = (*self.points, (at_unix_s, value))
+        if len(points) <= MAX_POINTS:
+            return SeriesView(points=points, stride_s=self.stride_s)
+        thinned = points[::2]
+        return SeriesView(points=thinned, stride_s=(thinned[-1][0] - thinned[0][0]) / len(thinned))
+
+    def pace(self, at_unix_s: float) -> float | None:
+        """Growth a second over the newer half of the time until now; None while it does not grow."""
+        if not self.points:
+            return None
+        middle = (self.points[0][0] + at_unix_s) / 2
+        begun = next((point for point in self.points if point[0] >= middle), self.points[-1])
+        passed_s, grown = self.points[-1][0] - begun[0], self.points[-1][1] - begun[1]
+        return grown / passed_s if passed_s > 0 and grown > 0 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateView:
-    """Rows a second, measured over a window of at least ``RATE_WINDOW_S``; None until one has passed."""
+    """Rows a second, measured over a window of at least ``RATE_WINDOW_S``; None until one has passed. ``past`` has all windows."""
 
     per_s: float | None = None
     since_unix_s: float | None = None
     since_rows: int = 0
+    past: SeriesView = SeriesView()
 
     def at(self, at_unix_s: float, rows: int) -> RateView:
         """Take the total ``rows`` at a time into account."""
@@ -30,7 +62,8 @@ class RateView:
         passed_s = at_unix_s - self.since_unix_s
         if passed_s < RATE_WINDOW_S:
             return self
-        return RateView(per_s=(rows - self.since_rows) / passed_s, since_unix_s=at_unix_s, since_rows=rows)
+        per_s = (rows - self.since_rows) / passed_s
+        return RateView(per_s=per_s, since_unix_s=at_unix_s, since_rows=rows, past=self.past.at(at_unix_s, per_s))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +160,22 @@ class CardView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MarkView:
+    """Something that a person asked for, where the timeline shows it."""
+
+    at_unix_s: float
+    words: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpanView:
+    """A state that the run was in from a time on, until the next span's."""
+
+    state: RunState
+    from_unix_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutputView:
     """A name that came back."""
 
@@ -189,8 +238,10 @@ class RunView:
     rows: int = 0
     rate: RateView = RateView()
     metrics: tuple[tuple[str, float], ...] = ()
-    curve: tuple[tuple[int, float], ...] = ()
-    curve_stride: int = 1
+    work: SeriesView = SeriesView()
+    curves: tuple[tuple[str, SeriesView], ...] = ()
+    spans: tuple[SpanView, ...] = ()
+    marks: tuple[MarkView, ...] = ()
     checkpoint_step: int | None = None
     checkpoint_path: str = ""
     cards: tuple[CardView, ...] = ()
@@ -218,11 +269,27 @@ class RunView:
         """Share of the work that is done, None where the whole is not known."""
         if self.state == "done":
             return 1.0
-        if self.run_kind == "training" and self.total_steps:
-            return min(1.0, self.step / self.total_steps)
-        if self.run_kind == "pipeline" and self.source_rows and self.stages:
-            return min(1.0, (self.stages[0].rows_in or 0) / self.source_rows)
-        return None
+        return min(1.0, self.work_done / self.work_whole) if self.work_whole else None
+
+    @property
+    def work_whole(self) -> int | None:
+        """Steps of a training, source rows of a pipeline; None where that is not known."""
+        return self.total_steps if self.run_kind == "training" else self.source_rows
+
+    @property
+    def work_done(self) -> int:
+        """How many of :attr:`work_whole` are committed or taken."""
+        if self.run_kind == "training":
+            return self.step
+        return (self.stages[0].rows_in or 0) if self.stages else 0
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the work is done at its newest pace; None where the whole or the pace is not known."""
+        if self.ended or not self.work_whole or self.updated_at_unix_s is None:
+            return None
+        pace = self.work.pace(self.updated_at_unix_s)
+        return None if pace is None else max(0, self.work_whole - self.work_done) / pace
 
 
 Step = Callable[[RunView, Any, float], RunView]

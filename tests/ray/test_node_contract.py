@@ -5,6 +5,7 @@ import sys
 
 import httpx
 
+import raykit as rk
 from raykit.cluster import record as records
 
 CODE = """
@@ -44,3 +45,23 @@ def test_the_dashboard_comes_on_request_and_asks_for_the_token(own):
     with httpx.Client(base_url=record.dashboard_url, trust_env=False) as http:
         assert http.get("/api/version").status_code == 401
         assert http.get("/api/version", headers={"Authorization": f"Bearer {record.token}"}).status_code == 200
+
+
+def test_calls_of_actors_leave_nothing_in_the_memory_of_a_lean_head(cluster):
+    def call(times):
+        import ray
+
+        @ray.remote(num_cpus=0)
+        class Echo:
+            def say(self):
+                return None
+
+        echo = Echo.remote()
+        for _ in range(times // 100):
+            ray.get([echo.say.remote() for _ in range(100)])
+
+    (gcs,) = (process for process in records.processes(cluster.name) if "gcs_server" in process.cmdline()[0])
+    rk.run(call, 100).wait()
+    before = gcs.memory_full_info().uss
+    rk.run(call, 5000).wait()
+    assert gcs.memory_full_info().uss - before < 8_000_000  # with a record of each call it is 20 MB

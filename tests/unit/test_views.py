@@ -1,8 +1,12 @@
 import dataclasses
+import itertools
+import json
+import math
 import typing
+from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raykit import events as ev
@@ -13,6 +17,7 @@ from raykit.render import to_html, to_text
 from raykit.render.face import face_of
 from raykit.render.text import WIDTH
 from raykit.views import RunView, fold, fold_all
+from raykit.views.values import MAX_POINTS
 
 EVENTS = [
     ev.RunAccepted(run_kind="training", folder="/f", stages=("decode",)),
@@ -91,6 +96,7 @@ def test_an_event_is_the_same_after_the_wire(event):
     assert decode(ev.Event, encode(event)) == event
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(EVENTS), max_size=30))
 def test_any_sequence_of_events_gives_a_view_that_can_be_shown_and_sent(events):
     view = _after(ev.RunAccepted(run_kind="training", folder="/f", stages=("decode",)), *events)
@@ -99,6 +105,7 @@ def test_any_sequence_of_events_gives_a_view_that_can_be_shown_and_sent(events):
     assert dataclasses.asdict(view)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(EVENTS), max_size=20), st.integers(0, 20))
 def test_records_that_come_twice_change_nothing(events, cut):
     records = _records(events)
@@ -192,11 +199,62 @@ def test_no_more_than_eight_printed_lines_stand_in_the_page_and_the_rest_is_coun
     assert "27 more" in html
 
 
-def test_a_long_run_keeps_a_bounded_curve():
-    steps = [ev.StepCommitted(step=n, epoch=0, num_rows=n, total_steps=None, metrics={"loss": 1.0}) for n in range(1, 3000)]
+def test_a_long_run_keeps_a_bounded_past_that_reaches_from_its_begin_to_its_end():
+    steps = [
+        ev.StepCommitted(step=n, epoch=0, num_rows=n, total_steps=None, metrics={"loss": 1.0, "f1": 0.5}) for n in range(1, 3000)
+    ]
     view = _after(EVENTS[0], *steps)
-    assert 100 < len(view.curve) <= 400
-    assert view.curve[-1][0] > 2900
+    assert [name for name, _ in view.curves] == ["loss", "f1"]
+    for series in (*dict(view.curves).values(), view.work, view.rate.past):
+        assert MAX_POINTS / 2 < len(series.points) <= MAX_POINTS
+        assert series.points[0][0] < view.accepted_at_unix_s + 60
+        assert series.points[-1][0] > view.updated_at_unix_s - 60
+
+
+def test_a_run_that_is_to_be_larger_is_resizing_until_its_world_has_the_size_that_was_asked():
+    step = ev.StepCommitted(step=1, epoch=0, num_rows=1, total_steps=None)
+    begun = [EVENTS[0], ev.RunStarted(), ev.WorldFormed(generation=1, workers=("w1",), step=0), step]
+    asked = [*begun, ev.Resized(min_workers=2, max_workers=3), replace(step, step=2)]
+    assert _after(*asked).state == "resizing"
+    formed = ev.WorldFormed(generation=2, workers=("w1", "w2"), step=2)
+    assert _after(*asked, formed, replace(step, step=3)).state == "running"
+    assert _after(*begun, ev.Resized(min_workers=1, max_workers=4)).state == "running"
+
+
+def test_the_timeline_has_the_states_in_their_order_and_what_happened_at_its_time():
+    step = ev.StepCommitted(step=1, epoch=0, num_rows=1, total_steps=None)
+    lost = ev.WorkerLost(worker="w1", rank=0, cause="killed")
+    recovered = next(event for event in EVENTS if isinstance(event, ev.Recovered))
+    begun = [EVENTS[0], ev.RunStarted(), EVENTS[24], ev.WorldFormed(generation=1, workers=("w1",), step=0)]
+    past = face_of(_after(*begun, step, lost, step, recovered, ev.StopAsked(), ev.RunEnded(state="stopped"))).past
+    assert [span.state for span in past.spans] == ["starting", "running", "recovering", "running", "stopping"]
+    assert all(before.to_s == after.from_s for before, after in itertools.pairwise(past.spans))
+    assert [(mark.at_s, mark.words) for mark in past.marks] == [(7.0, "rank 1 was lost"), (8.0, "a stop was asked")]
+
+
+def test_what_is_left_is_told_from_the_newest_pace_and_unknown_where_the_whole_is():
+    def steps(total):
+        return [ev.StepCommitted(step=n, epoch=0, num_rows=n, total_steps=total) for n in range(1, 51)]
+
+    assert _after(EVENTS[0], *steps(total=60)).left_s == pytest.approx(10)
+    assert _after(EVENTS[0], *steps(total=None)).left_s is None
+    assert dict(face_of(_after(EVENTS[0], *steps(total=None))).figures)["left"] == "unknown"
+
+
+def test_a_line_that_is_printed_again_and_again_stands_once_and_each_source_has_its_fold():
+    said = [ev.LinesPrinted(source=source, lines=("warning",) * 3 + ("done",)) for source in ("w1", "w2")]
+    logs = face_of(_after(EVENTS[0], *said)).past.logs
+    assert [(log.source, log.lines) for log in logs] == [(source, ("warning  (3 times)", "done")) for source in ("w1", "w2")]
+
+
+def test_a_metric_that_is_no_number_leaves_a_gap_that_json_can_carry():
+    losses = [1.0, math.nan, math.inf, 0.5]
+    steps = [
+        ev.StepCommitted(step=n, epoch=0, num_rows=n, total_steps=None, metrics={"loss": loss}) for n, loss in enumerate(losses)
+    ]
+    face = face_of(_after(EVENTS[0], *steps))
+    assert [value for _, value in face.past.charts[0].points] == [1.0, 0.5]
+    json.dumps(encode(face), allow_nan=False)
 
 
 def test_an_advice_is_said_in_words_and_its_outcome_stands_beside_what_was_expected():

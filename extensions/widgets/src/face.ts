@@ -1,8 +1,40 @@
-// Written by generate_types.py from raykit/render/face.py; do not edit.
+// Written by generate_types.py from raykit/render/face.py and past.py; do not edit.
+
+export interface Span {
+  readonly state: string;
+  readonly from_s: number;
+  readonly to_s: number;
+}
+
+export interface Mark {
+  readonly at_s: number;
+  readonly words: string;
+  readonly good: boolean;
+}
+
+export interface Chart {
+  readonly name: string;
+  readonly points: readonly [number, number][];
+}
+
+export interface Log {
+  readonly source: string;
+  readonly lines: readonly string[];
+}
+
+export interface Past {
+  readonly to_s: number;
+  readonly spans: readonly Span[];
+  readonly marks: readonly Mark[];
+  readonly steps: readonly [number, number][];
+  readonly charts: readonly Chart[];
+  readonly rates: readonly (readonly [number, number][])[];
+  readonly logs: readonly Log[];
+}
 
 export interface Lane {
   readonly cells: readonly string[];
-  readonly share: number | null;
+  readonly spent: [number, number, number] | null;
   readonly faded: boolean;
 }
 
@@ -16,15 +48,17 @@ export interface Face {
   readonly name: string;
   readonly kind: string;
   readonly state: string;
-  readonly elapsed: string;
+  readonly figures: readonly [string, string][];
   readonly ended: boolean;
+  readonly buttons: readonly string[];
+  readonly drills: readonly string[];
+  readonly workers: string;
+  readonly advice: string;
   readonly labels: readonly string[];
   readonly progress: number | null;
   readonly progress_words: string;
   readonly headers: readonly string[];
   readonly lanes: readonly Lane[];
-  readonly curve_name: string;
-  readonly curve: readonly [number, number][];
   readonly metrics: readonly [string, string][];
   readonly cards: readonly Card[];
   readonly held: string;
@@ -32,4 +66,5 @@ export interface Face {
   readonly error: string;
   readonly lines: readonly string[];
   readonly num_lines_hidden: number;
+  readonly past: Past;
 }

@@ -3,14 +3,21 @@
 import type { RenderProps } from "@anywidget/types";
 
 import { Cards } from "./cards";
-import { Curve } from "./curve";
+import { Charts } from "./charts";
+import { Advice, Controls, type Send } from "./controls";
 import { Bar, make, setShown, setText, withChildren } from "./dom";
 import type { Face } from "./face";
 import { Lanes } from "./lanes";
-import { StopButton } from "./stop";
+import { Logs } from "./logs";
+import { Timeline } from "./timeline";
+import { Zoom } from "./zoom";
 
+/** The face comes in parts, so that a tick sends only what changed; `said` is what became of the last click. */
 interface Model {
-  face: Face;
+  now: Omit<Face, "past" | "cards">;
+  past: Face["past"];
+  cards: Face["cards"];
+  said: string;
 }
 
 class RunFace {
@@ -18,100 +25,103 @@ class RunFace {
   private readonly name = make("strong", "raykit-name");
   private readonly kind = make("span", "raykit-soft");
   private readonly state = make("span", "raykit-state");
-  private readonly elapsed = make("span", "raykit-soft");
-  private readonly stop: StopButton;
+  private readonly zoom = new Zoom();
+  private readonly logs = new Logs();
+  private readonly controls: Controls;
+  private readonly said = make("div", "raykit-said");
+  private readonly figures = make("dl", "raykit-pairs raykit-figures");
   private readonly labels = make("ul", "raykit-labels");
+  private readonly advice: Advice;
   private readonly bar = new Bar("progress");
   private readonly words = make("div", "raykit-soft");
-  private readonly lanes = new Lanes();
-  private readonly curve = new Curve();
-  private readonly metrics = make("dl", "raykit-metrics");
-  private readonly figure = make("div", "raykit-figure", this.curve.element, this.metrics);
+  private readonly lanes = new Lanes(this.zoom);
+  private readonly timeline = new Timeline(this.zoom);
+  private readonly charts = new Charts(this.zoom);
+  private readonly metrics = make("dl", "raykit-pairs");
   private readonly cards = new Cards();
   private readonly error = make("div", "raykit-error");
-  private readonly printedTitle = make("summary", "");
-  private readonly printed = make("pre", "");
-  private readonly fold = make("details", "raykit-fold", this.printedTitle, this.printed);
   private readonly foot = make("div", "raykit-soft");
 
-  constructor(send: (command: string) => void) {
-    this.stop = new StopButton(() => send("stop"));
+  constructor(send: Send) {
+    this.controls = new Controls(send, this.logs.element);
+    this.advice = new Advice(send);
+    // JupyterLab would take arrows and letters for its own: its shortcuts heed the attribute, its notebook the stopped event.
+    this.element.setAttribute("data-lm-suppress-shortcuts", "true");
+    this.element.addEventListener("keydown", (event) => event.stopPropagation());
     this.state.setAttribute("role", "status");
+    this.said.setAttribute("role", "status");
     this.error.setAttribute("role", "alert");
-    const title = make("header", "raykit-title", this.name, this.kind, this.state, this.elapsed, this.stop.element);
+    const title = make("header", "raykit-title", this.name, this.kind, this.state, this.controls.element);
     const progress = make("div", "raykit-progress", this.bar.element, this.words);
     this.element.append(
       make(
-        "div", "raykit-page", title, this.labels, progress, this.lanes.element, this.figure, this.cards.element,
-        this.error, this.fold, this.foot,
+        "div", "raykit-page", title, this.said, this.figures, this.labels, progress, this.advice.element, this.lanes.element,
+        this.timeline.element, this.charts.element, this.metrics, this.cards.element, this.error, this.logs.element, this.foot,
       ),
     );
   }
 
-  draw(face: Face): void {
+  draw(face: Face, said: string): void {
+    this.zoom.grow(face.past.to_s);
     this.element.dataset["state"] = face.state;
     this.element.setAttribute("aria-label", `run ${face.name}`);
     setText(this.name, face.name);
     setText(this.kind, face.kind);
     setText(this.state, face.state);
-    setText(this.elapsed, face.elapsed);
-    this.stop.draw(face);
+    this.controls.draw(face);
+    say(this.said, said);
+    drawPairs(this.figures, face.figures);
     setShown(this.labels, face.labels.length > 0);
-    withChildren(this.labels, face.labels.length, () => make("li", "")).forEach((chip, at) => setText(chip, face.labels[at] ?? ""));
+    withChildren(this.labels, face.labels.length, () => make("li", "")).forEach((chip, at) => setText(chip, face.labels[at]!));
     this.bar.draw(face.progress);
-    said(this.words, face.progress_words);
+    say(this.words, face.progress_words);
+    this.advice.draw(face);
     this.lanes.draw(face);
-    this.drawFigure(face);
+    this.timeline.draw(face.past);
+    this.charts.draw(face.past);
+    drawPairs(this.metrics, face.metrics);
     this.cards.draw(face.cards);
-    said(this.error, face.error);
-    this.drawPrinted(face);
-    said(this.foot, [face.held, face.outputs && `came back: ${face.outputs}`].filter(Boolean).join(" · "));
+    say(this.error, face.error);
+    this.logs.draw(face.name, face.past.logs);
+    say(this.foot, [face.held, face.outputs && `came back: ${face.outputs}`].filter(Boolean).join(" · "));
   }
 
   close(): void {
-    this.stop.close();
-  }
-
-  private drawFigure(face: Face): void {
-    setShown(this.figure, face.curve.length > 1 || face.metrics.length > 0);
-    setShown(this.curve.element, face.curve.length > 1);
-    this.curve.draw(face.curve_name, face.curve);
-    const metrics = withChildren(this.metrics, face.metrics.length, () => make("div", "", make("dt", ""), make("dd", "")));
-    metrics.forEach((metric, at) => {
-      const [name, value] = face.metrics[at] as [string, string];
-      setText(metric.children[0] as Element, name);
-      setText(metric.children[1] as Element, value);
-    });
-  }
-
-  private drawPrinted(face: Face): void {
-    setShown(this.fold, face.lines.length > 0);
-    const more = face.num_lines_hidden ? ` · ${face.num_lines_hidden} more: %ray logs ${face.name}` : "";
-    setText(this.printedTitle, `printed${more}`);
-    setText(this.printed, face.lines.join("\n"));
+    this.controls.close();
+    this.charts.close();
   }
 }
 
+function drawPairs(list: HTMLElement, pairs: readonly [string, string][]): void {
+  setShown(list, pairs.length > 0);
+  withChildren(list, pairs.length, () => make("div", "", make("dt", ""), make("dd", ""))).forEach((pair, at) => {
+    const [name, value] = pairs[at]!;
+    setText(pair.children[0]!, name);
+    setText(pair.children[1]!, value);
+  });
+}
+
 /** Show an element with its words, or not at all. */
-function said(element: HTMLElement, words: string): void {
+function say(element: HTMLElement, words: string): void {
   setText(element, words);
   setShown(element, words !== "");
 }
 
 function render({ model, el }: RenderProps<Model>): () => void {
-  const face = new RunFace((command) => model.send({ command }));
+  const face = new RunFace((command) => model.send(command));
   let frame = 0;
-  const draw = (): void => face.draw(model.get("face"));
+  const draw = (): void =>
+    face.draw({ ...model.get("now"), past: model.get("past"), cards: model.get("cards") }, model.get("said"));
   // One drawing a frame, however fast the news come; none while the page is hidden.
   const drawSoon = (): void => {
     cancelAnimationFrame(frame);
     frame = requestAnimationFrame(draw);
   };
-  draw();
-  model.on("change:face", drawSoon);
   el.append(face.element);
+  draw();
+  model.on("change", drawSoon);
   return () => {
-    model.off("change:face", drawSoon);
+    model.off("change", drawSoon);
     cancelAnimationFrame(frame);
     face.close();
   };

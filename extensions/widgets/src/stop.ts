@@ -11,7 +11,7 @@ type Stage = "idle" | "armed" | "sent";
 const WORDS: Record<Stage, string> = { idle: "Stop", armed: "Stop the run?", sent: "Stopping…" };
 
 export class StopButton {
-  readonly element = make("button", "raykit-stop", WORDS.idle);
+  readonly element = make("button", "raykit-button raykit-stop", WORDS.idle);
   private stage: Stage = "idle";
   private stopping = false;
   private timer: ReturnType<typeof setTimeout> | undefined;
@@ -34,8 +34,7 @@ export class StopButton {
 
   draw(face: Face): void {
     this.stopping = face.state === "stopping";
-    // What a cell executes itself takes no command: the kernel's interrupt ends it.
-    setShown(this.element, !face.ended && face.kind !== "observed");
+    setShown(this.element, face.buttons.includes("stop"));
     this.show();
   }
 

@@ -237,7 +237,8 @@ class TrainingRun:
     def _resize(self, workers: tuple[int, int], slots: Slots) -> None:
         """Ask for the slots of another size; those that are too many go back when their workers have left."""
         self._min_replicas, self._max_replicas = (each // self._spec.group for each in workers)
-        self._context.emit(Resized(min_workers=workers[0], max_workers=workers[1]))
+        group = self._spec.group
+        self._context.emit(Resized(min_workers=self._min_replicas * group, max_workers=self._max_replicas * group))
         slots.ask(self._max_replicas)
 
     def _hear(self, worker: str, pulse: Pulse, at_s: float) -> None:

@@ -1,0 +1,151 @@
+"""A view of every state, made of events as a run would tell them: for the gallery, and for the tests of the faces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+from raykit import events as ev
+from raykit.decisions import StageChange
+from raykit.views.fold import fold_all
+from raykit.views.values import RunView
+
+BEGUN_UNIX_S = 1_800_000_000.0
+
+Told = Iterable[tuple[float, ev.Event]]
+"""Events, each with the second of the run in which it happened."""
+
+
+def examples() -> dict[str, RunView]:
+    """Give a view in each state, by the state's name."""
+    return {
+        "waiting": view_of("digits", _WAITED),
+        "starting": view_of("digits", [(0, _TRAINING), *_workers(0.4)]),
+        "running": pipeline(),
+        "recovering": view_of("digits", [*training(40), (40.2, _LOST)]),
+        "resizing": view_of("digits", [*training(30), (30.4, ev.Resized(min_workers=4, max_workers=6)), *_steps(31, 34)]),
+        "stopping": view_of("digits", [*training(20), (20.3, ev.StopAsked())]),
+        "done": view_of("digits", [*_recovered(), *_steps(41, 93), (93.2, _MODEL), (93.3, ev.RunEnded(state="done"))]),
+        "failed": view_of("labels", [*_stages(("decode", "classify"), 12), *_RAISED]),
+        "stopped": view_of("digits", [*training(20), (20.3, ev.StopAsked()), (20.6, ev.RunEnded(state="stopped"))]),
+        "lost": view_of("digits", [*training(20), (26, ev.RunEnded(state="lost", error="its cluster went down"))]),
+    }
+
+
+def pipeline(num_stages: int = 4, seconds: int = 60) -> RunView:
+    """Give a pipeline that runs, with an advice and rows put aside."""
+    names = ("read", "decode", "classify", "write", *(f"stage {place}" for place in range(5, num_stages + 1)))[:num_stages]
+    change = StageChange(stage="classify", min_replicas=1, max_replicas=4)
+    advised = ev.Advised(changes=(change,), rows_s=98, expected_rows_s=214, reason="it is the bottleneck and CPU slots are free")
+    aside = ev.RowsQuarantined(stage="decode", num_rows=3, error="OSError: broken data stream when reading image file")
+    lost = ev.ReplicaLost(stage="decode", replica="decode-2", cause="killed by signal 9", num_rows_again=64)
+    told: list[tuple[float, ev.Event]] = [(0.2, ev.SourceCounted(num_rows=12_000)), (14.5, lost), (21, aside), (30, advised)]
+    printed = ev.LinesPrinted(source="decode-1", lines=("Corrupt JPEG data: 2 extraneous bytes",) * 4)
+    return view_of("labels", [*_stages(names, seconds), *told, (22, printed)])
+
+
+def training(seconds: int) -> Iterator[tuple[float, ev.Event]]:
+    """Give what a training of three ranks and a spare tells in its first seconds."""
+    yield 0, _TRAINING
+    yield from _workers(0.4)
+    for worker in ("w1", "w2", "w3", "w4"):
+        yield 2.0, ev.WorkerReady(worker=worker)
+    yield 2.1, ev.RunStarted()
+    yield 2.2, ev.WorldFormed(generation=1, workers=("w1", "w2", "w3"), step=0)
+    yield 2.3, ev.LinesPrinted(source="w1", lines=("60,000 pictures",))
+    yield from _steps(3, seconds)
+
+
+def view_of(name: str, told: Told) -> RunView:
+    """Fold events into a view, in the order of their times."""
+    in_order = sorted(told, key=lambda each: each[0])
+    records = [
+        ev.Record(number=number, at_unix_s=BEGUN_UNIX_S + at_s, run=name, event=event)
+        for number, (at_s, event) in enumerate(in_order, 1)
+    ]
+    return fold_all(RunView(name=name), records)
+
+
+_TRAINING = ev.RunAccepted(run_kind="training", folder="", simulated_gpus=True)
+_LOST = ev.WorkerLost(worker="w3", rank=2, cause="killed by signal 9")
+_MODEL = ev.OutputReady(name="model", file="model.pkl", num_bytes=1_830_000)
+_WAITED: Told = ((0, _TRAINING), (0.1, ev.RunWaited(reason="4 GPU slots are asked, 2 are free")))
+_RAISED: Told = (
+    (12.2, ev.UserFailed(where="classify", error="ValueError: cannot reshape array of size 150528", traceback_text="")),
+    (12.3, ev.RunEnded(state="failed", error="ValueError: cannot reshape array of size 150528")),
+)
+
+
+def _workers(at_s: float) -> Iterator[tuple[float, ev.Event]]:
+    for number in range(1, 5):
+        yield at_s, ev.SlotsHeld(holder=f"slot {number}", num_cpus=1, num_gpus=1 if number < 4 else 0)  # noqa: PLR2004  (a spare)
+        yield at_s + number / 10, ev.WorkerStarted(worker=f"w{number}", pid=4100 + number, node="node-1", device="cpu")
+
+
+def _steps(begin_s: int, end_s: int) -> Iterator[tuple[float, ev.Event]]:
+    """Give two committed steps a second, from the third on."""
+    for step in range(begin_s * 2 - 5, end_s * 2 - 5):
+        metrics = {
+            "loss": 2.3 * math.exp(-step / 40) + 0.08 * math.sin(step / 3) ** 2 + 0.05,
+            "accuracy": 1 - math.exp(-step / 30),
+        }
+        event = ev.StepCommitted(step=step, epoch=step // 45, num_rows=step * 256, total_steps=180, metrics=metrics, step_s=0.5)
+        yield (step + 5) / 2, event
+
+
+def _recovered() -> Iterator[tuple[float, ev.Event]]:
+    yield from training(40)
+    yield 40.2, _LOST
+    yield 40.4, ev.WorldFormed(generation=2, workers=("w1", "w2", "w4"), step=74)
+    recovered = ev.Recovered(
+        what="rank 2 was lost",
+        cause="killed by signal 9",
+        detected_after_s=0.04,
+        recovered_after_s=0.31,
+        world_before=3,
+        world_after=3,
+        step_before=74,
+        steps_lost=0,
+        steps_redone=1,
+        remedy="a warm spare took its place",
+    )
+    yield 41, recovered
+
+
+def _stages(names: tuple[str, ...], seconds: int) -> Iterator[tuple[float, ev.Event]]:
+    """Give what a pipeline tells: its third stage is the bottleneck, those before it are held up, those after it wait."""
+    yield 0, ev.RunAccepted(run_kind="pipeline", folder="", stages=names)
+    yield 1.2, ev.RunStarted()
+    for name in names:
+        for number in (1, 2):
+            yield 1.0, ev.SlotsHeld(holder=f"{name}-{number}", num_cpus=1, num_gpus=0)
+            yield 1.1, ev.ReplicaStarted(stage=name, replica=f"{name}-{number}", pid=5000, node="node-1", start_s=0.4)
+    for second in range(2, seconds + 1):
+        for place, name in enumerate(names):
+            rows = int(98 * (second - 1) + 40 * math.sin(second / 4 + place)) - 12 * place
+            busy, starved, blocked = ((0.35, 0.05, 0.6), (0.62, 0.08, 0.3), (0.97, 0.01, 0.02), (0.3, 0.7, 0.0))[min(place, 3)]
+            yield (
+                second,
+                ev.StageSampled(
+                    stage=name,
+                    num_replicas=2,
+                    rows_waiting=(512, 480, 1024, 8)[min(place, 3)],
+                    rows_in=rows,
+                    rows_out=rows,
+                    num_bad=3 if name == "decode" and second > 20 else 0,  # noqa: PLR2004  (when they were put aside)
+                    word=("buffered", "balanced", "bottleneck", "starved")[min(place, 3)],
+                ),
+            )
+            for number in (1, 2):
+                yield (
+                    second,
+                    ev.ReplicaSampled(
+                        stage=name,
+                        replica=f"{name}-{number}",
+                        rows_in=rows // 2,
+                        rows_out=rows // 2,
+                        busy_s=second * busy,
+                        starved_s=second * starved,
+                        blocked_s=second * blocked,
+                    ),
+                )
