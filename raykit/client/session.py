@@ -107,7 +107,7 @@ class Cluster:
         gpus = f", {spec.num_simulated_gpus} simulated GPUs" if spec.num_simulated_gpus else ""
         gpus = f", {spec.gpus_per_node} GPUs a node" if spec.gpus_per_node else gpus
         nodes = f", {shown(spec.num_nodes)} nodes" if spec.num_nodes != 1 else ""
-        health = self.health()
+        health = health_of(self)
         state = self.found if health.state == "up" else f"is {health.state}: {health.why}"
         dashboard = getattr(self.record, "dashboard_url", None)
         link = f"\nDashboard: {dashboard} (asks for the cluster's token)" if dashboard else ""
@@ -359,10 +359,13 @@ __all__ = [
     "doctor",
     "down",
     "get",
+    "plan",
     "resume",
     "runs",
+    "scale",
     "status",
     "stop",
+    "suspend",
     "up",
     "use",
 ]
