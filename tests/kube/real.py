@@ -9,12 +9,14 @@ import socket
 import ssl
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 CRD = Path(__file__).parent / "rayclusters.json"
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 START_TIMEOUT_S = 60
 
 
@@ -66,9 +68,24 @@ class RealApi:
         )
         self.url = f"https://127.0.0.1:{api}"
         self._until(lambda: self.ask("GET", "/readyz") == b"ok")
-        self.ask("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", json.loads(CRD.read_text()))
-        self._until(lambda: bool(self.ask("GET", "/apis/ray.io/v1/namespaces/default/rayclusters")))
+        self.install_kuberay()
         return self
+
+    def install_kuberay(self) -> None:
+        """Load KubeRay's definition."""
+        self.ask("POST", DEFINITIONS, json.loads(CRD.read_text()))
+        self._until(lambda: bool(self.ask("GET", "/apis/ray.io/v1/namespaces/default/rayclusters")))
+
+    def remove_kuberay(self) -> None:
+        """Take KubeRay's definition away again, with all RayClusters."""
+        self.ask("DELETE", f"{DEFINITIONS}/rayclusters.ray.io")
+        self._until(lambda: not self._knows_rayclusters())
+
+    def _knows_rayclusters(self) -> bool:
+        try:
+            return bool(self.ask("GET", "/apis/ray.io/v1/namespaces/default/rayclusters"))
+        except urllib.error.HTTPError:
+            return False
 
     def stop(self) -> None:
         """Kill both: asked to end, the API server waits a long time for its watchers."""

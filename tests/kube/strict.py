@@ -52,6 +52,7 @@ class StrictApi:
         self.rights: dict[str, Callable[[str, str], bool]] = {}
         self.kubelet: Kubelet | None = None
         self.quota_of_pods: int | None = None
+        self._has_kuberay = True
         self.url = ""
         self._lock = threading.RLock()
         self._loop = asyncio.new_event_loop()
@@ -62,6 +63,12 @@ class StrictApi:
         self._thread.start()
         self._started.wait()
         return self
+
+    def install_kuberay(self) -> None:
+        self._has_kuberay = True
+
+    def remove_kuberay(self) -> None:
+        self._has_kuberay = False
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -98,7 +105,7 @@ class StrictApi:
         if not self.rights[token]("create" if sub == "portforward" else verb, resource):
             of = f'in API group "" in the namespace "{namespace}"' if namespace else 'in API group "" at the cluster scope'
             return _status(403, f'{plural} is forbidden: User "guest" cannot {verb} resource "{resource}" {of}')
-        if plural not in KINDS:
+        if plural not in KINDS or (plural == "rayclusters" and not self._has_kuberay):
             return _status(404, "the server could not find the requested resource")
         if sub == "portforward":
             socket = web.WebSocketResponse(protocols=("v4.channel.k8s.io",))

@@ -119,11 +119,12 @@ def test_a_quota_that_allows_no_pod_is_told_and_nothing_is_left(
     assert kubernetes.objects() == []
 
 
-def test_a_kubernetes_without_kuberay_is_refused_with_what_to_install(spec: ClusterSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    from raykit.cluster.kuberay import api
-
-    monkeypatch.setitem(api.PATHS, "RayCluster", "/apis/ray.io/v9/namespaces/{namespace}/otherclusters")
-    _refused(spec, r"(?s)knows no RayCluster.*KubeRay has to be installed")
+def test_a_kubernetes_without_kuberay_is_refused_with_what_to_install(kubernetes: Kubernetes, spec: ClusterSpec) -> None:
+    kubernetes.api.remove_kuberay()
+    try:
+        _refused(spec, r"(?s)knows no RayCluster.*KubeRay has to be installed")
+    finally:
+        kubernetes.api.install_kuberay()
 
 
 def test_the_package_that_is_missing_is_named_with_its_pip_line(spec: ClusterSpec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,23 @@ def test_ending_a_cluster_that_is_not_there_is_fine(home):
     assert "nothing to do" in session.down("nobody")
 
 
+def test_a_cluster_of_this_machine_is_not_suspended_and_says_what_ends_it(home):
+    _record()
+    with pytest.raises(ClusterError, match=r"nothing is given back.*\n.*%ray down lab"):
+        session.suspend("lab")
+
+
+def test_other_nodes_are_refused_with_the_line_that_makes_them(home):
+    _record()
+    with pytest.raises(ClusterDiffersError, match="%ray scale lab 3"):
+        Local().up(ClusterSpec(name="lab", num_nodes=3), told=print)
+
+
+def test_a_plan_of_this_machine_makes_nothing(home):
+    assert "costs nothing but this machine's time. Nothing was made." in repr(session.plan("lab", num_nodes=2))
+    assert session.clusters() == []
+
+
 def test_a_record_is_the_same_after_a_round_trip(home):
     made = _record()
     assert records.find("lab") == made

@@ -270,6 +270,7 @@ def _wait(record: KubeRecord, kube: Kube, deadline: float, told: Told) -> None:
         ClusterError: something that no waiting mends, or the time is over.
     """
     said: set[str] = set()
+    seen: set[str] = set()  # a reason is told at its second sight: most that are there at first are gone half a second later
     with closing(Tunnel(partial(_kube_of, record), record.name)) as way, closing(Door(way.url, record.token)) as door:
         while True:
             with suppress(DoorClosedError):
@@ -281,9 +282,10 @@ def _wait(record: KubeRecord, kube: Kube, deadline: float, told: Told) -> None:
             for reason in waiting:
                 if reason.hopeless:
                     raise ClusterError(reason.text, reason.remedy)
-                if reason.cause not in said:
+                if reason.cause in seen - said:
                     said.add(reason.cause)
                     told(f"{record.name} waits. {reason.text} {reason.remedy}".rstrip())
+            seen = {reason.cause for reason in waiting}
             if time.monotonic() > deadline:
                 why = " ".join(reason.text for reason in waiting) or "Its head runs, and its hub does not answer."
                 raise ClusterError(f"The cluster {record.name} was given up waiting. {why}", f"See %ray up {record.name} --help.")
