@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,7 @@ class Cluster:
         if self._door is None:
             self._way = self.place.connect(self.record)
             self._door = Door(self._way.url, self.record.token)
+            weakref.finalize(self, self._way.close)
         return self._door
 
     def close(self) -> None:
@@ -80,6 +82,10 @@ class Cluster:
     def status(self) -> dict[str, Any]:
         """Give nodes, slots and devices."""
         return self.door.status()
+
+    def logs(self, *, tail: int = 200) -> str:
+        """Give the last lines that the parts of the cluster itself wrote: its head, its nodes, its pods."""
+        return self.place.logs(self.record, tail=tail)
 
     def wait_for_door(self, *, timeout_s: float = HUB_RESTART_S) -> None:
         """Wait while the hub restarts.

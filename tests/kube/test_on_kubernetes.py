@@ -98,7 +98,7 @@ def test_a_pipeline_and_a_training_that_loses_a_pod_run_on_kubernetes_and_nothin
 
         cells.run("%ray scale kr 3")
         _until(lambda: _num_workers(session.get("kr")) == 3)
-        assert "kr-head" in cluster.place.logs(cluster.record)
+        assert "kr-head" in cluster.logs()
     finally:
         cells.run("%ray down kr")
     assert kubernetes.objects() == []
@@ -110,8 +110,9 @@ def test_a_cluster_that_nobody_uses_suspends_itself_and_says_why(kubernetes: Kub
         pytest.skip(f"the strict server gives no service account's token: {real.missing()}")
     cells = Cells()
     try:
-        cells.run(f"%ray up idler --on k8s --kubeconfig {kubernetes.kubeconfig} --nodes 1 --cpus 1 --object-store 80M --idle 4s")
-        cluster = session.get("idler") if session.clusters()[0].is_alive else session.clusters()[0]
+        cluster = cells.run(
+            f"%ray up idler --on k8s --kubeconfig {kubernetes.kubeconfig} --nodes 1 --cpus 1 --object-store 80M --idle 4s"
+        )
         _until(lambda: cluster.health().state == "suspended")
         assert cluster.health().why == "nothing ran for 4 s (--idle)"
         _until(lambda: raynodes.processes("") == [])
