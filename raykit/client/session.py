@@ -206,9 +206,9 @@ def get(name: str | None = None) -> Cluster:
         ClusterLostError: it was the current one, and is gone or suspended.
     """
     if _current is not None and name in (None, _current.name) and records.find(_current.name) in (None, _current.record):
-        if _current.is_alive:
-            return _current
         health = _current.health()
+        if health.state == "up":
+            return _current
         raise ClusterLostError(
             f"The cluster {_current.name} is {health.state}: {health.why}.", f"Start it again: %ray up {_current.name}"
         )

@@ -46,6 +46,13 @@ def test_a_kubeconfig_that_is_not_there_is_named(spec: ClusterSpec) -> None:
     _refused(replace(spec, kubeconfig="/nowhere/config"), "/nowhere/config")
 
 
+def test_a_machine_that_knows_no_kubernetes_says_what_to_name(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    _refused(ClusterSpec(name="lab", place="k8s"), r"no kubeconfig, and this is no pod of one\.\n.*--kubeconfig FILE")
+
+
 def test_credentials_that_have_expired_say_so(spec: ClusterSpec) -> None:
     _refused(replace(spec, context="expired"), "have expired or are wrong")
 
