@@ -16,7 +16,22 @@ if TYPE_CHECKING:
     from raykit.client.pipeline import Pipeline, stage
     from raykit.client.result import Result
     from raykit.client.run import Run, run, train
-    from raykit.client.session import clusters, connect, doctor, down, resume, runs, status, stop, up, use, watch
+    from raykit.client.session import (
+        clusters,
+        connect,
+        doctor,
+        down,
+        plan,
+        resume,
+        runs,
+        scale,
+        status,
+        stop,
+        suspend,
+        up,
+        use,
+        watch,
+    )
     from raykit.engine.device import device
     from raykit.engine.training.elastic import elastic
     from raykit.errors import RaykitError
@@ -28,7 +43,8 @@ _HOMES = {
     "raykit.client.result": ("Result",),
     "raykit.client.run": ("Run", "run", "train"),
     "raykit.client.session": (
-        *("clusters", "connect", "doctor", "down", "resume", "runs", "status", "stop", "up", "use", "watch"),
+        *("clusters", "connect", "doctor", "down", "plan", "resume", "runs", "scale", "status", "stop", "suspend"),
+        *("up", "use", "watch"),
     ),
     "raykit.engine.device": ("device",),
     "raykit.engine.training.elastic": ("elastic",),
@@ -47,12 +63,15 @@ __all__ = [
     "doctor",
     "down",
     "elastic",
+    "plan",
     "resume",
     "run",
     "runs",
+    "scale",
     "stage",
     "status",
     "stop",
+    "suspend",
     "train",
     "up",
     "use",

@@ -120,4 +120,18 @@ class Force:
     slot: str
 
 
-Decision = Start | Form | Conclude | End | GiveUp | Scale | Try | Advise
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarnIdle:
+    """Tell that the cluster will be suspended in so long, unless something runs on it."""
+
+    left_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuspendCluster:
+    """Give the cluster's machines back."""
+
+    reason: str
+
+
+Decision = Start | Form | Conclude | End | GiveUp | Scale | Try | Advise | WarnIdle | SuspendCluster

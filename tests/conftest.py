@@ -40,11 +40,11 @@ def no_current_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def clusters_end_with_module() -> Iterator[None]:
     """Take down what a module's kernels and notebooks have started, so that the next has the machine for itself."""
-    from raykit.cluster import local
     from raykit.cluster.home import clusters_home
+    from raykit.cluster.local import Local
 
     earlier = {folder.name for folder in clusters_home().iterdir()}
     yield
     for folder in clusters_home().iterdir():
         if folder.name not in earlier:
-            local.down(folder.name)
+            Local().down(folder.name)

@@ -10,9 +10,9 @@ if __name__ == "__main__":
     home = sys.argv[1]
     sys.stdin.buffer.read()
     os.environ["RAYKIT_HOME"] = home
-    from raykit.cluster import local
     from raykit.cluster.home import clusters_home
+    from raykit.cluster.local import Local
 
     for folder in clusters_home().iterdir():
-        local.down(folder.name)
+        Local().down(folder.name)
     shutil.rmtree(home)

@@ -56,7 +56,7 @@ class Report:
 
 def examine() -> Report:
     """Look at versions, devices, memory, disk and the ports of every cluster that is up; nothing is changed."""
-    ports = [finding for cluster in session.clusters() if cluster.is_alive for finding in _ports(cluster)]
+    ports = [finding for cluster in session.clusters() if session.health_of(cluster).state == "up" for finding in _ports(cluster)]
     return Report((*_versions(), _gpus(), _memory(), _shared_memory(), _disk(), *ports))
 
 

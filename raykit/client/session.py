@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import sys
 import time
+import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from raykit.cluster import local
 from raykit.cluster import record as records
+from raykit.cluster.base import Plan, Provider, Status, Told, Way, refuse_difference
 from raykit.cluster.home import clusters_home
-from raykit.cluster.record import ClusterRecord
+from raykit.cluster.places import provider
+from raykit.cluster.processes import num_cpus
+from raykit.cluster.record import ClusterRecord, LocalRecord
 from raykit.commands import Stop
-from raykit.errors import ClusterLostError, NoClusterError, RunError, RunLostError, RunNameTakenError, RunNotFoundError
+from raykit.errors import (
+    ClusterError,
+    ClusterLostError,
+    MissingPackageError,
+    NoClusterError,
+    RunError,
+    RunLostError,
+    RunNameTakenError,
+    RunNotFoundError,
+)
 from raykit.spec import ClusterSpec
+from raykit.spec.cluster import shown
 from raykit.store.log import Log
 from raykit.views import RunView, fold
 from raykit.wire.door import Door, DoorClosedError
@@ -26,11 +39,12 @@ HUB_RESTART_S = 20.0
 
 
 class Cluster:
-    """A cluster that can be asked: its record and its door."""
+    """A cluster that can be asked: its record, its place and its door."""
 
     def __init__(self, record: ClusterRecord, found: str = "is up") -> None:
         self.record = record
         self.found = found
+        self._way: Way | None = None
         self._door: Door | None = None
 
     @property
@@ -38,23 +52,40 @@ class Cluster:
         return self.record.name
 
     @property
+    def place(self) -> Provider:
+        return provider(self.record.spec.place)
+
+    @property
     def door(self) -> Door:
         if self._door is None:
-            self._door = Door(self.record.door_url, self.record.token)
+            self._way = self.place.connect(self.record)
+            self._door = Door(self._way.url, self.record.token)
+            weakref.finalize(self, self._way.close)
         return self._door
 
     def close(self) -> None:
-        """Close the connection to the door, if there is one."""
+        """Close the door and the way to it, if they are open; the next call opens them again."""
         if self._door is not None:
             self._door.close()
+        if self._way is not None:
+            self._way.close()
+        self._door = self._way = None
 
     @property
     def is_alive(self) -> bool:
-        return self.record.is_alive()
+        return self.health().state == "up"
+
+    def health(self) -> Status:
+        """Say how its place knows it to be."""
+        return self.place.status(self.record)
 
     def status(self) -> dict[str, Any]:
         """Give nodes, slots and devices."""
         return self.door.status()
+
+    def logs(self, *, tail: int = 200) -> str:
+        """Give the last lines that the parts of the cluster itself wrote: its head, its nodes, its pods."""
+        return self.place.logs(self.record, tail=tail)
 
     def wait_for_door(self, *, timeout_s: float = HUB_RESTART_S) -> None:
         """Wait while the hub restarts.
@@ -64,9 +95,10 @@ class Cluster:
         """
         deadline = time.monotonic() + timeout_s
         while True:
-            if not self.is_alive:
+            health = self.health()
+            if health.state != "up":
                 raise ClusterLostError(
-                    f"The head of the cluster {self.name} died (process {self.record.head.pid}).",
+                    f"The cluster {self.name} is {health.state}: {health.why}.",
                     f"Start it again and take the run up: %ray up {self.name}, then %ray resume RUN",
                 )
             with suppress(DoorClosedError):
@@ -74,15 +106,21 @@ class Cluster:
                 return
             if time.monotonic() > deadline:
                 raise ClusterLostError(f"The door of {self.name} does not answer for {timeout_s:.0f} s.", "See %ray doctor.")
-            time.sleep(0.05)
+            time.sleep(self.place.look_s)
 
     def __repr__(self) -> str:
         spec = self.record.spec
         gpus = f", {spec.num_simulated_gpus} simulated GPUs" if spec.num_simulated_gpus else ""
-        nodes = f", {spec.num_nodes} nodes" if spec.num_nodes > 1 else ""
-        state = self.found if self.is_alive else "is gone: its head died"
-        dashboard = f"\nDashboard: {self.record.dashboard_url} (asks for the cluster's token)" if self.record.dashboard_url else ""
-        return f"Cluster {self.name} {state}: {local.num_cpus(spec):g} CPUs a node{gpus}{nodes}, Ray {self.record.ray_version}.{dashboard}"
+        gpus = f", {spec.gpus_per_node} GPUs a node" if spec.gpus_per_node else gpus
+        nodes = f", {shown(spec.num_nodes)} nodes" if spec.num_nodes != 1 else ""
+        health = health_of(self)
+        state = self.found if health.state == "up" else f"is {health.state}: {health.why}"
+        dashboard = getattr(self.record, "dashboard_url", None)
+        link = f"\nDashboard: {dashboard} (asks for the cluster's token)" if dashboard else ""
+        cpus = num_cpus(spec) if spec.place == "local" else spec.num_cpus
+        slots = f"{cpus:g} CPUs a node{gpus}{nodes}" if cpus is not None else f"{spec.place}{gpus}{nodes}"
+        waiting = f"\n{health.why}" if health.state == "up" and health.why else ""
+        return f"Cluster {self.name} {state}: {slots}, Ray {self.record.ray_version}.{waiting}{link}"
 
 
 _current: Cluster | None = None
@@ -93,16 +131,60 @@ def up(name: str = "local", **options: Any) -> Cluster:
 
     Args:
         name: how it is called.
-        options: the other fields of :class:`raykit.spec.ClusterSpec`, such as ``num_cpus=4``.
+        options: the other fields of :class:`raykit.spec.ClusterSpec`, such as ``num_cpus=4`` or ``place="k8s"``.
     """
     return up_spec(ClusterSpec(name=name, **options))
 
 
-def up_spec(spec: ClusterSpec) -> Cluster:
-    """Give the cluster of ``spec`` and make it the current one."""
+def up_spec(spec: ClusterSpec, *, told: Told = print) -> Cluster:
+    """Give the cluster of ``spec`` and make it the current one; ``told`` hears what is waited for."""
     global _current  # noqa: PLW0603  (the current cluster is what a session is)
-    _current = Cluster(*local.up(spec))
+    _refuse_two_places(spec)
+    started = Cluster(*provider(spec.place).up(spec, told=told))
+    if _current is not None:
+        _current.close()
+    _current = started
     return _current
+
+
+def _refuse_two_places(spec: ClusterSpec) -> None:
+    """Let no name stand for clusters in two places: who says it later could mean either."""
+    found = records.find(spec.name)
+    if found is not None and found.spec.place != spec.place and provider(found.spec.place).status(found).state != "gone":
+        refuse_difference(found, spec)
+
+
+def plan(name: str = "local", **options: Any) -> Plan:
+    """Say what ``up`` with the same options would make; nothing is made."""
+    return plan_spec(ClusterSpec(name=name, **options))
+
+
+def plan_spec(spec: ClusterSpec) -> Plan:
+    """Say what :func:`up_spec` would make."""
+    return provider(spec.place).plan(spec)
+
+
+def scale(name: str | None = None, *, num_nodes: int | tuple[int, int]) -> Cluster:
+    """Let a cluster have so many nodes, or as many as runs need within a range."""
+    global _current  # noqa: PLW0603
+    cluster = get(name)
+    scaled = Cluster(cluster.place.scale(cluster.record, num_nodes))
+    if _current is not None and _current.name == scaled.name:
+        _current.close()
+        _current = scaled
+    return scaled
+
+
+def suspend(name: str | None = None) -> str:
+    """Give a cluster's machines back and keep what brings it up again.
+
+    Raises:
+        ClusterError: its place has nothing to give back.
+    """
+    cluster = get(name)
+    cluster.place.suspend(cluster.record)
+    cluster.close()
+    return f"Cluster {cluster.name} is suspended. Bring it back: %ray up {cluster.name}"
 
 
 def use(name: str) -> Cluster:
@@ -121,19 +203,25 @@ def get(name: str | None = None) -> Cluster:
 
     Raises:
         NoClusterError: it is not up; those that are up are named.
-        ClusterLostError: it was the current one, and its head died.
+        ClusterLostError: it was the current one, and is gone or suspended.
     """
-    if name is None and _current is not None:
-        if _current.is_alive:
+    if _current is not None and name in (None, _current.name) and records.find(_current.name) in (None, _current.record):
+        health = _current.health()
+        if health.state == "up":
             return _current
-        raise ClusterLostError(f"The head of the cluster {_current.name} died.", f"Start it again: %ray up {_current.name}")
-    alive = [record for record in records.find_all() if record.is_alive()]
-    for record in alive:
-        if name in (None, record.name):
-            return Cluster(record)
-    others = f"There are: {', '.join(record.name for record in alive)}." if alive else ""
-    if name and records.find(name):
-        raise NoClusterError(f"The cluster {name} is gone: its head died.", f"Start it again: %ray up {name}")
+        raise ClusterLostError(
+            f"The cluster {_current.name} is {health.state}: {health.why}.", f"Start it again: %ray up {_current.name}"
+        )
+    if name and (record := records.find(name)):
+        named = Cluster(record)
+        health = named.health()
+        if health.state == "up":
+            return named
+        raise NoClusterError(f"The cluster {name} is {health.state}: {health.why}.", f"Start it again: %ray up {name}")
+    alive = [cluster for cluster in clusters() if health_of(cluster).state == "up"]
+    if alive and name is None:
+        return alive[0]
+    others = f"There are: {', '.join(cluster.name for cluster in alive)}." if alive else ""
     raise NoClusterError(
         f"No cluster {name} is up. {others}" if name else "No cluster is up.", f"Start one: %ray up {name or ''}".rstrip()
     )
@@ -144,16 +232,25 @@ def clusters() -> list[Cluster]:
     return [Cluster(record) for record in records.find_all()]
 
 
+def health_of(cluster: Cluster) -> Status:
+    """Say how a cluster is; one whose place cannot be asked is unknown, and says why."""
+    try:
+        return cluster.health()
+    except (ClusterError, MissingPackageError) as exc:
+        return Status(state="unknown", why=str(exc))
+
+
 def down(name: str | None = None) -> str:
     """End a cluster (the current one if no name is given); its log and its runs stay. None to end is fine."""
     global _current  # noqa: PLW0603
     if name is None:
         name = _current.name if _current else next((record.name for record in records.find_all()), "local")
-    if "ray" in sys.modules and (found := records.find(name)):
+    found = records.find(name)
+    if "ray" in sys.modules and isinstance(found, LocalRecord):
         from raykit.engine.connect import disconnect
 
         disconnect(found.gcs_address)
-    was_there = local.down(name)
+    was_there = provider(found.spec.place if found else "local").down(name)
     if _current is not None and _current.name == name:
         _current.close()
         _current = None
@@ -233,7 +330,7 @@ def _folder_elsewhere(name: str, here: str) -> str | None:
         return None
     _, where, view = max(found)
     record = records.find(where)
-    if not view.ended and record is not None and record.is_alive():
+    if not view.ended and record is not None and health_of(Cluster(record)).state == "up":
         raise RunNameTakenError(f"The run {view.name} goes on in the cluster {where}.", f"Stop it there first: %ray use {where}")
     if view.state == "done":
         raise RunError(f"The run {view.name} of the cluster {where} is done; there is nothing to resume.", "Run its cell again.")
@@ -245,6 +342,11 @@ def connect(name: str | None = None) -> Any:
     from raykit.engine.connect import connect as as_driver
 
     record = get(name).record
+    if not isinstance(record, LocalRecord):
+        raise ClusterError(
+            f"The cluster {record.name} is elsewhere; a Ray driver must stand on one of its nodes.",
+            "Run the code there: a cell that begins with %%ray run",
+        )
     return as_driver(record.gcs_address, record.token_file)
 
 
@@ -263,10 +365,13 @@ __all__ = [
     "doctor",
     "down",
     "get",
+    "plan",
     "resume",
     "runs",
+    "scale",
     "status",
     "stop",
+    "suspend",
     "up",
     "use",
 ]

@@ -40,15 +40,10 @@ class ProcessMark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterRecord:
-    """A cluster's place on this machine. The token's text stands in its file only."""
+    """What is known of a cluster wherever it is. The token's text stands in its file only."""
 
     spec: ClusterSpec
-    head: ProcessMark
-    gcs_address: str
-    door_url: str
-    dashboard_url: str | None
     token_file: str
-    ray_temp: str
     created_unix_s: float
     python_version: str
     ray_version: str
@@ -66,10 +61,6 @@ class ClusterRecord:
     def token(self) -> str:
         return Path(self.token_file).read_text()
 
-    def is_alive(self) -> bool:
-        """Whether the head's process is there."""
-        return self.head.is_alive()
-
     def save(self) -> None:
         """Write the record in one move: a reader sees the old one or the new one."""
         draft = self.folder / "record.json.new"
@@ -82,6 +73,39 @@ class ClusterRecord:
         (self.folder / "record.json").unlink(missing_ok=True)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalRecord(ClusterRecord):
+    """A cluster's place on this machine."""
+
+    head: ProcessMark
+    gcs_address: str
+    door_url: str
+    dashboard_url: str | None
+    ray_temp: str
+
+    def is_alive(self) -> bool:
+        """Whether the head's process is there."""
+        return self.head.is_alive()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KubeRecord(ClusterRecord):
+    """A cluster's place on Kubernetes: what context and namespace stood for when it was made."""
+
+    context: str
+    namespace: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FakeRecord(ClusterRecord):
+    """A cluster that is nothing but this."""
+
+    suspended: bool = False
+
+
+RECORDS: dict[str, type[ClusterRecord]] = {"local": LocalRecord, "k8s": KubeRecord, "fake": FakeRecord}
+
+
 def cluster_folder(name: str) -> Path:
     return clusters_home() / name
 
@@ -90,8 +114,9 @@ def find(name: str) -> ClusterRecord | None:
     """Give the record of a cluster, alive or not; one that cannot be read counts as none."""
     file = cluster_folder(name) / "record.json"
     try:
-        return validate(ClusterRecord, json.loads(file.read_text()))  # type: ignore[no-any-return]
-    except (FileNotFoundError, ValueError):
+        written = json.loads(file.read_text())
+        return validate(RECORDS[written["spec"]["place"]], written)  # type: ignore[no-any-return]
+    except (FileNotFoundError, LookupError, ValueError):
         return None
 
 

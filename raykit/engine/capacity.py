@@ -21,7 +21,8 @@ def check(spec: RunSpec, setting: ClusterSetting) -> None:
     """
     _check_memory(spec, setting)
     nodes = [_slots_of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    if fits(spec.demand, nodes):
+    to_come = [setting.further_node] * len(spec.demand) if setting.further_node else []
+    if fits(spec.demand, nodes + to_come):
         return
     cpus, gpus = sum(node[0] for node in nodes), sum(node[1] for node in nodes)
     asked_cpus, asked_gpus = sum(slot[0] for slot in spec.demand), sum(slot[1] for slot in spec.demand)

@@ -11,6 +11,7 @@ import hmac
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -28,6 +29,7 @@ from raykit.codec import decode
 from raykit.commands import Command, Resize, Stop
 from raykit.engine import capacity
 from raykit.engine.host import PREFIX, Host, find_host
+from raykit.engine.idle import IdleGuard
 from raykit.engine.registry import Registry
 from raykit.engine.run import describe
 from raykit.engine.setting import NAMESPACE, ClusterSetting
@@ -61,6 +63,7 @@ class Hub:
         self._registry = Registry(setting)
         self._started_unix_s = time.time()
         self._starting = asyncio.Lock()
+        self._guard_of_idleness = IdleGuard(setting, self._registry)
         self._serving = asyncio.get_event_loop().create_task(self._serve())
 
     async def ready(self) -> int:
@@ -70,6 +73,8 @@ class Hub:
 
     async def _serve(self) -> None:
         await asyncio.to_thread(self._close_lost_runs)
+        if self._setting.idle_s is not None:
+            self._watching = asyncio.get_event_loop().create_task(self._guard_of_idleness.watch(self._setting.idle_s))
         app = web.Application(middlewares=[self._guard], client_max_size=MAX_PAYLOAD_BYTES)
         app.add_routes(
             [
@@ -108,13 +113,15 @@ class Hub:
             return web.json_response({"error": "RunError", "facts": facts}, status=500)
 
     async def _ping(self, _: web.Request) -> web.Response:
-        versions = {"ray": ray.__version__, "raykit": version("raykit")}
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        versions = {"ray": ray.__version__, "raykit": version("raykit"), "python": python}
         return web.json_response(
             {"name": self._setting.name, "pid": os.getpid(), "started_unix_s": self._started_unix_s} | versions
         )
 
     async def _status(self, _: web.Request) -> web.Response:
-        return web.json_response(await asyncio.to_thread(capacity.status, self._setting))
+        status = await asyncio.to_thread(capacity.status, self._setting)
+        return web.json_response(status | {"guard": self._guard_of_idleness.words})
 
     async def _runs(self, _: web.Request) -> web.Response:
         views = await asyncio.to_thread(self._registry.views)

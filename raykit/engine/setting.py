@@ -10,7 +10,11 @@ NAMESPACE = "raykit"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSetting:
-    """Told once, when the cluster is made; it survives restarts in the actors' own creation arguments."""
+    """Told once, when the cluster is made; it survives restarts in the actors' own creation arguments.
+
+    ``further_node`` are the CPU and GPU slots of a node that may come, where nodes come when runs need them.
+    ``idle_s`` and ``account_folder`` are for the guard of a cluster on Kubernetes.
+    """
 
     name: str
     address: str
@@ -19,6 +23,9 @@ class ClusterSetting:
     folder: str
     profile: str = "standard"
     simulated_gpus: bool = False
+    further_node: tuple[float, float] | None = None
+    idle_s: float | None = None
+    account_folder: str = ""
 
     @property
     def log_path(self) -> Path:

@@ -16,7 +16,19 @@ from raykit.jupyter.display import Said, beside
 from raykit.jupyter.table import Table
 from raykit.policy.accounts import account
 from raykit.spec import ClusterSpec, TaskSpec, TrainSpec
-from raykit.spec.lines import ClusterLine, DrillLine, LogsLine, NoWords, ObserveLine, PipelineLine, ResizeLine, RunLine, Viewing
+from raykit.spec.cluster import shown
+from raykit.spec.lines import (
+    ClusterLine,
+    DrillLine,
+    LogsLine,
+    NoWords,
+    ObserveLine,
+    PipelineLine,
+    ResizeLine,
+    RunLine,
+    ScaleLine,
+    Viewing,
+)
 from raykit.spec.parse import HelpAsked, complete, nearest, parse_all
 from raykit.views import RunView
 
@@ -52,17 +64,24 @@ def _up(_: Any, spec: ClusterSpec) -> session.Cluster:
     return session.up_spec(spec)
 
 
+def _scale(_: Any, line: ScaleLine) -> session.Cluster:
+    return session.scale(line.name, num_nodes=line.num_nodes)
+
+
 def _clusters(_: Any, __: NoWords) -> Table:
     rows = [
         (
             each.name,
-            "up" if each.is_alive else "gone",
-            each.record.spec.num_nodes,
+            each.record.spec.place,
+            health.state,
+            shown(each.record.spec.num_nodes),
             time.strftime("%Y-%m-%d %H:%M", time.localtime(each.record.created_unix_s)),
+            health.why,
         )
         for each in session.clusters()
+        for health in (session.health_of(each),)
     ]
-    return Table(("cluster", "state", "nodes", "since"), rows, empty="No cluster is up. Start one: %ray up")
+    return Table(("cluster", "place", "state", "nodes", "since", "why"), rows, empty="No cluster is up. Start one: %ray up")
 
 
 def _status(_: Any, line: ClusterLine) -> Table:
@@ -78,6 +97,8 @@ def _status(_: Any, line: ClusterLine) -> Table:
         for node in status["nodes"]
     ]
     free = f"{status['num_cpus_free']:g} of {status['num_cpus']:g} CPU slots free"
+    if guard := status.get("guard"):
+        rows.append(("guard", guard, "", ""))
     rows.append(("all", free, f"{status['num_cpus']:g}", f"{status['num_gpus']:g}"))
     return Table(("node", "state", "CPU slots", "GPU slots"), rows, empty="")
 
@@ -204,7 +225,12 @@ class _Word:
 
 
 _LINES = {
-    "up": _Word((ClusterSpec,), _up, "start a cluster on this machine, or take the one that is up"),
+    "up": _Word((ClusterSpec,), _up, "start a cluster, here or elsewhere, or take the one that is up"),
+    "plan": _Word((ClusterSpec,), lambda _, spec: session.plan_spec(spec), "what up would make; nothing is made"),
+    "scale": _Word((ScaleLine,), _scale, "let a cluster have another number of nodes"),
+    "suspend": _Word(
+        (ClusterLine,), lambda _, line: Said(session.suspend(line.name)), "give a cluster's machines back; up brings it back"
+    ),
     "down": _Word((ClusterLine,), lambda _, line: Said(session.down(line.name)), "end a cluster; its runs are kept"),
     "use": _Word((ClusterLine,), lambda _, line: session.use(line.name or ""), "make a cluster the current one"),
     "clusters": _Word((NoWords,), _clusters, "list the clusters"),

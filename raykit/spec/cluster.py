@@ -3,48 +3,192 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from raykit.errors import OptionError
-from raykit.spec.options import amount, count, memory, option
+from raykit.spec.options import amount, check_range, count, hourly, memory, one_or_range, option, pairs, seconds, words
 
 SMALL_CPUS = 2
 LEAST_OBJECT_STORE_BYTES = 75_000_000  # Ray takes no less
 SMALL_OBJECT_STORE_BYTES = 80_000_000
 
+Place = Literal["local", "k8s", "fake"]
+PLACES: dict[str, str] = {"local": "this machine", "k8s": "Kubernetes, by KubeRay", "fake": "nowhere: a stand-in that runs nothing"}
+HERE, KUBE = ("local", "fake"), ("k8s", "fake")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeGpus:
+    """The GPUs of each node: how many, and of which type; an empty type takes any."""
+
+    kind: str = ""
+    count: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.count}" if self.kind else str(self.count)
+
+
+def node_gpus(text: str) -> NodeGpus:
+    """Read ``4``, ``A100`` or ``A100:4``."""
+    if text.isdigit():
+        return NodeGpus(count=int(text))
+    kind, colon, number = text.partition(":")
+    if not kind:
+        raise ValueError(f"{text!r} names no GPU type: write A100:4, or 4 for any type")
+    return NodeGpus(kind=kind, count=count(number) if colon else 1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSpec:
-    """A cluster on this machine: its slots, its nodes, and what runs beside it.
+    """A cluster: where it is, its slots, its nodes, and what runs beside it.
 
-    ``None`` leaves the choice to what is found here. ``profile="small"`` is for machines of 2 GB: two CPUs, a small
+    ``None`` leaves the choice to the place. ``profile="small"`` is for machines of 2 GB: two CPUs, a small
     object store, and training without a warm spare unless it asks for one.
     """
 
     name: str = option("NAME", default="local", help="how the cluster is called", read=str)
-    num_cpus: float | None = option("--cpus", default=None, help="CPU slots of each node", read=amount, metavar="N")
-    num_gpus: float | None = option("--gpus", default=None, help="GPUs of each node", read=amount, metavar="N")
-    num_simulated_gpus: int = option(
-        "--simulate-gpus", default=0, help="slots that stand for GPUs and are none", read=count, metavar="N"
+    place: Literal["local", "k8s", "fake"] = option(
+        "--on", default="local", help=f"where it is: {', '.join(PLACES)}", read=str, metavar="PLACE"
     )
-    num_nodes: int = option("--nodes", default=1, help="Ray nodes, all on this machine", read=count, metavar="N")
-    dashboard: bool = option("--dashboard", default=False, help="start Ray's dashboard too (300 MB more)")
+    num_cpus: float | None = option("--cpus", default=None, help="CPU slots of each node", read=amount, metavar="N")
+    num_gpus: float | None = option("--gpus", default=None, help="GPUs of each node", read=amount, metavar="N", places=HERE)
+    num_simulated_gpus: int = option(
+        "--simulate-gpus", default=0, help="slots that stand for GPUs and are none", read=count, metavar="N", places=HERE
+    )
+    num_nodes: int | tuple[int, int] = option(
+        "--nodes",
+        default=1,
+        help="Ray nodes: all on this machine, or workers beside the head; 0:8 lets them come and go as runs need them",
+        read=one_or_range,
+        metavar="N",
+    )
+    dashboard: bool = option("--dashboard", default=False, help="start Ray's dashboard too (300 MB more)", places=HERE)
     object_store_bytes: int | None = option(
         "--object-store", default=None, help="size of the object store of each node", read=memory, metavar="200M"
     )
     profile: Literal["standard", "small"] = option(
-        "--profile", default="standard", help="standard, or small for machines of 2 GB", read=str
+        "--profile", default="standard", help="standard, or small for machines of 2 GB", read=str, places=HERE
+    )
+    gpus_per_node: NodeGpus | None = option(  # noqa: RUF009  (it makes a field)
+        "--gpus-per-node", default=None, help="GPUs of each worker, with their type", read=node_gpus, metavar="A100:4", places=KUBE
+    )
+    memory_bytes: int | None = option(
+        "--memory", default=None, help="memory of each worker", read=memory, metavar="16G", places=KUBE
+    )
+    image: str = option("--image", default="", help="image with Ray, torch and this Python", read=str, places=KUBE)
+    namespace: str = option("--namespace", default="", help="the context's own if not given", read=str, places=KUBE)
+    context: str = option("--context", default="", help="of the kubeconfig; its current one if not given", read=str, places=KUBE)
+    kubeconfig: str = option("--kubeconfig", default="", help="file; kubectl's own if not given", read=str, places=KUBE)
+    queue: str = option("--queue", default="", help="a LocalQueue of Kueue that admits it", read=str, places=KUBE)
+    tolerations: tuple[str, ...] = option(
+        "--tolerate", default=(), help="taints that its pods bear", read=words, metavar="KEY=VALUE:EFFECT,..", places=KUBE
+    )
+    node_selector: tuple[tuple[str, str], ...] = option(
+        "--node-selector",
+        default=(),
+        help="labels of the nodes that workers go to",
+        read=pairs,
+        metavar="KEY=VALUE,..",
+        places=KUBE,
+    )
+    together: str = option(
+        "--together", default="", help="keep workers in one domain, as topology.kubernetes.io/zone", read=str, places=KUBE
+    )
+    service_account: str = option("--service-account", default="", help="of its pods", read=str, places=KUBE)
+    labels: tuple[tuple[str, str], ...] = option(
+        "--labels", default=(), help="of all that is made for it", read=pairs, metavar="KEY=VALUE,..", places=KUBE
+    )
+    volumes: tuple[tuple[str, str], ...] = option(
+        "--volumes", default=(), help="volume claims and where they are mounted", read=pairs, metavar="CLAIM=/PATH,..", places=KUBE
+    )
+    idle_s: float | None = option(
+        "--idle", default=None, help="suspend it when nothing has run for so long", read=seconds, metavar="20m", places=KUBE
+    )
+    price_per_node_h: float | None = option(
+        "--price", default=None, help="what a worker costs an hour, where you know it", read=amount, metavar="4.10", places=KUBE
+    )
+    max_cost_per_h: float | None = option(
+        "--max-cost", default=None, help="never have more workers than this pays for", read=hourly, metavar="30/h", places=KUBE
     )
 
+    @property
+    def min_nodes(self) -> int:
+        return self.num_nodes if isinstance(self.num_nodes, int) else self.num_nodes[0]
+
+    @property
+    def max_nodes(self) -> int:
+        return self.num_nodes if isinstance(self.num_nodes, int) else self.num_nodes[1]
+
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", self.name):
-            raise OptionError(f"{self.name!r} cannot name a cluster.", "Use up to 40 letters, digits, - and _.")
+        if self.place not in PLACES:
+            known = "; ".join(f"{name} ({what})" for name, what in PLACES.items())
+            raise OptionError(f"There is no place {self.place!r}.", f"There are: {known}.")
+        self._refuse_unknown_here()
+        self._check_name()
+        self._check_nodes()
         if self.num_gpus and self.num_simulated_gpus:
             raise OptionError("--gpus and --simulate-gpus were both given.", "Give one of them: slots are real or simulated.")
-        if self.num_nodes < 1:
-            raise OptionError(f"--nodes is {self.num_nodes}.", "A cluster has at least one node.")
         if self.profile not in ("standard", "small"):
             raise OptionError(f"--profile is {self.profile!r}.", "There are two: standard and small.")
         if self.object_store_bytes is not None and self.object_store_bytes < LEAST_OBJECT_STORE_BYTES:
             raise OptionError(f"--object-store is {self.object_store_bytes} bytes.", "Ray wants at least 75M.")
+        if self.gpus_per_node is not None and self.gpus_per_node.count < 1:
+            raise OptionError(f"--gpus-per-node is {self.gpus_per_node}.", "Leave it out for nodes without GPUs.")
+        if self.queue and self.min_nodes != self.max_nodes:
+            raise OptionError(
+                f"--queue {self.queue} and --nodes {self.min_nodes}:{self.max_nodes} were both given: Kueue admits a cluster whole, "
+                "and Ray's autoscaler would change it afterwards.",
+                f"Give one number of nodes, as --nodes {self.max_nodes}, or no queue.",
+            )
+        if self.idle_s is not None and self.idle_s <= 0:
+            raise OptionError("--idle is 0.", "Give a time, as --idle 20m, or leave it out: it is never suspended then.")
+        self._check_cost()
+
+    def _refuse_unknown_here(self) -> None:
+        for each in fields(self):
+            places = each.metadata["places"]
+            if places and self.place not in places and getattr(self, each.name) != each.default:
+                flag = each.metadata["option"][0][0]
+                raise OptionError(f"{flag} means nothing for --on {self.place}.", f"It is for: {', '.join(places)}.")
+
+    def _check_name(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", self.name):
+            raise OptionError(f"{self.name!r} cannot name a cluster.", "Use up to 40 letters, digits, - and _.")
+        if self.place == "k8s" and not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", self.name):
+            raise OptionError(
+                f"{self.name!r} cannot name a cluster on Kubernetes.", "Use small letters, digits and -, a letter first."
+            )
+
+    def _check_nodes(self) -> None:
+        if self.place == "local" and self.min_nodes != self.max_nodes:
+            raise OptionError(
+                f"--nodes {self.min_nodes}:{self.max_nodes}: nodes of this machine do not come and go by themselves.",
+                f"Give one number, as --nodes {self.max_nodes}, and change it with %ray scale.",
+            )
+        check_range("--nodes", self.min_nodes, self.max_nodes, least=0 if self.place == "k8s" else 1)
+        if self.max_nodes < 1:
+            raise OptionError("--nodes is 0.", "Give at least one, or 0:1 for one that comes when it is needed.")
+
+    def _check_cost(self) -> None:
+        if self.max_cost_per_h is None:
+            return
+        if not self.price_per_node_h:
+            raise OptionError("--max-cost was given, and what a node costs is not known here.", "Say it: --price 4.10")
+        if (most := self.max_nodes * self.price_per_node_h) > self.max_cost_per_h:
+            raise OptionError(
+                f"{self.max_nodes} nodes cost {most:.2f} an hour, more than --max-cost {self.max_cost_per_h:g}/h.",
+                f"It pays for {self.max_cost_per_h // self.price_per_node_h:.0f} nodes.",
+            )
+
+
+def shown(value: Any) -> str:
+    """Give an option's value as it would be typed."""
+    if isinstance(value, tuple):
+        numbers = all(isinstance(part, int) for part in value)
+        return (
+            ":".join(map(str, value))
+            if numbers
+            else ",".join("=".join(part) if isinstance(part, tuple) else part for part in value)
+        )
+    return str(value)

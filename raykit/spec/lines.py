@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raykit.errors import OptionError
-from raykit.spec.options import check_range, count, counts, names, option, seconds
+from raykit.spec.options import check_range, count, counts, names, one_or_range, option, seconds
 
 DRILLS = ("kill-worker", "hang", "kill-host", "kill-node")
 
@@ -21,6 +21,18 @@ class ClusterLine:
     """Which cluster is meant."""
 
     name: str | None = option("NAME", default=None, help="the cluster; the current one if not given", read=str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleLine:
+    """Let a cluster have another number of nodes."""
+
+    name: str | None = option("NAME", default=None, help="the cluster", read=str)
+    num_nodes: int | tuple[int, int] = option("NODES", default=0, help="3, or 2:8 as runs need them", read=one_or_range)
+
+    def __post_init__(self) -> None:
+        if self.name is None or self.num_nodes == 0:
+            raise OptionError("A cluster and a number of nodes are needed.", "Write %ray scale NAME 3, or %ray scale NAME 2:8.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

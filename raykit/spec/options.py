@@ -16,6 +16,7 @@ def option(
     help: str,  # noqa: A002  (argparse's own word for it)
     read: Callable[[str], Any] | None = None,
     metavar: str | None = None,
+    places: tuple[str, ...] = (),
 ) -> Any:
     """Describe a dataclass field that a magic's line can set.
 
@@ -25,8 +26,10 @@ def option(
         help: one line for ``--help``.
         read: text to value; raises ValueError with a sentence. Without it the option is a switch.
         metavar: how the value is called in the help.
+        places: the places of a cluster that know it; all of them if none is named.
     """
-    return field(default=default, metadata={"option": (flags, help, read, metavar)})
+    text = f"{help} ({', '.join(places)})" if places else help
+    return field(default=default, metadata={"option": (flags, text, read, metavar), "places": places})
 
 
 def count(text: str) -> int:
@@ -53,6 +56,26 @@ def counts(text: str) -> tuple[int, int]:
     return pair
 
 
+def one_or_range(text: str) -> int | tuple[int, int]:
+    """Read ``3`` as 3 and ``0:8`` as (0, 8)."""
+    low, high = counts(text)
+    return low if low == high else (low, high)
+
+
+def pairs(text: str) -> tuple[tuple[str, str], ...]:
+    """Read ``a=1,b=2`` as (("a", "1"), ("b", "2"))."""
+    found = tuple((key.strip(), value.strip()) for key, _, value in (part.partition("=") for part in text.split(",")))
+    for key, value in found:
+        if not key or not value:
+            raise ValueError(f"{text!r} is no list of KEY=VALUE")
+    return found
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Read ``a,b`` as ("a", "b"), whatever the words are made of."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def names(text: str) -> tuple[str, ...]:
     """Read ``a,b`` as ("a", "b"); each must be a Python name."""
     found = tuple(part.strip() for part in text.split(",") if part.strip())
@@ -66,6 +89,14 @@ def seconds(text: str) -> float:
     """Read ``90``, ``90s``, ``5m`` or ``2h`` as seconds."""
     factor = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
     return amount(text[:-1]) * factor if factor else amount(text)
+
+
+def hourly(text: str) -> float:
+    """Read ``30/h`` as 30."""
+    rate, slash, unit = text.partition("/")
+    if not slash or unit != "h":
+        raise ValueError(f"{text!r} is no rate: write it as 30/h")
+    return amount(rate)
 
 
 def counts_by_word(text: str) -> tuple[tuple[str, int], ...]:

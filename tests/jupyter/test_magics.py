@@ -159,7 +159,7 @@ def test_a_dead_head_is_told_and_a_new_cluster_takes_the_run_up_in_the_same_kern
     )
     shown = mine.run("%ray watch lost")
     assert not mine.ok
-    assert "head of the cluster mortal died" in shown
+    assert "The cluster mortal is gone: its head died" in shown
     assert "%ray up mortal" in shown
     assert "up anew" in mine.run("%ray up mortal --cpus 2 --object-store 100M")
     assert "lost: training, done" in mine.run("%ray resume lost")

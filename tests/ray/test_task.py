@@ -143,7 +143,7 @@ def test_a_run_whose_head_dies_is_lost_and_not_failed(own, until):
     run = rk.run(sleep)
     until(lambda: run.refresh().lines)
     os.kill(record.head.pid, signal.SIGKILL)
-    with pytest.raises(RunLostError, match="The head of the cluster mortal died"):
+    with pytest.raises(RunLostError, match="The cluster mortal is gone: its head died"):
         run.wait()
 
 

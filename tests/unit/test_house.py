@@ -13,8 +13,8 @@ import raykit
 ROOT = Path(__file__).parents[2]
 
 PUBLIC = {
-    *("Pipeline", "RaykitError", "Result", "Run", "clusters", "connect", "device", "doctor", "down", "elastic", "resume"),
-    *("run", "runs", "stage", "status", "stop", "train", "up", "use", "watch"),
+    *("Pipeline", "RaykitError", "Result", "Run", "clusters", "connect", "device", "doctor", "down", "elastic", "plan"),
+    *("resume", "run", "runs", "scale", "stage", "status", "stop", "suspend", "train", "up", "use", "watch"),
 }
 
 

@@ -12,7 +12,8 @@ from raykit.client import session
 from raykit.cluster import local
 from raykit.cluster import record as records
 from raykit.cluster.home import clusters_home, private_folder, write_secret
-from raykit.cluster.record import ClusterRecord, ProcessMark
+from raykit.cluster.local import Local
+from raykit.cluster.record import LocalRecord, ProcessMark
 from raykit.errors import ClusterDiffersError, ClusterError, ClusterLostError, NoClusterError
 from raykit.spec import ClusterSpec
 
@@ -39,7 +40,7 @@ def _record(name="lab", **changes):
         "ray_version": "2.60.0",
         "raykit_version": "0.1.0",
     }
-    made = ClusterRecord(**given | changes)
+    made = LocalRecord(**given | changes)
     made.save()
     return made
 
@@ -78,13 +79,13 @@ def test_a_process_that_took_over_a_number_is_not_the_head(home):
 def test_up_with_other_options_is_refused_with_the_difference(home):
     _record()
     with pytest.raises(ClusterDiffersError, match=r"--cpus is 4.*asked 8"):
-        local.up(ClusterSpec(name="lab", num_cpus=8))
+        Local().up(ClusterSpec(name="lab", num_cpus=8), told=print)
 
 
 def test_a_cluster_of_another_python_is_refused_with_what_to_do(home):
     _record(python_version="3.99")
     with pytest.raises(ClusterError, match=r"runs Python 3\.99"):
-        local.up(ClusterSpec(name="lab"))
+        Local().up(ClusterSpec(name="lab"), told=print)
 
 
 def test_another_ray_is_refused_with_the_pip_line(monkeypatch):
@@ -112,6 +113,23 @@ def test_a_current_cluster_whose_head_died_says_so(home, monkeypatch):
 
 def test_ending_a_cluster_that_is_not_there_is_fine(home):
     assert "nothing to do" in session.down("nobody")
+
+
+def test_a_cluster_of_this_machine_is_not_suspended_and_says_what_ends_it(home):
+    _record()
+    with pytest.raises(ClusterError, match=r"nothing is given back.*\n.*%ray down lab"):
+        session.suspend("lab")
+
+
+def test_other_nodes_are_refused_with_the_line_that_makes_them(home):
+    _record()
+    with pytest.raises(ClusterDiffersError, match="%ray scale lab 3"):
+        Local().up(ClusterSpec(name="lab", num_nodes=3), told=print)
+
+
+def test_a_plan_of_this_machine_makes_nothing(home):
+    assert "costs nothing but this machine's time. Nothing was made." in repr(session.plan("lab", num_nodes=2))
+    assert session.clusters() == []
 
 
 def test_a_record_is_the_same_after_a_round_trip(home):

@@ -1,0 +1,31 @@
+"""raykit itself, as a zip file that Python imports from: so it travels to images that lack it."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+LEFT_OUT = ("jupyter", "__pycache__")
+FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # the same code gives the same bytes
+
+
+@cache
+def zipped() -> bytes:
+    """Give the package and its version as a zip, without what is seen in a notebook."""
+    root, number = Path(__file__).parents[2], version("raykit")
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+
+        def add(name: str, data: bytes) -> None:
+            archive.writestr(zipfile.ZipInfo(name, FIXED_TIME), data, zipfile.ZIP_DEFLATED)
+
+        for file in sorted(root.rglob("*.py")):
+            inside = file.relative_to(root)
+            if not set(LEFT_OUT) & set(inside.parts):
+                add(f"raykit/{inside.as_posix()}", file.read_bytes())
+        about = f"Metadata-Version: 2.1\nName: raykit\nVersion: {number}\n"
+        add(f"raykit-{number}.dist-info/METADATA", about.encode())
+    return packed.getvalue()

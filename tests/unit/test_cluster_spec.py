@@ -1,0 +1,92 @@
+import pytest
+
+from raykit.client import session
+from raykit.cluster.base import price_words
+from raykit.codec import validate
+from raykit.errors import OptionError
+from raykit.spec import ClusterSpec
+from raykit.spec.cluster import NodeGpus
+from raykit.spec.lines import ScaleLine
+from raykit.spec.parse import HelpAsked, complete, parse
+
+
+def _spec(line):
+    return parse(ClusterSpec, line, command="%ray up")
+
+
+def test_a_line_for_kubernetes_becomes_a_spec_and_survives_json():
+    spec = _spec("lab --on k8s --nodes 0:8 --gpus-per-node A100:4 --idle 20m --labels team=vision")
+    assert (spec.min_nodes, spec.max_nodes, spec.gpus_per_node, spec.idle_s) == (0, 8, NodeGpus(kind="A100", count=4), 1200)
+    import dataclasses
+    import json
+
+    assert validate(ClusterSpec, json.loads(json.dumps(dataclasses.asdict(spec)))) == spec
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("lab --image x", "--image means nothing for --on local"),
+        ("lab --idle 5m", "--idle means nothing for --on local"),
+        ("lab --on k8s --simulate-gpus 2", "--simulate-gpus means nothing for --on k8s"),
+        ("lab --on k8s --profile small", "--profile means nothing for --on k8s"),
+        ("lab --on moon", r"There is no place 'moon'"),
+        ("lab --nodes 1:3", "do not come and go by themselves"),
+        ("Lab_1 --on k8s", "Use small letters"),
+        ("lab --on k8s --nodes 0", "--nodes is 0"),
+        ("lab --on k8s --gpus-per-node A100:0", "--gpus-per-node is A100:0"),
+        ("lab --on k8s --gpus-per-node :4", "names no GPU type"),
+        ("lab --on k8s --labels team", "no list of KEY=VALUE"),
+        ("lab --on k8s --idle 0", "--idle is 0"),
+    ],
+)
+def test_what_a_place_does_not_know_or_cannot_be_is_refused_with_a_sentence(line, words):
+    with pytest.raises(OptionError, match=words):
+        _spec(line)
+
+
+def test_a_cap_on_cost_needs_a_price_and_holds_for_scaling_too():
+    import dataclasses
+
+    with pytest.raises(OptionError, match="what a node costs is not known here"):
+        _spec("lab --on k8s --max-cost 30/h")
+    with pytest.raises(OptionError, match="no rate: write it as 30/h"):
+        _spec("lab --on k8s --max-cost 30")
+    spec = _spec("lab --on k8s --nodes 0:7 --price 4 --max-cost 30/h")
+    with pytest.raises(OptionError, match=r"8 nodes cost 32\.00 an hour, more than --max-cost 30/h\.\nIt pays for 7 nodes"):
+        dataclasses.replace(spec, num_nodes=(0, 8))
+    assert price_words(spec) == "By --price its workers cost 0.00 to 28.00 an hour; the head is not counted."
+
+
+def test_the_help_says_which_places_know_an_option():
+    with pytest.raises(HelpAsked) as asked:
+        _spec("--help")
+    assert "(k8s, fake)" in " ".join(str(asked.value).split())
+    assert "--gpus-per-node" in complete((ClusterSpec,), "--gpus")
+
+
+def test_scaling_needs_a_cluster_and_a_number():
+    assert parse(ScaleLine, "lab 2:8", command="%ray scale").num_nodes == (2, 8)
+    with pytest.raises(OptionError, match=r"%ray scale NAME 2:8"):
+        parse(ScaleLine, "lab", command="%ray scale")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYKIT_HOME", str(tmp_path / "home"))
+
+
+def test_a_fake_cluster_takes_the_options_of_kubernetes_and_says_that_it_runs_nothing(home):
+    from raykit.errors import ClusterError
+    from raykit.spec import TaskSpec
+
+    cluster = session.up("try", place="fake", num_nodes=(2, 8), gpus_per_node=NodeGpus(kind="A100", count=4), image="x")
+    try:
+        assert [node["num_gpus"] for node in session.status("try")["nodes"]] == [4, 4]
+        assert session.runs("try") == []
+        with pytest.raises(ClusterError, match="is a fake: it runs nothing"):
+            cluster.door.start(TaskSpec(name="x"), b"")
+        assert session.scale("try", num_nodes=3).record.spec.num_nodes == 3
+        assert "Its price is not known here" in repr(session.plan("try", place="fake", num_nodes=3))
+    finally:
+        session.down("try")
