@@ -19,7 +19,7 @@ from _balance_watch import watched
 from _marks import Trial
 from _measure import processes_with
 
-from raykit.cluster.local import SHIM
+from raykit.cluster.processes import SHIM
 
 RAY_DATA_WATCHED_S = 240.0
 XENNA_WATCHED_S = 450.0  # two of its cycles, and more
