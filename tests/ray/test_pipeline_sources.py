@@ -150,6 +150,21 @@ def test_each_row_comes_once_though_the_generator_s_process_is_killed(cluster, u
     assert ("rows given before", "700") in card.facts
 
 
+def test_a_generator_that_gives_fewer_rows_when_it_is_called_again_fails_the_run(cluster, until, tmp_path):
+    def dwindles():
+        is_first = not _pids(tmp_path)
+        (tmp_path / f"pid-{os.getpid()}").touch()
+        yield from range(700 if is_first else 500)
+        while is_first:
+            time.sleep(0.01)
+
+    run = rk.Pipeline([keep]).run(dwindles, name="dwindles")
+    until(lambda: _rows_in(run) == 700)
+    os.kill(_pids(tmp_path).pop(), signal.SIGKILL)
+    with pytest.raises(RunFailedError, match="called again it gave 500 rows, and at least 700 before"):
+        run.wait()
+
+
 def test_a_generator_that_always_crashes_at_the_same_row_fails_the_run(cluster):
     def crashes():
         yield from range(100)

@@ -28,7 +28,8 @@ class Stream:
     def __init__(self, context: RunContext, *, limit: int | None, span_rows: int) -> None:
         self.gives_rows = self.is_dataset = False
         self.num_rows: int | None = None
-        self._context, self._limit, self._max_rows = context, limit, min(span_rows, MAX_ROWS)
+        self._context, self._limit = context, limit
+        self._span_rows, self._max_rows = span_rows, min(span_rows, MAX_ROWS)
         self._lock = threading.Lock()
         self._is_closed = False
         self._reader: Any = None
@@ -39,7 +40,7 @@ class Stream:
         The first ``skip`` rows are one block without content.
 
         Raises:
-            UserCodeError: the function raised, made no rows, or killed its process again and again.
+            UserCodeError: the function raised, made no rows, made fewer than before, or killed its process again and again.
         """
         given = num_deaths = 0
         while True:
@@ -85,6 +86,10 @@ class Stream:
                 self.close()
                 if said.failure is not None:
                     raise UserCodeError(*said.failure)
+                earlier = given if given > skip else skip - self._span_rows + 1  # the last span that is written may be short
+                if said.num_rows < earlier:
+                    fewer = f"called again it gave {said.num_rows:,} rows, and at least {earlier:,} before"
+                    raise UserCodeError(WHERE, f"{fewer}: a source has to give the same rows in the same order each time", "")
                 self.num_rows = said.num_rows
                 return
             yield block, said.num_rows, said.num_bytes
