@@ -1,5 +1,6 @@
 """What holds for the package as a whole."""
 
+import ast
 import importlib.util
 import subprocess
 import sys
@@ -36,6 +37,13 @@ def test_neither_ray_nor_torch_is_imported_by(statement):
     code = f"{statement}\nimport sys; print([name for name in ('ray', 'torch') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_what_benchmarks_take_from_raykit_is_there():
+    for script in (ROOT / "benchmarks").glob("*.py"):
+        for taken in ast.walk(ast.parse(script.read_text())):
+            if isinstance(taken, ast.ImportFrom) and taken.module and taken.module.partition(".")[0] == "raykit":
+                exec(ast.unparse(taken), {})  # noqa: S102
 
 
 def test_the_version_is_one():
