@@ -70,6 +70,7 @@ class StageChange:
     concurrency: int | None = None
     num_threads: int | None = None
     num_cpus: float | None = None
+    num_gpus: float | None = None
     memory_bytes: int | None = None
 
     @property

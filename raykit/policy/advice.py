@@ -21,6 +21,7 @@ CROWDED = 1.5  # threads that want to run for each CPU that is held
 HALF = 0.5  # who uses less of what it holds could hold less
 SPARE = 1.25  # of what was used, for the calls that use more
 LEAST_CPUS = 0.1
+GPU_STEP = 0.05
 MEMORY_STEP_BYTES = 100_000_000
 
 Limit = Literal["source", "sink"]
@@ -32,8 +33,9 @@ Tried = Mapping[StageChange, float | None]
 class StageUse:
     """A stage as it is asked to work, and what its calls showed, None before they did.
 
-    ``used_cpus`` are those a replica used on average while it worked, ``wanted_cpus`` its threads that ran or waited for a
-    CPU. ``can_overlap``: its calls may be made at once (it is async, or was asked for).
+    ``used_cpus`` and ``used_gpus`` are those a replica kept at work on average while it worked, ``wanted_cpus`` its threads
+    that ran or waited for a CPU, ``gpu_memory_share`` the most memory that it held of its GPUs, in memories of one.
+    ``can_overlap``: its calls may be made at once (it is async, or was asked for).
     """
 
     load: StageLoad
@@ -43,6 +45,8 @@ class StageUse:
     used_cpus: float | None = None
     wanted_cpus: float | None = None
     peak_memory_bytes: int | None = None
+    used_gpus: float | None = None
+    gpu_memory_share: float | None = None
 
 
 def advise(
@@ -71,7 +75,12 @@ def advise(
     wish = next(_untried(slowest, tried), None)
     if wish is not None:
         return Try(change=wish)
-    found = [*_limits(loads, nodes, now), *_tried(slowest, loads, nodes, tried), *_smaller(living, loads, nodes)]
+    found = [
+        *_limits(loads, nodes, now),
+        *_tried(slowest, loads, nodes, tried),
+        *_smaller(living, loads, nodes),
+        *_split(slowest, loads, nodes),
+    ]
     best = max(found, key=lambda advice: advice.expected_rows_s, default=None)
     if best is not None and best.expected_rows_s > now * WORTH_SAYING:
         return replace(best, rows_s=now)
@@ -153,6 +162,35 @@ def _smaller(stages: Sequence[StageUse], loads: Sequence[StageLoad], nodes: Sequ
             reason = f"{name} holds {needs.memory_bytes / 1e9:.1f} GB and used {stage.peak_memory_bytes / 1e9:.1f} at most"
             less = replace(stage.load, needs=replace(needs, memory_bytes=memory))
             yield _advice(StageChange(stage=name, memory_bytes=memory), reason, less, loads, nodes)
+        if stage.used_gpus is not None and stage.gpu_memory_share is not None:
+            wanted = max(stage.used_gpus, stage.gpu_memory_share) * SPARE
+            gpus = math.ceil(wanted) if wanted > 1 else round(max(1, math.ceil(wanted / GPU_STEP)) * GPU_STEP, 2)
+            if gpus <= HALF * needs.num_gpus:
+                used = f"keeps {stage.used_gpus:.2f} at work, with {stage.gpu_memory_share:.0%} of a GPU's memory"
+                less = replace(stage.load, needs=replace(needs, num_gpus=gpus))
+                change = StageChange(stage=name, num_gpus=gpus)
+                yield _advice(change, f"{name} holds {needs.num_gpus:g} GPUs and {used}", less, loads, nodes)
+
+
+def _split(slowest: StageUse, loads: Sequence[StageLoad], nodes: Sequence[Resources]) -> Iterator[Advise]:
+    """Have what the bottleneck computes on CPUs done by a stage of its own, while others use the GPU that it holds."""
+    load, needs = slowest.load, slowest.load.needs
+    if not needs.num_gpus or slowest.used_gpus is None or load.work_s is None or (slowest.used_cpus or 0.0) < HALF:
+        return
+    on_gpus = slowest.used_gpus / needs.num_gpus
+    if on_gpus < HALF:
+        first = replace(
+            load,
+            stage=f"{load.stage} on CPUs",
+            work_s=load.work_s * (1 - on_gpus),
+            needs=replace(needs, num_gpus=0.0),
+            min_replicas=1,
+        )
+        second = replace(load, work_s=load.work_s * on_gpus, min_replicas=1)
+        others = [each for each in loads if each.stage != load.stage]
+        parted = [*others, replace(first, max_replicas=NO_LIMIT), second]
+        reason = f"{load.stage} computes on CPUs for {1 - on_gpus:.0%} of its time with a GPU in hand: make that a stage of its own"
+        yield Advise(changes=(), rows_s=0.0, expected_rows_s=rate(parted, plan(parted, nodes)), reason=reason)
 
 
 def _advice(change: StageChange, reason: str, changed: StageLoad, loads: Sequence[StageLoad], nodes: Sequence[Resources]) -> Advise:

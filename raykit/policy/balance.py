@@ -138,7 +138,7 @@ def rate(loads: Iterable[StageLoad], counts: dict[str, int]) -> float:
 
 
 class _Packing:
-    """Replicas on whole nodes, each on the node that it leaves the least of."""
+    """Replicas on whole nodes: each on the node that it leaves the least of, and CPUs without a GPU where most are beside one."""
 
     def __init__(self, nodes: Sequence[Resources]) -> None:
         self._free = list(nodes)
@@ -149,9 +149,16 @@ class _Packing:
             fitting = [place for place, free in enumerate(self._free) if free.holds(needs)]
             if not fitting:
                 return placed
-            best = min(fitting, key=lambda place: (self._free[place].num_gpus, self._free[place].num_cpus))
+            best = min(fitting, key=lambda place: _left(self._free[place], needs))
             self._free[best] = self._free[best].less(needs)
         return count
+
+
+def _left(free: Resources, needs: Resources) -> tuple[float, float]:
+    """Say what a node would be left with, as far as it matters to others: a GPU is worth nothing without a CPU beside it."""
+    if needs.num_gpus or not free.num_gpus:
+        return free.num_gpus, free.num_cpus
+    return math.inf, -free.num_cpus / free.num_gpus
 
 
 class Cost:

@@ -210,6 +210,7 @@ def _change_words(change: StageChange) -> str:
         "concurrency": change.concurrency,
         "threads": change.num_threads,
         "cpus": change.num_cpus,
+        "gpus": change.num_gpus,
         "memory": change.memory_bytes,
     }
     said += [f"{name} of {change.stage} {value:.10g}" for name, value in named.items() if value is not None]

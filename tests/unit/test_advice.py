@@ -103,3 +103,37 @@ def test_who_holds_more_than_it_uses_is_advised_to_hold_less_when_that_makes_roo
     said = _advise([_use("decode", 0.1, most=1), large], [Resources(num_cpus=12, memory_bytes=10 * GB)])
     assert said.changes == (StageChange(stage="model", memory_bytes=700_000_000),)
     assert said.expected_rows_s == 10.0
+
+
+GPU = Resources(num_cpus=1, num_gpus=1)
+
+
+def test_who_leaves_most_of_its_gpu_alone_is_advised_to_hold_a_fraction():
+    model = _use("model", 1.0, 2, needs=GPU, used_cpus=0.1, used_gpus=0.2, gpu_memory_share=0.1)
+    said = _advise([_use("decode", 0.1, most=1), model], [Resources(num_cpus=12, num_gpus=2)])
+    assert said.changes == (StageChange(stage="model", num_gpus=0.25),)
+    assert said.expected_rows_s == 8.0
+    assert "keeps 0.20 at work" in said.reason
+
+
+def test_memory_of_a_gpu_that_is_held_or_use_that_is_not_known_keeps_the_gpu_whole():
+    for facts in ({"used_gpus": 0.2, "gpu_memory_share": 0.6}, {"used_gpus": None, "gpu_memory_share": None}):
+        model = _use("model", 1.0, 2, needs=GPU, used_cpus=0.1, **facts)
+        said = _advise([_use("decode", 0.1, most=1), model], [Resources(num_cpus=12, num_gpus=2)])
+        assert said.changes == ()
+        assert "the cluster is full" in said.reason
+
+
+def test_a_stage_that_computes_on_cpus_with_a_gpu_in_hand_is_advised_to_be_split():
+    model = _use("model", 1.0, 2, needs=GPU, used_cpus=0.9, used_gpus=0.2, gpu_memory_share=0.6)
+    said = _advise([_use("decode", 0.1, most=1), model], [Resources(num_cpus=12, num_gpus=2)])
+    assert said.changes == ()
+    assert "model computes on CPUs for 80% of its time" in said.reason
+    # A CPU is decode's and two go with the GPUs, which alone would take 10 rows/s; nine are left for 0.8 s a row.
+    assert said.expected_rows_s == 10.0
+
+
+def test_a_split_is_not_advised_where_no_cpu_is_left_for_it():
+    model = _use("model", 1.0, 2, needs=GPU, used_cpus=0.9, used_gpus=0.2, gpu_memory_share=0.6)
+    said = _advise([_use("decode", 0.1, most=1), model], [Resources(num_cpus=3, num_gpus=2)])
+    assert "computes on CPUs" not in said.reason

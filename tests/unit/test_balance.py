@@ -40,6 +40,11 @@ def test_a_replica_stands_on_one_node_and_not_on_the_rests_of_two():
     assert plan(loads, [Resources(num_gpus=1), Resources(num_gpus=1), Resources(num_gpus=0.5)]) == {"model": 2}
 
 
+def test_cpus_beside_the_last_gpu_of_a_node_are_left_to_who_needs_both():
+    loads = [_load("decode", 1.0), _load("model", 1.0, needs=Resources(num_cpus=1, num_gpus=1))]
+    assert plan(loads, [Resources(num_cpus=1, num_gpus=1), Resources(num_cpus=3, num_gpus=1)]) == {"decode": 2, "model": 2}
+
+
 def test_a_gpu_stage_is_not_given_cpus_that_cannot_help_it():
     loads = [_load("decode", 0.5), _load("model", 2.0, needs=Resources(num_cpus=1, num_gpus=1))]
     assert plan(loads, [Resources(num_cpus=8, num_gpus=1)]) == {"decode": 1, "model": 1}
