@@ -259,6 +259,7 @@ def _hub_command(cluster: ClusterRecord, door_port: int) -> list[str]:
         "folder": str(cluster.folder),
         "profile": cluster.spec.profile,
         "simulated_gpus": bool(cluster.spec.num_simulated_gpus),
+        "sample_s": cluster.spec.sample_s,
     }
     return [sys.executable, "-m", "raykit.engine.start", json.dumps(setting)]
 
@@ -301,7 +302,7 @@ def _wait_for_nodes(cluster: ClusterRecord, nodes: dict[Path, subprocess.Popen[b
             for log, process in nodes.items():
                 if process.poll() is not None:
                     raise ClusterError(f"A further node of {cluster.name} ended while it started.", _tail(log))
-            return sum(bool(node["alive"]) for node in door.status()["nodes"]) > len(nodes)
+            return sum(node.alive for node in door.status().nodes) > len(nodes)
 
         _wait(all_joined, cluster, deadline, "its further nodes to join")
 

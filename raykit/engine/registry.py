@@ -11,7 +11,7 @@ from pathlib import Path
 from raykit.codec import decode, encode
 from raykit.engine.setting import ClusterSetting
 from raykit.errors import RunError, RunNameTakenError, RunNotFoundError
-from raykit.events import RunAccepted
+from raykit.events import NodeSampled, Record, RunAccepted
 from raykit.spec import PipelineSpec, RunSpec, TaskSpec, TrainSpec
 from raykit.store.log import Log
 from raykit.views import RunView, fold
@@ -28,16 +28,28 @@ class Registry:
         self.log = Log(setting.log_path)
         self._setting = setting
         self._views: dict[str, RunView] = {}
+        self._sampled: dict[str, Record] = {}
         self._number = 0
 
     def views(self) -> list[RunView]:
         """Give all runs as they stand, newest first."""
+        self._read()
+        return sorted(self._views.values(), key=lambda view: view.accepted_at_unix_s or 0, reverse=True)
+
+    def sampled(self) -> list[Record]:
+        """Give the newest sample of each node."""
+        self._read()
+        return list(self._sampled.values())
+
+    def _read(self) -> None:
         while records := self.log.read(after=self._number):
             for record in records:
-                view = self._views.get(record.run) or RunView(name=record.run)
-                self._views[record.run] = fold(view, record)
+                if isinstance(record.event, NodeSampled):
+                    self._sampled[record.event.node] = record
+                else:
+                    view = self._views.get(record.run) or RunView(name=record.run)
+                    self._views[record.run] = fold(view, record)
             self._number = records[-1].number
-        return sorted(self._views.values(), key=lambda view: view.accepted_at_unix_s or 0, reverse=True)
 
     def newest(self, name: str) -> str:
         """Give the full name: ``digits`` means the newest of ``digits``, ``digits#2``, ...

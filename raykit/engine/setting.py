@@ -19,6 +19,7 @@ class ClusterSetting:
     folder: str
     profile: str = "standard"
     simulated_gpus: bool = False
+    sample_s: float = 1.0
 
     @property
     def log_path(self) -> Path:

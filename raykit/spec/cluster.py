@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raykit.errors import OptionError
-from raykit.spec.options import amount, count, memory, option
+from raykit.spec.options import amount, count, memory, option, seconds
 
 SMALL_CPUS = 2
 LEAST_OBJECT_STORE_BYTES = 75_000_000  # Ray takes no less
 SMALL_OBJECT_STORE_BYTES = 80_000_000
+LEAST_SAMPLE_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,9 @@ class ClusterSpec:
     object_store_bytes: int | None = option(
         "--object-store", default=None, help="size of the object store of each node", read=memory, metavar="200M"
     )
+    sample_s: float = option(
+        "--sample-every", default=1.0, help="how often to look at what runs use, 0 for never", read=seconds, metavar="1s"
+    )
     profile: Literal["standard", "small"] = option(
         "--profile", default="standard", help="standard, or small for machines of 2 GB", read=str
     )
@@ -46,5 +50,9 @@ class ClusterSpec:
             raise OptionError(f"--nodes is {self.num_nodes}.", "A cluster has at least one node.")
         if self.profile not in ("standard", "small"):
             raise OptionError(f"--profile is {self.profile!r}.", "There are two: standard and small.")
+        if 0 < self.sample_s < LEAST_SAMPLE_S:
+            raise OptionError(
+                f"--sample-every is {self.sample_s:g} s.", "GPUs tell nothing new that often: give 0.2s or more, or 0."
+            )
         if self.object_store_bytes is not None and self.object_store_bytes < LEAST_OBJECT_STORE_BYTES:
             raise OptionError(f"--object-store is {self.object_store_bytes} bytes.", "Ray wants at least 75M.")
