@@ -53,6 +53,7 @@ class Telemetry:
         self._number, self._version = 0, -1
         self._samplers: dict[str, Any] = {}
         self._asked: dict[str, asyncio.Task[list[Told]]] = {}
+        self._followed_on: set[str] = set()
         self._looking = asyncio.Lock()
 
     async def run(self) -> None:
@@ -68,12 +69,14 @@ class Telemetry:
         """Sample the nodes on which runs have processes, or all: those that answer in time. Others are heard next time."""
         async with self._looking:
             followed = await asyncio.to_thread(self._followed)
-            if not followed and not everywhere:
+            # Once more where the last process has gone: its metrics end so.
+            wanted, self._followed_on = followed.keys() | self._followed_on, set(followed)
+            if not wanted and not everywhere:
                 return
             nodes = await asyncio.to_thread(_living)
             for gone in self._samplers.keys() - nodes:
                 del self._samplers[gone]
-            for node in nodes if everywhere else followed.keys() & nodes.keys():
+            for node in nodes if everywhere else wanted & nodes.keys():
                 if node not in self._asked:
                     sampler = self._samplers.get(node) or self._start(node, nodes[node])
                     self._asked[node] = asyncio.create_task(_ask(sampler, followed.get(node, ())))
