@@ -54,13 +54,17 @@ def sampler_figures(rounds: int, seconds: float) -> dict[str, Figure]:
             for name, process in watched.items():
                 spent_s, begun_s = before[name]
                 shares[name].append((_spent_s(process) - spent_s) / (time.monotonic() - begun_s))
-            print(f"round {number + 1} of {rounds}:", ", ".join(f"{name} {each[-1]:.2%}" for name, each in shares.items()), flush=True)
+            print(
+                f"round {number + 1} of {rounds}:", ", ".join(f"{name} {each[-1]:.2%}" for name, each in shares.items()), flush=True
+            )
         run.stop()
     figures = {
         "sampler, share of a core, median": Figure(value=statistics.median(shares["sampler"]), goal="<= 0.01"),
         "sampler, share of a core, worst": Figure(value=max(shares["sampler"])),
     }
-    beside = {f"{name}, share of a core, median": Figure(value=statistics.median(shares[name])) for name in ("idle Ray process", "hub")}
+    beside = {
+        f"{name}, share of a core, median": Figure(value=statistics.median(shares[name])) for name in ("idle Ray process", "hub")
+    }
     return figures | beside
 
 

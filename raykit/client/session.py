@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from raykit.client.run import Run
 
 HUB_RESTART_S = 20.0
-LOOK_WAIT_S = 15.0  # for the samplers; those of nodes that nobody has looked at have to be started
+LOOK_WAIT_S = 5.0  # for the samplers; those of nodes that nobody has looked at have to be started
 
 
 class Cluster:

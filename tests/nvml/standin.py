@@ -36,9 +36,10 @@ class StandIn:
         draft.write_text("".join(f"{line}\n" for line in lines))
         draft.replace(self._state)
 
-    def count_calls(self) -> None:
-        """Have the calls counted of samplers that begin from now on, which costs them time."""
-        self.environment["STAND_IN_NVML_CALLS"] = str(self._calls)
+    @property
+    def counting(self) -> dict[str, str]:
+        """The environment in which calls are counted, which costs them time."""
+        return self.environment | {"STAND_IN_NVML_CALLS": str(self._calls)}
 
     def num_calls(self, function: str) -> int:
         return self._calls.read_text().splitlines().count(function)

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import subprocess
 
 import pytest
 
@@ -143,6 +144,10 @@ def test_instances_of_mig_are_told_beside_their_gpu(stand_in, sampler, me):
     ]
     assert (_use(told).num_gpus, _use(told).gpu_memory_bytes) == (None, 5 * GB)
     assert [each.users for each in _node(told).gpus] == [None, ("digits rank 0",), ()]
+    with subprocess.Popen(["sleep", "60"]) as elsewhere:
+        other = sampler.look(Followed(run="labels", worker="decode-1", pid=elsewhere.pid))
+        elsewhere.kill()
+    assert _use(other, "labels").num_gpus == 0
 
 
 @needs_compiler
@@ -178,26 +183,21 @@ def test_a_driver_that_goes_and_comes_back_is_found_again(stand_in, sampler):
 
 
 @needs_compiler
-def test_users_are_listed_once_in_five_seconds_and_only_when_somebody_is_followed(stand_in):
+def test_users_are_listed_once_in_five_seconds(stand_in):
     stand_in.tell(gpu(0), gpu(1))
-    stand_in.count_calls()
-    sampler = FarSampler(stand_in.environment)
-    for _ in range(4):
-        sampler.look()
-    unlisted = "nvmlDeviceGetComputeRunningProcesses_v3"
-    assert stand_in.num_calls(unlisted) == 0
+    sampler = FarSampler(stand_in.counting)
     for _ in range(12):
-        sampler.look(Followed(run="digits", worker="w1", pid=sampler.pid), after_s=1)
+        sampler.look(after_s=1)
     sampler.close()
-    assert stand_in.num_calls(unlisted) == 2 * 3
-    assert stand_in.num_calls("nvmlDeviceGetUtilizationRates") == 2 * 16
+    assert stand_in.num_calls("nvmlDeviceGetComputeRunningProcesses_v3") == 2 * 3
+    assert stand_in.num_calls("nvmlDeviceGetUtilizationRates") == 2 * 12
 
 
 @pytest.mark.gpu
 def test_a_real_gpu_tells_what_it_uses():
     clock = itertools.count()
     gpus = Gpus(clock=lambda: float(next(clock)))
-    look = gpus.look(with_users=True)
+    look = gpus.look()
     if look.gpus is None:
         pytest.skip(f"there is no NVIDIA GPU here: {look.fault}")
     whole = [each.use for each in look.gpus if ":" not in each.use.gpu]

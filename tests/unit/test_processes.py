@@ -8,21 +8,19 @@ import pytest
 
 from raykit.engine.telemetry.processes import LIST_S, Processes
 
-# Burns CPU time in a child when it is told to, says when that has ended or goes on, and waits.
+# Starts a child that burns CPU time and stays until it is told; then another, which ends by itself.
 PROGRAM = """
 import subprocess, sys
-CHILD = '''
-import sys, time
-while time.process_time() < 0.3:
-    pass
-print(flush=True)
-sys.stdin.readline()
-'''
-child = subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-child.stdout.readline()
+BURN = "import sys, time\\nwhile time.process_time() < 0.3: pass\\nprint(flush=True)\\nsys.stdin.readline()"
+def burn():
+    child = subprocess.Popen([sys.executable, "-c", BURN], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child.stdout.readline()
+    return child
+child = burn()
 print(child.pid, flush=True)
 sys.stdin.readline()
-child.communicate(b"\\n")
+child.communicate()
+burn().communicate()
 print(flush=True)
 sys.stdin.readline()
 """
@@ -63,17 +61,18 @@ def test_what_a_process_starts_counts_as_its_own(program, clock):
     assert use.memory_bytes > psutil.Process(child).memory_info().rss / 2
 
 
-def test_use_does_not_fall_when_a_child_ends(program, clock):
+def test_what_children_spent_that_have_ended_is_not_lost(program, clock):
     processes = Processes(clock)
     child = int(program.stdout.readline())
     processes.look([program.pid])
+    before_s = _spent_s(program.pid, child)
     program.stdin.write("\n")
     program.stdin.flush()
     program.stdout.readline()
     clock.now_s += 1
     use = processes.look([program.pid])[program.pid]
     assert child not in use.pids
-    assert 0 <= use.num_cpus < 0.2
+    assert 0.2 < use.num_cpus <= _spent_s(program.pid) - before_s + 0.1
 
 
 def test_a_process_that_is_gone_is_unknown(program, clock):

@@ -31,6 +31,7 @@ NOT_TOLD = (
     pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
     pynvml.NVML_ERROR_NOT_FOUND,
     pynvml.NVML_ERROR_NO_DATA,
+    pynvml.NVML_ERROR_INSUFFICIENT_SIZE,  # of a list that grew meanwhile
 )
 THROTTLES = {
     pynvml.nvmlClocksThrottleReasonSwPowerCap: "power cap",
@@ -81,8 +82,8 @@ class Gpus:
         self._users: dict[str, Users | None] = {}
         self._told_until_us: dict[str, int] = defaultdict(int)
 
-    def look(self, *, with_users: bool) -> GpusLook:
-        """Look at all GPUs; who uses them is asked when somebody wants to know, and is up to ``LIST_S`` old."""
+    def look(self) -> GpusLook:
+        """Look at all GPUs; who uses them is up to ``LIST_S`` old."""
         try:
             count = self._count()
         except pynvml.NVMLError as exc:
@@ -90,7 +91,7 @@ class Gpus:
         if not self._is_open:
             return GpusLook(gpus=None, fault=self._fault)
         now_s = self._clock()
-        lists = with_users and now_s - self._listed_s >= LIST_S
+        lists = now_s - self._listed_s >= LIST_S
         if lists:
             self._listed_s = now_s
         return GpusLook(gpus=tuple(look for index in range(count) for look in self._gpu(index, lists=lists)))

@@ -45,7 +45,7 @@ class Sampler:
     def look(self, followed: Sequence[Followed]) -> list[Told]:
         """Give a sample of the node, and one of each run that has processes here."""
         trees = self._processes.look(each.pid for each in followed)
-        look = self._gpus.look(with_users=bool(followed))
+        look = self._gpus.look()
         memory = psutil.virtual_memory()
         node = NodeSampled(
             node=self._node,

@@ -52,40 +52,49 @@ class Telemetry:
         self._views: dict[str, RunView] = {}
         self._number, self._version = 0, -1
         self._samplers: dict[str, Any] = {}
-        self._asked: dict[str, asyncio.Task[list[Told]]] = {}
+        self._asked: dict[str, asyncio.Task[None]] = {}
         self._followed_on: set[str] = set()
-        self._looking = asyncio.Lock()
+        self._silent: set[str] = set()
+        self._reading, self._writing = asyncio.Lock(), asyncio.Lock()
 
     async def run(self) -> None:
         """Look for ever. What breaks a look does not break the next."""
         while True:
-            await asyncio.sleep(self._setting.sample_s)
+            begun_s = time.monotonic()
             try:
                 await self.look(timeout_s=self._setting.sample_s)
-            except (RaykitError, ray.exceptions.RayError):
+            except Exception:
                 logger.exception("a look at the nodes broke off")
+            await asyncio.sleep(max(0.0, begun_s + self._setting.sample_s - time.monotonic()))
 
     async def look(self, *, timeout_s: float, everywhere: bool = False) -> None:
-        """Sample the nodes on which runs have processes, or all: those that answer in time. Others are heard next time."""
-        async with self._looking:
+        """Sample the nodes on which runs have processes, or all; wait for those that answer in time, not for the others."""
+        async with self._reading:
             followed = await asyncio.to_thread(self._followed)
             # Once more where the last process has gone: its metrics end so.
             wanted, self._followed_on = followed.keys() | self._followed_on, set(followed)
-            if not wanted and not everywhere:
-                return
-            nodes = await asyncio.to_thread(_living)
-            for gone in self._samplers.keys() - nodes:
-                del self._samplers[gone]
-            for node in nodes if everywhere else wanted & nodes.keys():
-                if node not in self._asked:
+            if wanted or everywhere:
+                nodes = await asyncio.to_thread(_living)
+                self._samplers = {node: sampler for node, sampler in self._samplers.items() if node in nodes}
+                for node in (nodes.keys() if everywhere else wanted & nodes.keys()) - self._asked.keys():
                     sampler = self._samplers.get(node) or self._start(node, nodes[node])
-                    self._asked[node] = asyncio.create_task(_ask(sampler, followed.get(node, ())))
-            if not self._asked:
-                return
+                    self._asked[node] = asyncio.create_task(self._ask(node, sampler, followed.get(node, ())))
+        if self._asked:
             await asyncio.wait(self._asked.values(), timeout=timeout_s)
-            answered = [node for node, task in self._asked.items() if task.done()]
-            told = [each for node in answered for each in self._asked.pop(node).result()]
-            await asyncio.to_thread(self._samples.write, told, time.monotonic())
+
+    async def _ask(self, node: str, sampler: Any, followed: Sequence[Followed]) -> None:
+        """Write down what a sampler tells. One that tells nothing is named in the hub's log once, not each second."""
+        try:
+            told = await sampler.look.remote(followed)
+            async with self._writing:
+                await asyncio.to_thread(self._samples.write, told, time.monotonic())
+            self._silent.discard(node)
+        except (ray.exceptions.RayError, RaykitError):
+            if node not in self._silent:
+                self._silent.add(node)
+                logger.exception("nothing is sampled of node %s", node)
+        finally:
+            del self._asked[node]
 
     def _followed(self) -> dict[str, list[Followed]]:
         """Give the processes of runs that go on, by node."""
@@ -136,15 +145,6 @@ def processes_of(view: RunView) -> Iterator[tuple[str, Followed]]:
     for rank in view.ranks:
         if not rank.lost:
             yield rank.node, Followed(run=view.name, worker=rank.worker, pid=rank.pid, rank=rank.rank)
-
-
-async def _ask(sampler: Any, followed: Sequence[Followed]) -> list[Told]:
-    try:
-        told: list[Told] = await sampler.look.remote(followed)
-    except ray.exceptions.RayError:
-        logger.exception("a sampler does not answer")
-        return []
-    return told
 
 
 def _living() -> dict[str, str]:
