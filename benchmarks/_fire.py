@@ -102,7 +102,7 @@ class Verdict:
 def stand(name: str) -> None:
     """Have the cluster up with all of its nodes; one that has lost some is made anew."""
     with suppress(RaykitError):
-        if sum(bool(node["alive"]) for node in rk.status(name)["nodes"]) == NODES:
+        if sum(node.alive for node in rk.status(name).nodes) == NODES:
             rk.use(name)
             return
     rk.down(name)

@@ -238,12 +238,14 @@ class SourceCounted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStarted:
-    """A training worker is there: it runs the user's code up to the first step."""
+    """A training worker is there: it runs the user's code up to the first step. ``num_cpus`` and ``num_gpus`` are a rank's."""
 
     worker: str
     pid: int
     node: str
     device: str
+    num_cpus: float | None = None
+    num_gpus: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,6 +311,65 @@ class WorkerEnded:
     """A worker was let go, because the run was made smaller."""
 
     worker: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuUse:
+    """What the driver tells of a GPU, or of an instance that MIG cut from one (``gpu`` is then ``0:1``). None is unknown.
+
+    ``utilization`` is a share of time, ``users`` the processes that hold memory of it, by run and worker. ``fault`` says
+    in the driver's words that it cannot be read, such as a GPU that is lost.
+    """
+
+    gpu: str
+    name: str | None = None
+    utilization: float | None = None
+    memory_used_bytes: int | None = None
+    memory_bytes: int | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+    throttled_by: tuple[str, ...] | None = None
+    users: tuple[str, ...] | None = None
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSampled:
+    """What the machine of a node uses, whoever uses it; ``num_cpus`` are cores at work.
+
+    ``gpus`` is None where no driver tells of them, ``fault`` then says why.
+    """
+
+    node: str
+    num_cpus: float
+    memory_used_bytes: int
+    memory_bytes: int
+    gpus: tuple[GpuUse, ...] | None
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessUse:
+    """What the process of a replica or a training worker uses, with those that it started. None is unknown.
+
+    ``num_cpus`` and ``num_gpus`` are cores and GPUs kept at work (two at half are one), ``memory_bytes`` is resident, pages
+    that its processes share counted in each. ``gpu_fault`` says that a GPU under it cannot be read.
+    """
+
+    worker: str
+    num_cpus: float | None = None
+    memory_bytes: int | None = None
+    num_gpus: float | None = None
+    gpu_memory_bytes: int | None = None
+    gpu_fault: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UseSampled:
+    """What the processes of a run use on one node, seen from outside by the node's sampler."""
+
+    node: str
+    uses: tuple[ProcessUse, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -423,6 +484,8 @@ Event = (
     | WorkerBusy
     | WorkerLost
     | WorkerEnded
+    | NodeSampled
+    | UseSampled
     | Resized
     | Decided
     | Recovered
@@ -433,13 +496,18 @@ Event = (
     | DrillEnded
 )
 
-SAMPLES = (ReplicaSampled, StageSampled, StepCommitted)
+SAMPLES = (ReplicaSampled, StageSampled, StepCommitted, NodeSampled, UseSampled)
 """Events of which a reader may miss some: a later one says more. All others are written through."""
+
+
+CLUSTER = ""
+"""The ``run`` of what is told of the cluster itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """An event with its place in the log: ``number`` grows by one, over all runs of the cluster."""
+    """An event with its place in the log: ``number`` grows over all runs of the cluster. Samples that later ones replaced
+    leave gaps."""
 
     number: int
     at_unix_s: float

@@ -25,10 +25,11 @@ from raykit.errors import (
     RunNameTakenError,
     RunNotFoundError,
 )
+from raykit.events import CLUSTER
 from raykit.spec import ClusterSpec
 from raykit.spec.cluster import shown
 from raykit.store.log import Log
-from raykit.views import RunView, fold
+from raykit.views import ClusterView, RunView, fold
 from raykit.wire.door import Door, DoorClosedError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from raykit.client.run import Run
 
 HUB_RESTART_S = 20.0
+LOOK_WAIT_S = 5.0  # for the samplers; those of nodes that nobody has looked at have to be started
 
 
 class Cluster:
@@ -79,9 +81,9 @@ class Cluster:
         """Say how its place knows it to be."""
         return self.place.status(self.record)
 
-    def status(self) -> dict[str, Any]:
-        """Give nodes, slots and devices."""
-        return self.door.status()
+    def status(self) -> ClusterView:
+        """Give the nodes with their slots, and what their machines and GPUs use now."""
+        return self.door.status(wait_s=LOOK_WAIT_S)
 
     def logs(self, *, tail: int = 200) -> str:
         """Give the last lines that the parts of the cluster itself wrote: its head, its nodes, its pods."""
@@ -257,8 +259,8 @@ def down(name: str | None = None) -> str:
     return f"Cluster {name} is down; its runs are kept." if was_there else f"No cluster {name} is up; nothing to do."
 
 
-def status(name: str | None = None) -> dict[str, Any]:
-    """Give nodes, slots and devices of a cluster."""
+def status(name: str | None = None) -> ClusterView:
+    """Give the nodes of a cluster with their slots, and what their machines and GPUs use now."""
     return get(name).status()
 
 
@@ -276,7 +278,8 @@ def views_in_log(path: Any) -> list[RunView]:
     views: dict[str, RunView] = {}
     log = Log(path)
     for record in log.read_all():
-        views[record.run] = fold(views.get(record.run) or RunView(name=record.run), record)
+        if record.run != CLUSTER:
+            views[record.run] = fold(views.get(record.run) or RunView(name=record.run), record)
     log.close()
     return sorted(views.values(), key=lambda view: view.accepted_at_unix_s or 0, reverse=True)
 

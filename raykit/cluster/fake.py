@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 import secrets
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
@@ -17,6 +17,7 @@ from raykit.cluster.record import ClusterRecord, FakeRecord
 from raykit.errors import ClusterError, to_wire
 from raykit.spec import ClusterSpec
 from raykit.spec.cluster import shown
+from raykit.views import ClusterView, NodeView
 
 POLL_S = 0.05
 
@@ -107,7 +108,7 @@ class _Door(BaseHTTPRequestHandler):
         cluster: FakeRecord = self.server.cluster  # type: ignore[attr-defined]
         answers: dict[str, Any] = {
             "/ping": {"name": cluster.name, "pid": None, "started_unix_s": cluster.created_unix_s},
-            "/status": _status(cluster.spec),
+            "/status": asdict(_status(cluster.spec)),
             "/runs": {"runs": []},
         }
         path = self.path.partition("?")[0]
@@ -133,20 +134,19 @@ class _Door(BaseHTTPRequestHandler):
         """Nobody reads it."""
 
 
-def _status(spec: ClusterSpec) -> dict[str, Any]:
+def _status(spec: ClusterSpec) -> ClusterView:
     cpus = spec.num_cpus or 0
     gpus = spec.num_gpus or spec.num_simulated_gpus or (spec.gpus_per_node.count if spec.gpus_per_node else 0)
-    nodes: list[dict[str, Any]] = [
-        {"node": f"fake-{number}", "alive": True, "num_cpus": cpus, "num_gpus": gpus, "labels": {}}
-        for number in range(1, spec.min_nodes + 1)
-    ]
-    return {
-        "name": spec.name,
-        "simulated_gpus": bool(gpus),
-        "nodes": nodes,
-        "num_cpus": cpus * len(nodes),
-        "num_cpus_free": 0,
-        "num_gpus": gpus * len(nodes),
-        "num_gpus_free": 0,
-        "object_store_bytes": 0,
-    }
+    nodes = tuple(
+        NodeView(node=f"fake-{number}", alive=True, num_cpus=cpus, num_gpus=gpus) for number in range(1, spec.min_nodes + 1)
+    )
+    return ClusterView(
+        name=spec.name,
+        simulated_gpus=bool(gpus),
+        nodes=nodes,
+        num_cpus=cpus * len(nodes),
+        num_cpus_free=0,
+        num_gpus=gpus * len(nodes),
+        num_gpus_free=0,
+        object_store_bytes=0,
+    )

@@ -239,7 +239,7 @@ def _wait_for_nodes(cluster: LocalRecord, nodes: dict[Path, subprocess.Popen[byt
             for log, process in nodes.items():
                 if process.poll() is not None:
                     raise ClusterError(f"A further node of {cluster.name} ended while it started.", _tail(log))
-            alive = {node["labels"].get("raykit.io/node") for node in door.status()["nodes"] if node["alive"]}
+            alive = {node.labels.get("raykit.io/node") for node in door.status().nodes if node.alive}
             return all(log.stem.removeprefix("node-") in alive for log in nodes)
 
         _wait(all_joined, cluster, deadline, "its further nodes to join")

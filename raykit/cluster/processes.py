@@ -133,6 +133,7 @@ def hub_command(cluster: LocalRecord, door_port: int) -> list[str]:
         "folder": str(cluster.folder),
         "profile": cluster.spec.profile,
         "simulated_gpus": bool(cluster.spec.num_simulated_gpus),
+        "sample_s": cluster.spec.sample_s,
     }
     return [sys.executable, "-m", "raykit.engine.start", json.dumps(setting)]
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import ray
 
 from raykit.engine.setting import ClusterSetting
 from raykit.errors import CapacityError
 from raykit.spec import PipelineSpec, RunSpec
+from raykit.views import ClusterView, NodeView
 
 Slot = tuple[float, float]
 
@@ -58,29 +57,29 @@ def fits(demand: tuple[Slot, ...], nodes: list[Slot]) -> bool:
     return True
 
 
-def status(setting: ClusterSetting) -> dict[str, Any]:
-    """Give nodes, slots and devices as JSON values. Slots are logical: held, not used."""
+def cluster_view(setting: ClusterSetting) -> ClusterView:
+    """Give the cluster's nodes and slots, as Ray has them."""
     total, free = ray.cluster_resources(), ray.available_resources()
-    nodes = [
-        {
-            "node": node["NodeID"][:8],
-            "alive": node["Alive"],
-            "num_cpus": node["Resources"].get("CPU", 0),
-            "num_gpus": node["Resources"].get("GPU", 0),
-            "labels": node.get("Labels", {}),
-        }
+    nodes = tuple(
+        NodeView(
+            node=node["NodeID"][:8],
+            alive=node["Alive"],
+            num_cpus=node["Resources"].get("CPU", 0),
+            num_gpus=node["Resources"].get("GPU", 0),
+            labels=node.get("Labels", {}),
+        )
         for node in ray.nodes()
-    ]
-    return {
-        "name": setting.name,
-        "simulated_gpus": setting.simulated_gpus,
-        "nodes": nodes,
-        "num_cpus": total.get("CPU", 0),
-        "num_cpus_free": free.get("CPU", 0),
-        "num_gpus": total.get("GPU", 0),
-        "num_gpus_free": free.get("GPU", 0),
-        "object_store_bytes": int(total.get("object_store_memory", 0)),
-    }
+    )
+    return ClusterView(
+        name=setting.name,
+        simulated_gpus=setting.simulated_gpus,
+        nodes=nodes,
+        num_cpus=total.get("CPU", 0),
+        num_cpus_free=free.get("CPU", 0),
+        num_gpus=total.get("GPU", 0),
+        num_gpus_free=free.get("GPU", 0),
+        object_store_bytes=int(total.get("object_store_memory", 0)),
+    )
 
 
 def _slots_of(resources: dict[str, float]) -> Slot:

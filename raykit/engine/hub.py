@@ -33,15 +33,18 @@ from raykit.engine.idle import IdleGuard
 from raykit.engine.registry import Registry
 from raykit.engine.run import describe
 from raykit.engine.setting import NAMESPACE, ClusterSetting
+from raykit.engine.telemetry.telemetry import Telemetry
 from raykit.errors import RaykitError, RunError, RunNotFoundError, to_wire
 from raykit.events import RunEnded, record_to_json
 from raykit.spec import RunSpec, TrainSpec
+from raykit.views import fold_cluster
 
 HUB = "hub"
 MAX_PAYLOAD_BYTES = 2**31
 LOOK_S = 0.01  # a look at the log's version costs microseconds, and is made only while somebody waits
 MAX_WAIT_S = 30.0
 HOST_RESTART_S = 15.0
+STALE_S = 10.0  # a sample of a node that is older says nothing of now
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +63,7 @@ class Hub:
     def __init__(self, setting: ClusterSetting) -> None:
         self._setting = setting
         self._token = Path(setting.token_file).read_text()
-        self._registry = Registry(setting)
+        self._registry, self._telemetry = Registry(setting), Telemetry(setting)
         self._started_unix_s = time.time()
         self._starting = asyncio.Lock()
         self._guard_of_idleness = IdleGuard(setting, self._registry)
@@ -92,6 +95,8 @@ class Hub:
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", self._setting.port, reuse_address=True).start()
+        if self._setting.sample_s:
+            self._sampling = asyncio.create_task(self._telemetry.run())
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -119,9 +124,15 @@ class Hub:
             {"name": self._setting.name, "pid": os.getpid(), "started_unix_s": self._started_unix_s} | versions
         )
 
-    async def _status(self, _: web.Request) -> web.Response:
-        status = await asyncio.to_thread(capacity.status, self._setting)
-        return web.json_response(status | {"guard": self._guard_of_idleness.words})
+    async def _status(self, request: web.Request) -> web.Response:
+        asked_unix_s = time.time()
+        if wait_s := min(float(request.query.get("wait_s", 0)), MAX_WAIT_S):
+            await self._telemetry.look(timeout_s=wait_s, everywhere=True)
+        view = await asyncio.to_thread(capacity.cluster_view, self._setting)
+        for record in await asyncio.to_thread(self._registry.sampled):
+            if record.at_unix_s > asked_unix_s - STALE_S:
+                view = fold_cluster(view, record)
+        return web.json_response(asdict(replace(view, guard=self._guard_of_idleness.words)))
 
     async def _runs(self, _: web.Request) -> web.Response:
         views = await asyncio.to_thread(self._registry.views)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from raykit.codec import decode, encode
 from raykit.engine.setting import ClusterSetting
 from raykit.errors import RunError, RunNameTakenError, RunNotFoundError
-from raykit.events import RunAccepted
+from raykit.events import NodeSampled, Record, RunAccepted
 from raykit.spec import PipelineSpec, RunSpec, TaskSpec, TrainSpec
 from raykit.store.log import Log
 from raykit.views import RunView, fold
@@ -28,16 +29,30 @@ class Registry:
         self.log = Log(setting.log_path)
         self._setting = setting
         self._views: dict[str, RunView] = {}
+        self._sampled: dict[str, Record] = {}
         self._number = 0
+        self._reading = threading.Lock()
 
     def views(self) -> list[RunView]:
         """Give all runs as they stand, newest first."""
-        while records := self.log.read(after=self._number):
-            for record in records:
-                view = self._views.get(record.run) or RunView(name=record.run)
-                self._views[record.run] = fold(view, record)
-            self._number = records[-1].number
+        self._read()
         return sorted(self._views.values(), key=lambda view: view.accepted_at_unix_s or 0, reverse=True)
+
+    def sampled(self) -> list[Record]:
+        """Give the newest sample of each node."""
+        self._read()
+        return list(self._sampled.values())
+
+    def _read(self) -> None:
+        with self._reading:
+            while records := self.log.read(after=self._number):
+                views, sampled = dict(self._views), dict(self._sampled)
+                for record in records:
+                    if isinstance(record.event, NodeSampled):
+                        sampled[record.event.node] = record
+                    else:
+                        views[record.run] = fold(views.get(record.run) or RunView(name=record.run), record)
+                self._views, self._sampled, self._number = views, sampled, records[-1].number
 
     def newest(self, name: str) -> str:
         """Give the full name: ``digits`` means the newest of ``digits``, ``digits#2``, ...

@@ -23,6 +23,7 @@ class ClusterSetting:
     folder: str
     profile: str = "standard"
     simulated_gpus: bool = False
+    sample_s: float = 1.0
     further_node: tuple[float, float] | None = None
     idle_s: float | None = None
     account_folder: str = ""

@@ -15,6 +15,7 @@ from raykit.jupyter import cells
 from raykit.jupyter.display import Said, beside
 from raykit.jupyter.table import Table
 from raykit.policy.accounts import account
+from raykit.render.cluster import NODE_HEADERS, node_rows
 from raykit.spec import ClusterSpec, TaskSpec, TrainSpec
 from raykit.spec.cluster import shown
 from raykit.spec.lines import (
@@ -85,22 +86,7 @@ def _clusters(_: Any, __: NoWords) -> Table:
 
 
 def _status(_: Any, line: ClusterLine) -> Table:
-    status = session.status(line.name)
-    label = " (simulated)" if status["simulated_gpus"] else ""
-    rows = [
-        (
-            node["node"],
-            "up" if node["alive"] else "gone",
-            f"{node['num_cpus']:g}",
-            f"{node['num_gpus']:g}{label if node['num_gpus'] else ''}",
-        )
-        for node in status["nodes"]
-    ]
-    free = f"{status['num_cpus_free']:g} of {status['num_cpus']:g} CPU slots free"
-    if guard := status.get("guard"):
-        rows.append(("guard", guard, "", ""))
-    rows.append(("all", free, f"{status['num_cpus']:g}", f"{status['num_gpus']:g}"))
-    return Table(("node", "state", "CPU slots", "GPU slots"), rows, empty="")
+    return Table(NODE_HEADERS, list(node_rows(session.status(line.name))), empty="")
 
 
 def _runs(_: Any, line: ClusterLine) -> Table:
@@ -234,7 +220,7 @@ _LINES = {
     "down": _Word((ClusterLine,), lambda _, line: Said(session.down(line.name)), "end a cluster; its runs are kept"),
     "use": _Word((ClusterLine,), lambda _, line: session.use(line.name or ""), "make a cluster the current one"),
     "clusters": _Word((NoWords,), _clusters, "list the clusters"),
-    "status": _Word((ClusterLine,), _status, "nodes and slots of a cluster"),
+    "status": _Word((ClusterLine,), _status, "nodes and GPUs of a cluster: slots, and what is used now"),
     "doctor": _Word((NoWords,), lambda *_: session.doctor(), "look at this machine and say what will not work"),
     "connect": _Word((ClusterLine,), lambda _, line: session.connect(line.name), "make this kernel a Ray driver"),
     "observe": _Word((ObserveLine,), _observe, "show plain Ray Data code of this kernel as it executes"),

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from raykit.decisions import StageChange
+from raykit.events import ProcessUse
 from raykit.render.past import Past, past_of
-from raykit.views import AdviceView, CardView, RankView, RunView, StageView
+from raykit.views import AdviceView, CardView, RankView, RunView, SlotView, StageView
 
 NUM_LINES = 8
 MAX_LOST_SHOWN = 3
@@ -18,12 +19,14 @@ SECONDS_SHOWN = 100
 DRILLS = {"training": ("kill-worker", "hang", "kill-node", "kill-host"), "pipeline": ("kill-worker", "kill-host")}
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
-STAGE_HEADERS = ("stage", "replicas", "rows in", "rows out", "rate", "busy", "starved", "blocked", "rows waiting", "is")
+STAGE_HEADERS = ("stage", "replicas", "rows in", "rows out", "rate", "busy", "starved", "blocked", "rows waiting")
 OPERATOR_HEADERS = (
     *("operator", "replicas", "rows in", "rows out", "rate", "rows waiting"),
     *("CPUs", "GPUs", "backpressure", "tasks failed", "is"),
 )
 RANK_HEADERS = ("place", "worker", "state", "device", "node", "process")
+USE_HEADERS = ("CPUs used", "memory")
+GPU_HEADERS = ("GPUs used", "GPU memory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,15 +81,16 @@ class Face:
 def face_of(view: RunView) -> Face:
     """Put a view into words."""
     shown = view.lines[-NUM_LINES:]
+    gpus = GPU_HEADERS if _concerns_gpus(view) else ()
     if view.run_kind == "training":
-        headers: tuple[str, ...] = RANK_HEADERS
-        lanes = tuple(_rank_lane(rank) for rank in _in_order(view.ranks))
+        headers: tuple[str, ...] = (*RANK_HEADERS, *USE_HEADERS, *gpus)
+        lanes = tuple(_rank_lane(rank, gpus) for rank in _in_order(view.ranks))
     elif view.run_kind == "observed":
         headers = OPERATOR_HEADERS
         lanes = tuple(map(_operator_lane, view.stages))
     else:
-        headers = STAGE_HEADERS
-        lanes = tuple(_stage_lane(stage) for stage in view.stages)
+        headers = (*STAGE_HEADERS, *USE_HEADERS, *gpus, "is")
+        lanes = tuple(_stage_lane(stage, view.slots, gpus) for stage in view.stages)
     return Face(
         name=view.name,
         kind=view.run_kind,
@@ -232,12 +236,16 @@ def _progress_words(view: RunView) -> str:
     return ""
 
 
-def _stage_lane(stage: StageView) -> Lane:
+def _stage_lane(stage: StageView, slots: Sequence[SlotView], gpus: Sequence[str]) -> Lane:
     shares = ["unknown"] * 3 if stage.shares is None else [f"{share:.0%}" for share in stage.shares]
     word = stage.word or "unknown"
+    there = {replica.replica for replica in stage.replicas if not replica.gone}
+    held = [slot for slot in slots if slot.holder in there and slot.released_at_unix_s is None]
+    num_cpus, num_gpus = sum(slot.num_cpus for slot in held), sum(slot.num_gpus for slot in held)
     cells = (
         *(stage.name, _count(stage.num_replicas), _count(stage.rows_in), f"{stage.rows_out:,}", number(stage.rate.per_s, "/s")),
-        *(*shares, number(stage.rows_waiting), f"{word}, {stage.num_bad:,} rows aside" if stage.num_bad else word),
+        *(*shares, number(stage.rows_waiting), *_use_cells(stage.use, num_cpus, num_gpus)[: len(USE_HEADERS) + len(gpus)]),
+        f"{word}, {stage.num_bad:,} rows aside" if stage.num_bad else word,
     )
     return Lane(cells=cells, spent=stage.shares, faded=False)
 
@@ -256,10 +264,38 @@ def _count(value: int | None) -> str:
     return "unknown" if value is None else f"{value:,}"
 
 
-def _rank_lane(rank: RankView) -> Lane:
+def _rank_lane(rank: RankView, gpus: Sequence[str]) -> Lane:
     place = "lost" if rank.lost else "spare" if rank.rank is None else f"rank {rank.rank}"
     state = "lost" if rank.lost else rank.busy_with or ("ready" if rank.ready else "starting")
-    return Lane(cells=(place, rank.worker, state, rank.device, rank.node, str(rank.pid)), spent=None, faded=rank.lost)
+    num_cpus, num_gpus = (None, None) if rank.rank is None else (rank.num_cpus, rank.num_gpus)
+    use = None if rank.lost else rank.use or ProcessUse(worker=rank.worker)
+    cells = (
+        *(place, rank.worker, state, rank.device, rank.node, str(rank.pid)),
+        *_use_cells(use, num_cpus, num_gpus)[: len(USE_HEADERS) + len(gpus)],
+    )
+    return Lane(cells=cells, spent=None, faded=rank.lost)
+
+
+def _use_cells(use: ProcessUse | None, num_cpus: float | None, num_gpus: float | None) -> tuple[str, ...]:
+    """Write what is used beside the slots that are held, where some are. Nobody who could use something is ``none``."""
+    if use is None:
+        return ("none",) * (len(USE_HEADERS) + len(GPU_HEADERS))
+    return (
+        _of(number(use.num_cpus), num_cpus),
+        "unknown" if use.memory_bytes is None else size(use.memory_bytes),
+        _of(number(use.num_gpus), num_gpus) + (f" ({use.gpu_fault})" if use.gpu_fault else ""),
+        "unknown" if use.gpu_memory_bytes is None else size(use.gpu_memory_bytes),
+    )
+
+
+def _of(used: str, held: float | None) -> str:
+    return used if held is None else f"{used} of {held:g}"
+
+
+def _concerns_gpus(view: RunView) -> bool:
+    """Say whether GPUs were held or used; else their columns would say nothing."""
+    uses = [*(stage.use for stage in view.stages), *(rank.use for rank in view.ranks)]
+    return any(slot.num_gpus for slot in view.slots) or any(use.gpu_memory_bytes for use in uses if use)
 
 
 def _in_order(ranks: Sequence[RankView]) -> list[RankView]:

@@ -12,6 +12,7 @@ from raykit.spec.options import amount, check_range, count, hourly, memory, one_
 SMALL_CPUS = 2
 LEAST_OBJECT_STORE_BYTES = 75_000_000  # Ray takes no less
 SMALL_OBJECT_STORE_BYTES = 80_000_000
+LEAST_SAMPLE_S = 0.2
 
 Place = Literal["local", "k8s", "fake"]
 PLACES: dict[str, str] = {"local": "this machine", "k8s": "Kubernetes, by KubeRay", "fake": "nowhere: a stand-in that runs nothing"}
@@ -66,6 +67,9 @@ class ClusterSpec:
     dashboard: bool = option("--dashboard", default=False, help="start Ray's dashboard too (300 MB more)", places=HERE)
     object_store_bytes: int | None = option(
         "--object-store", default=None, help="size of the object store of each node", read=memory, metavar="200M"
+    )
+    sample_s: float = option(
+        "--sample-every", default=1.0, help="how often to look at what runs use, 0 for never", read=seconds, metavar="1s"
     )
     profile: Literal["standard", "small"] = option(
         "--profile", default="standard", help="standard, or small for machines of 2 GB", read=str, places=HERE
@@ -131,6 +135,10 @@ class ClusterSpec:
             raise OptionError("--gpus and --simulate-gpus were both given.", "Give one of them: slots are real or simulated.")
         if self.profile not in ("standard", "small"):
             raise OptionError(f"--profile is {self.profile!r}.", "There are two: standard and small.")
+        if 0 < self.sample_s < LEAST_SAMPLE_S:
+            raise OptionError(
+                f"--sample-every is {self.sample_s:g} s.", "GPUs tell nothing new that often: give 0.2s or more, or 0."
+            )
         if self.object_store_bytes is not None and self.object_store_bytes < LEAST_OBJECT_STORE_BYTES:
             raise OptionError(f"--object-store is {self.object_store_bytes} bytes.", "Ray wants at least 75M.")
         if self.gpus_per_node is not None and self.gpus_per_node.count < 1:

@@ -46,11 +46,18 @@ class Log:
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
 
-    def append(self, run: str, events: Sequence[Event]) -> int:
-        """Write events through, in one transaction, and give the number of the last."""
+    def append(self, run: str, events: Sequence[Event], *, instead_of: Sequence[int] = ()) -> int:
+        """Write events through, in one transaction, and give the number of the last.
+
+        Args:
+            run: whose they are.
+            events: in their order; their numbers follow one another.
+            instead_of: numbers of earlier ones that go.
+        """
         now = time.time()
         rows = [(now, run, type(event).__name__, json.dumps(encode(event), separators=(",", ":"))) for event in events]
         with self._session() as connection, connection:
+            connection.executemany("DELETE FROM events WHERE number = ?", [(number,) for number in instead_of])
             connection.executemany("INSERT INTO events (at_unix_s, run, kind, body) VALUES (?, ?, ?, ?)", rows)
             return int(connection.execute("SELECT last_insert_rowid()").fetchone()[0])
 

@@ -1,5 +1,6 @@
 """What is true now: values made of events by :func:`fold`, drawn alike by widget, page, text and tests."""
 
+from raykit.views.cluster import ClusterView, NodeView, fold_cluster
 from raykit.views.fold import fold, fold_all
 from raykit.views.values import (
     ENDED,
@@ -23,8 +24,10 @@ __all__ = [
     "ENDED",
     "AdviceView",
     "CardView",
+    "ClusterView",
     "LineView",
     "MarkView",
+    "NodeView",
     "OutputView",
     "RankView",
     "RateView",
@@ -37,4 +40,5 @@ __all__ = [
     "StageView",
     "fold",
     "fold_all",
+    "fold_cluster",
 ]

@@ -53,6 +53,7 @@ def training(seconds: int) -> Iterator[tuple[float, ev.Event]]:
     yield 2.1, ev.RunStarted()
     yield 2.2, ev.WorldFormed(generation=1, workers=("w1", "w2", "w3"), step=0)
     yield 2.3, ev.LinesPrinted(source="w1", lines=("60,000 pictures",))
+    yield 3.0, ev.UseSampled(node="node-1", uses=tuple(map(_used, range(1, 5))))
     yield from _steps(3, seconds)
 
 
@@ -79,7 +80,13 @@ _RAISED: Told = (
 def _workers(at_s: float) -> Iterator[tuple[float, ev.Event]]:
     for number in range(1, 5):
         yield at_s, ev.SlotsHeld(holder=f"slot {number}", num_cpus=1, num_gpus=1 if number < 4 else 0)  # noqa: PLR2004  (a spare)
-        yield at_s + number / 10, ev.WorkerStarted(worker=f"w{number}", pid=4100 + number, node="node-1", device="cpu")
+        started = ev.WorkerStarted(worker=f"w{number}", pid=4100 + number, node="node-1", device="cpu", num_cpus=1, num_gpus=1)
+        yield at_s + number / 10, started
+
+
+def _used(number: int) -> ev.ProcessUse:
+    """Give what a worker uses; of simulated GPUs nothing is known."""
+    return ev.ProcessUse(worker=f"w{number}", num_cpus=0.97 - 0.02 * number, memory_bytes=612_000_000 + 3_400_000 * number)
 
 
 def _steps(begin_s: int, end_s: int) -> Iterator[tuple[float, ev.Event]]:
@@ -120,6 +127,8 @@ def _stages(names: tuple[str, ...], seconds: int) -> Iterator[tuple[float, ev.Ev
         for number in (1, 2):
             yield 1.0, ev.SlotsHeld(holder=f"{name}-{number}", num_cpus=1, num_gpus=0)
             yield 1.1, ev.ReplicaStarted(stage=name, replica=f"{name}-{number}", pid=5000, node="node-1", start_s=0.4)
+    used = (ev.ProcessUse(worker=f"{name}-{n}", num_cpus=0.86, memory_bytes=294_000_000) for name in names for n in (1, 2))
+    yield 2.0, ev.UseSampled(node="node-1", uses=tuple(used))
     for second in range(2, seconds + 1):
         for place, name in enumerate(names):
             rows = int(98 * (second - 1) + 40 * math.sin(second / 4 + place)) - 12 * place

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from raykit import events as ev
-from raykit.views import pipeline, training
+from raykit.views import pipeline, training, use
 from raykit.views.values import (
     CardView,
     LineView,
@@ -28,6 +28,8 @@ def fold(view: RunView, record: ev.Record) -> RunView:
     """Give the view after ``record``; a record that the view has already seen changes nothing."""
     if record.number <= view.number:
         return view
+    if view.ended and isinstance(record.event, ev.UseSampled):  # it was on its way when the run ended
+        return replace(view, number=record.number)
     after = _STEPS[type(record.event)](view, record.event, record.at_unix_s)
     spans = after.spans
     if not spans or spans[-1].state != after.state:
@@ -108,7 +110,7 @@ def _slots_released(view: RunView, event: ev.SlotsReleased, at_unix_s: float) ->
     return replace(view, slots=tuple(close(slot) for slot in view.slots))
 
 
-def _decided(view: RunView, _: ev.Decided, __: float) -> RunView:
+def _unchanged(view: RunView, _: ev.Decided | ev.DrillStarted | ev.NodeSampled, __: float) -> RunView:
     return view
 
 
@@ -116,10 +118,6 @@ def _stop_asked(view: RunView, _: ev.StopAsked, at_unix_s: float) -> RunView:
     if view.ended:
         return view
     return replace(view, state="stopping", marks=(*view.marks, MarkView(at_unix_s=at_unix_s, words="a stop was asked")))
-
-
-def _drill_started(view: RunView, _: ev.DrillStarted, __: float) -> RunView:
-    return view
 
 
 def _drill_ended(view: RunView, event: ev.DrillEnded, at_unix_s: float) -> RunView:
@@ -139,10 +137,12 @@ _STEPS: dict[type, Step] = {
     ev.LinesPrinted: _lines_printed,
     ev.SlotsHeld: _slots_held,
     ev.SlotsReleased: _slots_released,
-    ev.Decided: _decided,
+    ev.Decided: _unchanged,
     ev.StopAsked: _stop_asked,
-    ev.DrillStarted: _drill_started,
+    ev.DrillStarted: _unchanged,
     ev.DrillEnded: _drill_ended,
+    ev.NodeSampled: _unchanged,
     **pipeline.STEPS,
     **training.STEPS,
+    **use.STEPS,
 }

@@ -18,7 +18,14 @@ def _at_work(view: RunView) -> RunState:
 
 
 def _worker_started(view: RunView, event: ev.WorkerStarted, _: float) -> RunView:
-    rank = RankView(worker=event.worker, pid=event.pid, node=event.node, device=event.device)
+    rank = RankView(
+        worker=event.worker,
+        pid=event.pid,
+        node=event.node,
+        device=event.device,
+        num_cpus=event.num_cpus,
+        num_gpus=event.num_gpus,
+    )
     return replace(view, ranks=(*(each for each in view.ranks if each.worker != event.worker), rank))
 
 
@@ -66,7 +73,9 @@ def _worker_busy(view: RunView, event: ev.WorkerBusy, _: float) -> RunView:
 
 
 def _worker_lost(view: RunView, event: ev.WorkerLost, _: float) -> RunView:
-    ranks = tuple(replace(each, lost=True, rank=None, busy_with="") if each.worker == event.worker else each for each in view.ranks)
+    ranks = tuple(
+        replace(each, lost=True, rank=None, busy_with="", use=None) if each.worker == event.worker else each for each in view.ranks
+    )
     recovering = event.rank is not None and view.state in AT_WORK
     return replace(view, ranks=ranks, state="recovering" if recovering else view.state)
 

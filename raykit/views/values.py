@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from raykit import events as ev
 from raykit.decisions import StageChange
@@ -14,6 +14,14 @@ ENDED: tuple[RunState, ...] = ("done", "failed", "stopped", "lost")
 
 RATE_WINDOW_S = 1.0
 MAX_POINTS = 240
+
+Amount = TypeVar("Amount", int, float)
+
+
+def total(amounts: Iterable[Amount | None]) -> Amount | None:
+    """Add amounts up; None where one of them is unknown, or there is none."""
+    known = list(amounts)
+    return None if None in known or not known else sum(amount for amount in known if amount is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +88,7 @@ class ReplicaView:
     starved_s: float = 0.0
     blocked_s: float = 0.0
     gone: bool = False
+    use: ev.ProcessUse | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,10 +131,28 @@ class StageView:
     def busy_share(self) -> float | None:
         return self.shares[0] if self.shares else None
 
+    @property
+    def use(self) -> ev.ProcessUse | None:
+        """What the replicas that are there use together, unknown where it is of one of them; None while there are none."""
+        uses = [replica.use or ev.ProcessUse(worker=replica.replica) for replica in self.replicas if not replica.gone]
+        if not uses:
+            return None
+        return ev.ProcessUse(
+            worker=self.name,
+            num_cpus=total(use.num_cpus for use in uses),
+            memory_bytes=total(use.memory_bytes for use in uses),
+            num_gpus=total(use.num_gpus for use in uses),
+            gpu_memory_bytes=total(use.gpu_memory_bytes for use in uses),
+            gpu_fault=next((use.gpu_fault for use in uses if use.gpu_fault), ""),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankView:
-    """A training worker: a rank of the world, or a spare (``rank`` None) that waits beside it."""
+    """A training worker: a rank of the world, or a spare (``rank`` None) that waits beside it.
+
+    ``num_cpus`` and ``num_gpus`` are the slots that a rank holds; a spare holds none.
+    """
 
     worker: str
     pid: int
@@ -135,6 +162,9 @@ class RankView:
     ready: bool = False
     lost: bool = False
     busy_with: str = ""
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    use: ev.ProcessUse | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

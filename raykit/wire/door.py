@@ -1,7 +1,7 @@
 """A client of a cluster's door: plain HTTP with a token, to an address on loopback (a tunnel's end, where it is far).
 
 GET  /ping                          who is there
-GET  /status                        nodes, slots, devices
+GET  /status?wait_s=                the cluster's view; waits for a new look at its nodes
 GET  /runs                          views of all runs, newest first
 POST /runs                          start: multipart of `spec` (JSON) and `payload` (bytes)
 POST /runs/resume                   start a run again from its folder
@@ -26,7 +26,7 @@ from raykit.commands import Command
 from raykit.errors import ClusterLostError, from_wire
 from raykit.events import Record, record_from_json
 from raykit.spec import RunSpec
-from raykit.views import RunView
+from raykit.views import ClusterView, RunView
 
 REQUEST_TIMEOUT_S = 30.0
 
@@ -48,10 +48,11 @@ class Door:
         answer: dict[str, Any] = self._json("GET", "/ping", timeout_s=timeout_s)
         return answer
 
-    def status(self) -> dict[str, Any]:
-        """Give nodes with their slots and devices, and what is free."""
-        answer: dict[str, Any] = self._json("GET", "/status")
-        return answer
+    def status(self, *, wait_s: float = 0.0) -> ClusterView:
+        """Give the cluster's nodes and slots; wait up to ``wait_s`` for a new look at what the nodes use."""
+        answer = self._json("GET", "/status", params={"wait_s": wait_s}, timeout_s=wait_s + REQUEST_TIMEOUT_S)
+        view: ClusterView = validate(ClusterView, answer)
+        return view
 
     def runs(self) -> list[RunView]:
         """Give the view of every run, newest first."""

@@ -122,7 +122,7 @@ def test_a_cluster_that_nobody_uses_suspends_itself_and_says_why(kubernetes: Kub
 
 
 def _num_workers(cluster: session.Cluster) -> int:
-    return sum(node["alive"] and node["num_cpus"] > 0 for node in cluster.status()["nodes"])
+    return sum(node.alive and node.num_cpus > 0 for node in cluster.status().nodes)
 
 
 def _until(ready: Callable[[], bool], timeout_s: float = 90) -> None:

@@ -199,7 +199,7 @@ def test_a_host_that_is_killed_while_it_stops_leaves_no_slot_held(until):
     os.kill(host, signal.SIGKILL)
     with pytest.raises(RunStoppedError):
         run.wait()
-    until(lambda: rk.status("wide")["num_cpus_free"] == 4)
+    until(lambda: rk.status("wide").num_cpus_free == 4)
     assert run.view.checkpoint_step == run.view.step
 
 

@@ -99,7 +99,7 @@ def test_a_stopped_pipeline_ends_and_gives_its_slots_back(cluster, until):
     run.stop()
     with pytest.raises(RunStoppedError):
         run.wait()
-    assert until(lambda: rk.status()["num_cpus_free"] == 2)
+    assert until(lambda: rk.status().num_cpus_free == 2)
 
 
 def test_tables_and_files_are_sources_and_a_folder_is_a_sink(cluster, tmp_path):

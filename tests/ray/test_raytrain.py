@@ -81,7 +81,7 @@ def _left():
 
 def _is_left_clean(until):
     until(lambda: not rk.run(_left, cpus=0).wait().result)
-    until(lambda: rk.status()["num_cpus_free"] == 2)
+    until(lambda: rk.status().num_cpus_free == 2)
 
 
 def test_a_loop_runs_unchanged_and_its_reports_are_seen(cluster):

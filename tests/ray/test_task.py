@@ -117,10 +117,10 @@ def test_simulated_gpus_are_labelled_and_the_device_is_the_cpu(own):
 
 def test_two_clusters_live_beside_each_other_and_further_nodes_are_nodes(cluster, own):
     own("pair", num_nodes=2)
-    nodes = rk.status("pair")["nodes"]
-    assert {node["labels"]["raykit.io/rack"] for node in nodes} == {"rack-1", "rack-2"}
+    nodes = rk.status("pair").nodes
+    assert {node.labels["raykit.io/rack"] for node in nodes} == {"rack-1", "rack-2"}
     assert rk.run(int, name="here").wait().result == 0
-    assert rk.use("shared").status()["name"] == "shared"
+    assert rk.use("shared").status().name == "shared"
 
 
 def test_the_doctor_finds_no_port_open_to_the_network(cluster, own):

@@ -82,7 +82,7 @@ def test_a_fake_cluster_takes_the_options_of_kubernetes_and_says_that_it_runs_no
 
     cluster = session.up("try", place="fake", num_nodes=(2, 8), gpus_per_node=NodeGpus(kind="A100", count=4), image="x")
     try:
-        assert [node["num_gpus"] for node in session.status("try")["nodes"]] == [4, 4]
+        assert [node.num_gpus for node in session.status("try").nodes] == [4, 4]
         assert session.runs("try") == []
         with pytest.raises(ClusterError, match="is a fake: it runs nothing"):
             cluster.door.start(TaskSpec(name="x"), b"")

@@ -6,8 +6,9 @@ import threading
 
 import pytest
 
-from raykit.events import RunEnded, RunStarted, StepCommitted, StopAsked
+from raykit.events import CLUSTER, NodeSampled, RunEnded, RunStarted, StepCommitted, StopAsked, UseSampled
 from raykit.store.log import Log, LogError
+from raykit.store.samples import KEPT_EVERY_S, Samples
 
 
 def test_records_are_numbered_over_all_runs_and_read_by_run(tmp_path):
@@ -77,3 +78,40 @@ def test_a_log_that_is_none_says_its_path(tmp_path):
     (tmp_path / "log.sqlite").write_text("no database at all, but long enough to be taken for one" * 20)
     with pytest.raises(LogError, match=r"log\.sqlite cannot be used"):
         Log(tmp_path / "log.sqlite").read()
+
+
+def _sampled(num_cpus, node="a"):
+    return NodeSampled(node=node, num_cpus=num_cpus, memory_used_bytes=0, memory_bytes=1, gpus=())
+
+
+def _kept(log, run):
+    return [(record.event.node, record.event.num_cpus) for record in log.read(run=run)]
+
+
+def test_of_samples_the_newest_stays_and_one_a_minute(tmp_path):
+    log = Log(tmp_path / "log.sqlite")
+    samples = Samples(log)
+    for second in range(3 * int(KEPT_EVERY_S) + 5):
+        samples.write([(CLUSTER, _sampled(float(second)))], second)
+    assert _kept(log, CLUSTER) == [("a", 0), ("a", 60), ("a", 120), ("a", 180), ("a", 184)]
+
+
+def test_samples_of_each_node_and_run_are_thinned_for_themselves(tmp_path):
+    log = Log(tmp_path / "log.sqlite")
+    log.append("digits", [RunStarted()])
+    samples, used = Samples(log), UseSampled(node="a", uses=())
+    for second in range(4):
+        samples.write([(CLUSTER, _sampled(second, "a")), (CLUSTER, _sampled(second, "b")), ("digits", used)], second)
+    assert sorted(_kept(log, CLUSTER)) == [("a", 0), ("a", 3), ("b", 0), ("b", 3)]
+    assert [type(record.event) for record in log.read(run="digits")] == [RunStarted, UseSampled, UseSampled]
+
+
+def test_a_reader_sees_each_sample_that_it_comes_in_time_for(tmp_path):
+    log, reader = Log(tmp_path / "log.sqlite"), Log(tmp_path / "log.sqlite")
+    samples, after, seen = Samples(log), 0, []
+    for second in range(5):
+        samples.write([(CLUSTER, _sampled(float(second)))], second)
+        for record in reader.read(after=after):
+            after = record.number
+            seen.append(record.event.num_cpus)
+    assert seen == [0, 1, 2, 3, 4]

@@ -55,6 +55,14 @@ EVENTS = [
     ev.WorkerLost(worker="w2", rank=1, cause="killed"),
     ev.WorldBroken(worker="w1", generation=1, reason="reset"),
     ev.WorkerEnded(worker="w1"),
+    ev.NodeSampled(node="n", num_cpus=1.5, memory_used_bytes=1, memory_bytes=2, gpus=(ev.GpuUse(gpu="0", users=("r w1",)),)),
+    ev.UseSampled(
+        node="n",
+        uses=(
+            ev.ProcessUse(worker="w1", num_cpus=0.5, memory_bytes=3, num_gpus=0.9, gpu_memory_bytes=4),
+            ev.ProcessUse(worker="decode-1", gpu_fault="GPU 0: GPU is lost"),
+        ),
+    ),
     ev.Resized(min_workers=1, max_workers=3),
     ev.Decided(decision="Form", about=("w1",)),
     ev.Recovered(
@@ -139,8 +147,7 @@ def test_slots_that_nobody_released_end_with_the_run():
 def test_what_is_unknown_is_shown_as_unknown_and_never_as_zero():
     view = _after(ev.RunAccepted(run_kind="pipeline", folder="", stages=("decode",)))
     assert view.progress is None
-    lane = next(line for line in to_text(view).splitlines() if line.strip().startswith("decode"))
-    assert lane.split().count("unknown") == 6  # rate, three shares, rows waiting, word
+    assert face_of(view).lanes[0].cells.count("unknown") == 6  # rate, three shares, rows waiting, word
 
 
 def test_an_observed_operator_shows_what_it_holds_and_what_holds_it_in_every_face():
@@ -266,3 +273,71 @@ def test_an_advice_is_said_in_words_and_its_outcome_stands_beside_what_was_expec
     view = _after(begun, advised, ev.AdviceApplied(), ev.AdviceMeasured(rows_s=7.0))
     assert "advice (applied)" in " ".join(to_text(view).split())
     assert dict(view.cards[-1].facts)["measured"] == "7 source rows/s"
+
+
+STAGE = (
+    ev.RunAccepted(run_kind="pipeline", folder="/f", stages=("decode",)),
+    ev.SlotsHeld(holder="decode-1", num_cpus=2, num_gpus=0),
+    ev.SlotsHeld(holder="decode-2", num_cpus=2, num_gpus=0),
+    ev.ReplicaStarted(stage="decode", replica="decode-1", pid=3, node="n", start_s=0.1),
+    ev.ReplicaStarted(stage="decode", replica="decode-2", pid=4, node="m", start_s=0.1),
+)
+
+
+def _lane(view, place=0):
+    face = face_of(view)
+    return dict(zip(face.headers, face.lanes[place].cells, strict=True))
+
+
+def test_a_lane_of_a_stage_shows_what_its_replicas_use_beside_what_they_hold():
+    uses = (
+        ev.UseSampled(node="n", uses=(ev.ProcessUse(worker="decode-1", num_cpus=1.2, memory_bytes=300_000_000),)),
+        ev.UseSampled(node="m", uses=(ev.ProcessUse(worker="decode-2", num_cpus=0.9, memory_bytes=200_000_000),)),
+    )
+    lane = _lane(_after(*STAGE, *uses))
+    assert (lane["CPUs used"], lane["memory"]) == ("2.1 of 4", "500 MB")
+    lane = _lane(_after(*STAGE, *uses, ev.ReplicaEnded(stage="decode", replica="decode-2"), ev.SlotsReleased(holder="decode-2")))
+    assert (lane["CPUs used"], lane["memory"]) == ("1.2 of 2", "300 MB")
+
+
+def test_use_that_is_unknown_of_one_replica_is_unknown_of_its_stage():
+    known = ev.UseSampled(node="n", uses=(ev.ProcessUse(worker="decode-1", num_cpus=1.2, memory_bytes=300_000_000),))
+    lane = _lane(_after(*STAGE, known))
+    assert (lane["CPUs used"], lane["memory"]) == ("unknown of 4", "unknown")
+
+
+def test_a_lane_speaks_of_gpus_where_some_are_held_or_used():
+    assert "GPUs used" not in _lane(_after(*STAGE))
+    held = ev.SlotsHeld(holder="decode-3", num_cpus=1, num_gpus=1)
+    assert _lane(_after(*STAGE, held))["GPU memory"] == "unknown"
+    used = ev.UseSampled(
+        node="n",
+        uses=tuple(ev.ProcessUse(worker=f"decode-{number}", num_gpus=0.4, gpu_memory_bytes=2_000_000_000) for number in (1, 2)),
+    )
+    lane = _lane(_after(*STAGE, used))
+    assert (lane["GPUs used"], lane["GPU memory"]) == ("0.8 of 0", "4 GB")
+
+
+def test_a_lane_of_a_rank_shows_use_and_a_gpu_that_was_lost_under_it():
+    told = (
+        ev.RunAccepted(run_kind="training", folder="/f"),
+        ev.SlotsHeld(holder="slot 1", num_cpus=1, num_gpus=1),
+        ev.WorkerStarted(worker="w1", pid=4, node="n", device="cuda:0", num_cpus=1, num_gpus=1),
+        ev.WorkerStarted(worker="w2", pid=5, node="n", device="cpu", num_cpus=1, num_gpus=1),
+        ev.WorldFormed(generation=1, workers=("w1",), step=0),
+    )
+    lost = ev.ProcessUse(worker="w1", num_cpus=0.5, memory_bytes=1_000, gpu_fault="GPU 0: GPU is lost")
+    idle = ev.ProcessUse(worker="w2", num_cpus=0.0, memory_bytes=1_000, num_gpus=0.0, gpu_memory_bytes=0)
+    view = _after(*told, ev.UseSampled(node="n", uses=(lost, idle)))
+    assert _lane(view)["CPUs used"] == "0.5 of 1"
+    assert _lane(view)["GPUs used"] == "unknown of 1 (GPU 0: GPU is lost)"
+    assert _lane(view, 1)["GPUs used"] == "0"  # a spare holds nothing
+    view = _after(*told, ev.UseSampled(node="n", uses=(idle,)), ev.WorkerLost(worker="w2", rank=None, cause="killed"))
+    assert _lane(view, 1)["memory"] == "none"
+
+
+def test_a_sample_that_comes_after_the_end_makes_the_run_no_longer():
+    late = ev.UseSampled(node="n", uses=(ev.ProcessUse(worker="decode-1", num_cpus=1.0),))
+    ended = _after(*STAGE, ev.RunEnded(state="done"))
+    after = _after(*STAGE, ev.RunEnded(state="done"), late)
+    assert after == replace(ended, number=ended.number + 1)

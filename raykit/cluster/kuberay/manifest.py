@@ -190,6 +190,7 @@ def _head_container(spec: ClusterSpec, image: str) -> Object:
         "folder": DATA_PATH,
         "further_node": [cpus, gpus],
         "idle_s": spec.idle_s,
+        "sample_s": spec.sample_s,
         "account_folder": ACCOUNT_PATH,
     }
     start = f"python -m raykit.engine.start {shlex.quote(json.dumps(setting))}"

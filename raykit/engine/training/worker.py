@@ -76,7 +76,15 @@ class Worker:
         self._error: UserCodeError | None = None
         self._namespace: dict[str, Any] = {}
         node = self._node_id[:8]
-        self._reporter.emit(WorkerStarted(worker=worker, pid=os.getpid(), node=node, device=str(self._member.device)))
+        started = WorkerStarted(
+            worker=worker,
+            pid=os.getpid(),
+            node=node,
+            device=str(self._member.device),
+            num_cpus=spec.cpus_per_worker,
+            num_gpus=spec.gpus_per_worker,
+        )
+        self._reporter.emit(started)
         self._thread.start()
 
     async def describe(self) -> Description:

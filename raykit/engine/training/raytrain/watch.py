@@ -87,9 +87,9 @@ class Watch(ControllerCallback, WorkerGroupCallback, ReportCallback):
             self._num_named += 1
             name, about = f"w{self._num_named}", worker.metadata
             device = f"GPU {', '.join(map(str, about.gpu_ids))}" if about.gpu_ids else "cpu"
-            events.append(WorkerStarted(worker=name, pid=about.pid, node=about.node_id[:8], device=device))
-            cpus, gpus = worker.resources.get("CPU", 0), worker.resources.get("GPU", 0)
-            events.append(SlotsHeld(holder=name, num_cpus=cpus, num_gpus=gpus, node=about.node_id[:8]))
+            node, cpus, gpus = about.node_id[:8], worker.resources.get("CPU", 0), worker.resources.get("GPU", 0)
+            started = WorkerStarted(worker=name, pid=about.pid, node=node, device=device, num_cpus=cpus, num_gpus=gpus)
+            events += started, SlotsHeld(holder=name, num_cpus=cpus, num_gpus=gpus, node=node)
             self._members.append(_Member(name=name))
         self._held = [member.name for member in self._members]
         self._send(*events)
