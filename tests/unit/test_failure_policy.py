@@ -1,5 +1,6 @@
 """Whom the host suspects to hang, and whom it leaves alone."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -79,6 +80,18 @@ def test_a_process_that_uses_its_cpu_works():
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
         assert Watch().condition(busy.pid) == "works"
         busy.kill()
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="there is no idle class of processes here")
+def test_a_process_that_waits_for_a_cpu_works():
+    with contextlib.ExitStack() as spinning:
+        spin = [sys.executable, "-c", "while True: pass"]
+        for _ in range(2):
+            process = spinning.enter_context(subprocess.Popen(spin))
+            spinning.callback(process.kill)
+            os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})
+        os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))
+        assert {Watch().condition(process.pid) for _ in range(5)} == {"works"}
 
 
 def test_a_stack_shows_where_the_training_thread_stands(process):

@@ -31,8 +31,8 @@ class Watch:
     """Looks at processes of the node on which it is; blocking."""
 
     def condition(self, pid: int) -> Condition:
-        """Say whether a process is stopped, or uses no CPU time in three looks; a slow one ``works``."""
-        spent = []
+        """Say whether a process is stopped, or neither uses a CPU nor waits for one in three looks; a slow one ``works``."""
+        spent, wants_cpu = [], True
         try:
             process = psutil.Process(pid)
             for _ in range(LOOKS):
@@ -40,10 +40,11 @@ class Watch:
                     return "stopped"
                 times = process.cpu_times()
                 spent.append(times.user + times.system)
+                wants_cpu = wants_cpu and _is_runnable(pid)
                 time.sleep(LOOK_S)
         except psutil.NoSuchProcess:
             return "gone"
-        return "still" if len(set(spent)) == 1 else "works"
+        return "still" if len(set(spent)) == 1 and not wants_cpu else "works"
 
     def stack(self, pid: int) -> str:
         """Give the Python stacks of a process, as py-spy reads them, or why they cannot be read."""
@@ -79,6 +80,15 @@ def on_node(node_id: str) -> Any:
     """Give a watch on another node, as an actor that ends with the host."""
     affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
     return ray.remote(Watch).options(num_cpus=0, scheduling_strategy=affinity).remote()
+
+
+def _is_runnable(pid: int) -> bool:
+    """Say whether a thread of a process runs, or would if it had a CPU, where the system tells of threads."""
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(OSError):  # a thread that has ended
+            if stat.read_text().rpartition(")")[2].split()[0] == "R":
+                return True
+    return False
 
 
 def _training_thread(dump: str) -> str:
