@@ -6,6 +6,7 @@ import signal
 import time
 from urllib.request import ProxyHandler, build_opener
 
+import psutil
 import pytest
 
 import raykit as rk
@@ -31,13 +32,13 @@ def stand_in(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sampled_cluster(stand_in):
-    """A cluster that finds two GPUs, though it has no slots for them, and looks at them often."""
+    """A cluster that finds two GPUs, has a slot for one of them, and looks at them often."""
     stand_in.tell(gpu(0), gpu(1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_metrics_report_interval_ms", "1000")
         for name, value in stand_in.environment.items():
             patch.setenv(name, value)
-        rk.up(NAME, num_cpus=2, object_store_bytes=100_000_000, sample_s=0.25)
+        rk.up(NAME, num_cpus=2, num_gpus=1, object_store_bytes=100_000_000, sample_s=0.25)
     yield
     rk.down(NAME)
 
@@ -78,6 +79,26 @@ def test_status_shows_the_machine_and_its_gpus_though_nothing_runs(sampled, stan
     assert (busy.utilization, busy.memory_used_bytes) == (0.87, 12 * GB)
     assert lost.fault == "GPU is lost"
     assert len(_samplers()) == 1
+
+
+@rk.stage(cpus=0.25, gpus=1, replicas=(1, 3))
+def look_at(row):
+    time.sleep(0.05)
+    return row
+
+
+def test_a_stage_that_leaves_most_of_its_gpu_alone_is_advised_to_hold_a_fraction_and_gets_it(sampled, stand_in, until):
+    run = rk.Pipeline([look_at]).run(range(100_000), name="fraction")
+    replica = until(lambda: run.refresh().stages and run.view.stages[0].replicas and run.view.stages[0].replicas[0])
+    stand_in.tell(gpu(0, 20, 8 * GB), gpu(1), f"process 0 {replica.pid} {8 * GB} 20")
+    advice = until(lambda: run.refresh().advice)
+    (change,) = advice.changes
+    assert change.num_gpus in (0.25, 0.3)  # what is used while it works, and a quarter more
+    assert "holds 1 GPUs and keeps" in advice.reason
+    run.apply()
+    until(lambda: run.refresh().stages[0].num_replicas == 3)
+    assert {slot.num_gpus for slot in run.view.slots if slot.released_at_unix_s is None} == {change.num_gpus}
+    run.stop()
 
 
 def test_a_stage_shows_what_it_uses_until_it_ends(sampled, stand_in, until):
@@ -140,9 +161,9 @@ def _after_the_end(run):
 
 def _exported(name):
     """Give the tags of each series of a metric that is a number, as Prometheus would scrape it."""
-    ports = {
-        port for process in processes(NAME) for port in re.findall(r"--metrics-export-port=(\d+)", " ".join(process.cmdline()))
-    }
+    ours = processes(NAME)
+    lines = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"]) if process in ours]
+    ports = set(re.findall(r"--metrics-export-port=(\d+)", " ".join(lines)))
     opener = build_opener(ProxyHandler({}))
     text = "\n".join(opener.open(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode() for port in ports)
     lines = re.findall(rf"^{name}{{(.*)}} (\S+)$", text, re.MULTILINE)

@@ -67,6 +67,11 @@ class Meter:
         """Count time of a stage's replicas."""
         self._spent_s[place][why] += seconds
 
+    def busy_share(self, place: int) -> float:
+        """Share of the last seconds in which a stage's replicas worked."""
+        spent_s = self._spent_s[place]
+        return spent_s["busy"] / (sum(spent_s.values()) or 1.0)
+
     def row_s(self, place: int) -> float | None:
         """Give the seconds of a replica for a row of this stage, None before its first call is over."""
         first, warm = self._costs[place]

@@ -17,6 +17,7 @@ from raykit.engine.pipeline.blocks import rows_of
 from raykit.engine.pipeline.calls import BadRow, Position, Waited
 from raykit.engine.pipeline.drills import Drills
 from raykit.engine.pipeline.flow import Flow
+from raykit.engine.pipeline.gpus import GpuUses
 from raykit.engine.pipeline.ledger import Ledger
 from raykit.engine.pipeline.meter import Meter
 from raykit.engine.pipeline.nodes import free_nodes
@@ -51,6 +52,7 @@ CALL_S = 0.2  # a call of a replica is made of so many rows that it takes about 
 MIN_SPAN_ROWS = 64
 BATCHES_A_SPAN = 32  # the last batch of a span may be short
 HALF = 0.5
+LEAST_BUSY = 0.05  # of a stage's time; what it uses while it works is not known better
 STORE_SHARE = 0.4  # of the object store, for rows under way
 STALE_S = 1.0  # what Ray says of free resources may be that old
 MAX_BUILD_S = 60.0
@@ -72,7 +74,7 @@ class PipelineRun:
         numbers = itertools.count()
         self._stages = [Replicas(context, spec, numbers, is_last=place == num_stages - 1) for place, spec in enumerate(self._specs)]
         self._flow, self._meter, self._drills = Flow(num_stages), Meter(num_stages), Drills(context)
-        self._trials = Trials(context)
+        self._trials, self._gpus = Trials(context), GpuUses(context)
         applied = context.view().changes if context.attempt > 1 else ()
         self._adviser = Adviser(context, self._meter, self._trials, applied)
         self._waited: list[Waited] = ["starved"] * num_stages
@@ -114,6 +116,7 @@ class PipelineRun:
             for stage in self._stages:
                 stage.end()
             self._source.close()
+            self._gpus.close()
             self._commit()
             self._sample(now=True)
         self._publish()
@@ -326,6 +329,7 @@ class PipelineRun:
         nodes = free_nodes(held)
         decisions = decide(loads, nodes, rows_left=rows_left, start_s=start_s)
         if not decisions:
+            self._gpus.look()
             uses = [self._use(place, load) for place, load in enumerate(loads)]
             self._adviser.look(uses, nodes, limit=self._limit())
         for decision in decisions:
@@ -350,6 +354,8 @@ class PipelineRun:
 
     def _use(self, place: int, load: StageLoad) -> StageUse:
         spec, use = self._specs[place], self._meter.use(place)
+        gpus = self._gpus.of(member.name for member in self._stages[place].members if member.pid)
+        at_work = max(self._meter.busy_share(place), LEAST_BUSY)
         return StageUse(
             load=load,
             batch_size=spec.batch_size,
@@ -358,6 +364,8 @@ class PipelineRun:
             used_cpus=use.cpu_s / use.taken_s if use else None,
             wanted_cpus=use.wanted_s / use.taken_s if use else None,
             peak_memory_bytes=use.peak_bytes if use else None,
+            used_gpus=min(gpus[0] / at_work, spec.num_gpus) if gpus else None,
+            gpu_memory_share=gpus[1] if gpus else None,
         )
 
     def _limit(self) -> Limit | None:
