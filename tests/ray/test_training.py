@@ -22,6 +22,34 @@ def test_two_ranks_learn_what_one_process_learns(cluster):
     assert run.result["weight"] == pytest.approx(loops.alone(3), abs=1e-5)
 
 
+def test_a_model_can_be_copied_while_it_trains_and_comes_home_with_its_optimizer(cluster):
+    def train():
+        import copy
+
+        import torch
+
+        class Net(torch.nn.Linear):
+            pass
+
+        model = Net(3, 1)
+        optimizer = torch.optim.Adam(model.parameters())
+        job = rk.elastic(model=model, optimizer=optimizer)
+        for batch in job.batches(torch.ones(8, 3), batch_size=4, epochs=1):
+            model(batch).sum().backward()
+            job.commit()
+        return model, optimizer, copy.deepcopy(model)
+
+    import torch
+
+    model, optimizer, copied = rk.train(train, workers=2).wait().result
+    x = torch.ones(1, 3)
+    assert torch.equal(model(x), copied(x))
+    before = model(x).item()
+    model(x).sum().backward()
+    optimizer.step()
+    assert model(x).item() < before
+
+
 def test_a_killed_rank_is_replaced_and_the_result_is_that_of_a_run_without_a_loss(cluster, until):
     run = rk.train(loops.linear, 30, 0.01, workers=(1, 2), name="killed")
     run.drill(after_s=0.5)

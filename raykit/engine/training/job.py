@@ -37,6 +37,7 @@ class Surroundings:
     checkpoints: Checkpoints
     checkpoint_every: Interval
     reporter: Reporter
+    group_size: int
     stored_dataset: Callable[[int, Callable[[], Any]], str]
 
 
@@ -53,7 +54,8 @@ class Job:
         self._reducer = Reducer([each for each in model.parameters() if each.requires_grad])
         self._buffers = Buffers(model)
         self._gradient_scale = 1.0
-        model.register_forward_hook(self._scale_gradients)
+        if surroundings.group_size > 1:  # a plain model stays one that can be copied and pickled
+            model.register_forward_hook(self._scale_gradients)
         self._seed = torch.initial_seed()
         self._optimizer_steps = [each.step for each in optimizers]
         for each in optimizers:
@@ -320,7 +322,7 @@ class Job:
 
     def _scale_gradients(self, _: Any, __: Any, output: Any) -> None:
         """Weigh what goes back into the model: FSDP takes the plain mean over a replica's ranks, whatever rows they had."""
-        if self._member.group_size > 1 and self._gradient_scale != 1.0 and torch.is_grad_enabled():
+        if self._gradient_scale != 1.0 and torch.is_grad_enabled():
             scale = self._gradient_scale
             tree_map_only(torch.Tensor, lambda each: each.requires_grad and each.register_hook(lambda grad: grad * scale), output)
 

@@ -198,6 +198,7 @@ class Worker:
             checkpoints=Checkpoints(place, kept=self._spec.checkpoints_kept, told=self._reporter.emit, group=together),
             checkpoint_every=self._spec.checkpoint_every,
             reporter=self._reporter,
+            group_size=self._spec.group,
             stored_dataset=self._stored_dataset,
         )
         surround(surroundings)
