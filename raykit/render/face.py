@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from raykit.decisions import StageChange
 from raykit.events import ProcessUse
 from raykit.render.past import Past, past_of
-from raykit.views import AdviceView, CardView, RankView, RunView, SlotView, StageView
+from raykit.views import AdviceView, RankView, RunView, SlotView, StageView
 
 NUM_LINES = 8
 MAX_LOST_SHOWN = 3
+MAX_CARDS_SHOWN = 50
 SECONDS_SHOWN = 100
 DRILLS = {"training": ("kill-worker", "hang", "kill-node", "kill-host"), "pipeline": ("kill-worker", "kill-host")}
 UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -81,16 +82,16 @@ class Face:
 def face_of(view: RunView) -> Face:
     """Put a view into words."""
     shown = view.lines[-NUM_LINES:]
-    gpus = GPU_HEADERS if _concerns_gpus(view) else ()
+    used = _use_headers(view)
     if view.run_kind == "training":
-        headers: tuple[str, ...] = (*RANK_HEADERS, *USE_HEADERS, *gpus)
-        lanes = tuple(_rank_lane(rank, gpus) for rank in _in_order(view.ranks))
+        headers: tuple[str, ...] = (*RANK_HEADERS, *used)
+        lanes = tuple(_rank_lane(rank, used) for rank in _in_order(view.ranks))
     elif view.run_kind == "observed":
         headers = OPERATOR_HEADERS
         lanes = tuple(map(_operator_lane, view.stages))
     else:
-        headers = (*STAGE_HEADERS, *USE_HEADERS, *gpus, "is")
-        lanes = tuple(_stage_lane(stage, view.slots, gpus) for stage in view.stages)
+        headers = (*STAGE_HEADERS, *used, "is")
+        lanes = tuple(_stage_lane(stage, view.slots, used) for stage in view.stages)
     return Face(
         name=view.name,
         kind=view.run_kind,
@@ -107,7 +108,7 @@ def face_of(view: RunView) -> Face:
         headers=headers if lanes else (),
         lanes=lanes,
         metrics=tuple((name, f"{value:.4g}") for name, value in view.metrics),
-        cards=tuple(_card(card) for card in view.cards),
+        cards=tuple(_cards(view)),
         held=_held(view),
         outputs=", ".join(f"{output.name} ({size(output.num_bytes)})" for output in view.outputs),
         error=f"{view.error_where or 'the run'}: {view.error}" if view.error else "",
@@ -236,7 +237,7 @@ def _progress_words(view: RunView) -> str:
     return ""
 
 
-def _stage_lane(stage: StageView, slots: Sequence[SlotView], gpus: Sequence[str]) -> Lane:
+def _stage_lane(stage: StageView, slots: Sequence[SlotView], used: Sequence[str]) -> Lane:
     shares = ["unknown"] * 3 if stage.shares is None else [f"{share:.0%}" for share in stage.shares]
     word = stage.word or "unknown"
     there = {replica.replica for replica in stage.replicas if not replica.gone}
@@ -244,7 +245,7 @@ def _stage_lane(stage: StageView, slots: Sequence[SlotView], gpus: Sequence[str]
     num_cpus, num_gpus = sum(slot.num_cpus for slot in held), sum(slot.num_gpus for slot in held)
     cells = (
         *(stage.name, _count(stage.num_replicas), _count(stage.rows_in), f"{stage.rows_out:,}", number(stage.rate.per_s, "/s")),
-        *(*shares, number(stage.rows_waiting), *_use_cells(stage.use, num_cpus, num_gpus)[: len(USE_HEADERS) + len(gpus)]),
+        *(*shares, number(stage.rows_waiting), *_use_cells(stage.use, num_cpus, num_gpus)[: len(used)]),
         f"{word}, {stage.num_bad:,} rows aside" if stage.num_bad else word,
     )
     return Lane(cells=cells, spent=stage.shares, faded=False)
@@ -264,14 +265,14 @@ def _count(value: int | None) -> str:
     return "unknown" if value is None else f"{value:,}"
 
 
-def _rank_lane(rank: RankView, gpus: Sequence[str]) -> Lane:
+def _rank_lane(rank: RankView, used: Sequence[str]) -> Lane:
     place = "lost" if rank.lost else "spare" if rank.rank is None else f"rank {rank.rank}"
     state = "lost" if rank.lost else rank.busy_with or ("ready" if rank.ready else "starting")
     num_cpus, num_gpus = (None, None) if rank.rank is None else (rank.num_cpus, rank.num_gpus)
     use = None if rank.lost else rank.use or ProcessUse(worker=rank.worker)
     cells = (
         *(place, rank.worker, state, rank.device, rank.node, str(rank.pid)),
-        *_use_cells(use, num_cpus, num_gpus)[: len(USE_HEADERS) + len(gpus)],
+        *_use_cells(use, num_cpus, num_gpus)[: len(used)],
     )
     return Lane(cells=cells, spent=None, faded=rank.lost)
 
@@ -292,10 +293,13 @@ def _of(used: str, held: float | None) -> str:
     return used if held is None else f"{used} of {held:g}"
 
 
-def _concerns_gpus(view: RunView) -> bool:
-    """Say whether GPUs were held or used; else their columns would say nothing."""
+def _use_headers(view: RunView) -> tuple[str, ...]:
+    """Name what is used: of GPUs where some are held or used, and nothing of a run whose replicas are gone with its end."""
     uses = [*(stage.use for stage in view.stages), *(rank.use for rank in view.ranks)]
-    return any(slot.num_gpus for slot in view.slots) or any(use.gpu_memory_bytes for use in uses if use)
+    if view.ended and view.run_kind != "training" and not any(uses):
+        return ()
+    concerns_gpus = any(slot.num_gpus for slot in view.slots) or any(use.gpu_memory_bytes for use in uses if use)
+    return (*USE_HEADERS, *(GPU_HEADERS if concerns_gpus else ()))
 
 
 def _in_order(ranks: Sequence[RankView]) -> list[RankView]:
@@ -303,8 +307,13 @@ def _in_order(ranks: Sequence[RankView]) -> list[RankView]:
     return [*living, *[each for each in ranks if each.lost][-MAX_LOST_SHOWN:]]
 
 
-def _card(card: CardView) -> Card:
-    return Card(title=card.title, good=card.good, facts=card.facts)
+def _cards(view: RunView) -> Iterator[Card]:
+    """Give the newest cards, after one for those before them."""
+    earlier, newest = view.cards[:-MAX_CARDS_SHOWN], view.cards[-MAX_CARDS_SHOWN:]
+    if earlier:
+        facts = (("all of them", f"rk.watch({view.name!r}).view.cards"),)
+        yield Card(title=f"{len(earlier):,} earlier cards", good=all(card.good for card in earlier), facts=facts)
+    yield from (Card(title=card.title, good=card.good, facts=card.facts) for card in newest)
 
 
 def _held(view: RunView) -> str:

@@ -46,6 +46,7 @@ def test_the_notebook_that_is_shared_has_no_outputs(path):
         ("00_tour", ("espresso", "tripod", "cat", "was lost", "Drill kill-worker: passed")),
         ("01_batch_inference", ("was lost", "chelsea is a cat", "in quarantine", "is an espresso too")),
         ("03_documents", ("The language is right for 5 of 5", "Speech or not is right for")),
+        ("06_language_model", ("612 of 612 answers are those of plain greedy decoding",)),
     ],
 )
 def test_the_notebook_shows_true_results_and_the_recovery(executed, name, words):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from raykit.codec import encode
 from raykit.render import to_html, to_text
 from raykit.render.face import face_of
 from raykit.render.text import WIDTH
+from raykit.views import CardView
 from raykit.views.examples import examples
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -53,3 +55,10 @@ def test_no_line_of_text_is_wider_than_a_page(state):
 def test_the_static_page_has_nothing_that_github_strips(state):
     html = to_html(EXAMPLES[state])
     assert not any(word in html for word in ("<script", "<style", "<svg", "style=", "class="))
+
+
+def test_of_many_cards_the_newest_are_shown_and_the_others_counted():
+    cards = tuple(CardView(at_unix_s=number, title=f"loss {number}", good=True, facts=()) for number in range(1000))
+    shown = face_of(replace(EXAMPLES["running"], cards=cards)).cards
+    assert [card.title for card in shown] == ["950 earlier cards", *(f"loss {number}" for number in range(950, 1000))]
+    assert "rk.watch(" in shown[0].facts[0][1]
