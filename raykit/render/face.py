@@ -147,12 +147,20 @@ def _figures(view: RunView) -> Iterator[tuple[str, str]]:
     if view.run_kind in ("training", "pipeline") and not view.ended:
         yield "left", "unknown" if view.left_s is None else _about(view.left_s)
     if view.run_kind == "training":
-        yield "rate", number(view.rate.per_s, " rows/s")
+        yield "rate", number(_rate(view, view.rate.per_s, view.rows), " rows/s")
         yield "world", _ranks(view.world_size) if view.world_size else "none yet"
     if view.run_kind == "pipeline":
-        yield "rate", number(view.stages[-1].rate.per_s if view.stages else None, " rows/s")
+        last = view.stages[-1] if view.stages else None
+        yield "rate", number(_rate(view, last.rate.per_s, last.rows_out) if last else None, " rows/s")
         yield "replicas", _count(_sum(stage.num_replicas for stage in view.stages))
         yield "put aside", f"{sum(stage.num_bad for stage in view.stages):,} rows"
+
+
+def _rate(view: RunView, per_s: float | None, rows: int) -> float | None:
+    """Give the rate now, and of a run that is over its mean; one that was taken up again has rows of before."""
+    if not view.ended or view.resumed or view.started_at_unix_s is None or view.ended_at_unix_s is None:
+        return per_s
+    return rows / max(view.ended_at_unix_s - view.started_at_unix_s, 1e-3)
 
 
 def _about(seconds: float) -> str:
