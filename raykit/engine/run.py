@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -148,18 +147,3 @@ def _pickled(value: Any) -> bytes:
         elif isinstance(value, torch.Tensor):
             value = value.detach().cpu()
     return bytes(cloudpickle.dumps(value))
-
-
-def limit_threads(num_cpus: float) -> None:
-    """Give the thread pools of the numeric libraries as many threads as the slot has CPUs, at least one."""
-    threads = max(1, int(num_cpus))
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(threads)
-    if "torch" in sys.modules:
-        import torch
-
-        torch.set_num_threads(threads)
-    if "cv2" in sys.modules:
-        import cv2
-
-        cv2.setNumThreads(threads)

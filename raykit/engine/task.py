@@ -9,7 +9,8 @@ import ray
 
 from raykit.commands import Command, Stop
 from raykit.engine.reporter import Reporter, captured
-from raykit.engine.run import RunContext, StoppedError, UserCodeError, as_user_error, limit_threads, outlive_node_loss, save_outputs
+from raykit.engine.run import RunContext, StoppedError, UserCodeError, as_user_error, outlive_node_loss, save_outputs
+from raykit.engine.threads import limit_threads
 from raykit.errors import RunError
 from raykit.events import Event, RunStarted, SlotsHeld, SlotsReleased
 from raykit.policy.failure import Pulse

@@ -14,7 +14,8 @@ from typing import Any
 from raykit.engine.pipeline.calls import Facts
 from raykit.engine.pipeline.packer import Packer
 from raykit.engine.reporter import Reporter, captured
-from raykit.engine.run import describe, limit_threads
+from raykit.engine.run import describe
+from raykit.engine.threads import limit_threads
 from raykit.errors import SourceError
 from raykit.spec.rows import rows_in
 from raykit.wire.payload import Payload, PipelineWork

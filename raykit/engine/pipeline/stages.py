@@ -23,7 +23,8 @@ from raykit.engine.pipeline.calls import BadRow, Facts, Order, Position, Ready, 
 from raykit.engine.pipeline.costs import CostOf, reach, weighed
 from raykit.engine.pipeline.usage import Usage
 from raykit.engine.reporter import Reporter, captured
-from raykit.engine.run import describe, limit_threads
+from raykit.engine.run import describe
+from raykit.engine.threads import limit_threads
 from raykit.events import BatchHalved, ReplicaSampled, ReplicaStarted
 from raykit.spec import StageSpec
 from raykit.wire.payload import Payload, PipelineWork

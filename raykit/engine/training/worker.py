@@ -20,8 +20,9 @@ from typing import Any
 import ray
 
 from raykit.engine.reporter import Reporter, captured
-from raykit.engine.run import UserCodeError, as_user_error, limit_threads, save_outputs
+from raykit.engine.run import UserCodeError, as_user_error, save_outputs
 from raykit.engine.setting import NAMESPACE
+from raykit.engine.threads import limit_threads
 from raykit.engine.training.world import Address, Generation
 from raykit.errors import RaykitError
 from raykit.events import OutputReady, WorkerReady, WorkerStarted, WorldBroken, WorldFormed
