@@ -11,6 +11,8 @@ import pytest
 from raykit.engine.training.watch import Watch
 from raykit.policy.failure import STILL_S, Heard, Pulse, limit_s, suspects
 
+SPIN = [sys.executable, "-c", "while True: pass"]
+
 
 def _rank(worker, phase, phase_s=0.0, *, silent_s=0.1, still_s=0.0, busy_with=""):
     pulse = Pulse(phase=phase, phase_s=phase_s, progress=(0, 0), busy_with=busy_with)
@@ -77,17 +79,17 @@ def test_a_look_from_outside_tells_stopped_from_still_from_working_from_gone(pro
 
 
 def test_a_process_that_uses_its_cpu_works():
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+    with contextlib.ExitStack() as spinning:
+        busy = spinning.enter_context(subprocess.Popen(SPIN))
+        spinning.callback(busy.kill)
         assert Watch().condition(busy.pid) == "works"
-        busy.kill()
 
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="there is no idle class of processes here")
 def test_a_process_that_waits_for_a_cpu_works():
     with contextlib.ExitStack() as spinning:
-        spin = [sys.executable, "-c", "while True: pass"]
         for _ in range(2):
-            process = spinning.enter_context(subprocess.Popen(spin))
+            process = spinning.enter_context(subprocess.Popen(SPIN))
             spinning.callback(process.kill)
             os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})
         os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))
