@@ -9,8 +9,9 @@ Rows are counted by the training itself: beside the network a parameter holds a 
 learning rate make each committed step take 1 from the rows of its batch. At the end every row must have been counted as
 often as the steps from the first to the last say, by each batch's definition.
 
-Once a minute, when the world is whole at its full size, the cluster's processes are counted and their proportional
-memory (PSS) is summed. Growth is the slope of a line fitted to the samples after the first ten minutes (Theil and Sen:
+Once a minute, when the world is whole at its full size, the cluster's processes are counted, and their memory is summed:
+what is theirs alone and, by shares, what they share with each other (Pss_Anon and Pss_Shmem of /proc). Pages of files
+are left out: the system can drop them, and a library's share falls when another program uses it too. Growth is the slope of a line fitted to the samples after the first ten minutes (Theil and Sen:
 the median slope of all pairs, so that a worker that happens to start makes no slope). The bound on memory is for all of
 the cluster's processes together, in which some 1,000 workers an hour are started and lost: 50 kB for each of them.
 """
@@ -20,10 +21,12 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
 import signal
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -60,7 +63,12 @@ class Sample:
 
     at_s: float
     processes: int
-    pss_mb: float
+    memory_mb: dict[str, float]
+    """By the processes' names."""
+
+    @property
+    def total_mb(self) -> float:
+        return sum(self.memory_mb.values())
 
 
 def main() -> None:
@@ -94,7 +102,7 @@ def soak(run: rk.Run, for_s: float, sample_s: float) -> tuple[dict[str, int], li
         passed_s = time.monotonic() - begun_s
         if run.view.world_size == WORKERS and passed_s >= len(samples) * sample_s:
             samples.append(sample(passed_s))
-            print(f"{passed_s / 60:6.1f} min: {samples[-1].processes} processes, {samples[-1].pss_mb:.0f} MB, {made}", flush=True)
+            print(f"{passed_s / 60:6.1f} min: {samples[-1].processes} processes, {samples[-1].total_mb:.0f} MB, {made}", flush=True)
         if passed_s > for_s:
             return made, samples
         try:
@@ -147,11 +155,19 @@ def settle(run: rk.Run) -> None:
 
 def sample(at_s: float) -> Sample:
     """Count the cluster's processes and sum their memory."""
-    pss = []
+    count, memory_mb = 0, Counter[str]()
     for process in record.processes(CLUSTER):
-        with suppress(psutil.Error):  # it ended meanwhile
-            pss.append(process.memory_full_info().pss)
-    return Sample(at_s=at_s, processes=len(pss), pss_mb=sum(pss) / 1e6)
+        with suppress(psutil.Error, OSError):  # it ended meanwhile
+            name, kept_mb = re.sub(r":w\d+.*", "", process.name()), kept_by(process.pid)
+            memory_mb[name] += kept_mb
+            count += 1
+    return Sample(at_s=at_s, processes=count, memory_mb=dict(memory_mb))
+
+
+def kept_by(pid: int) -> float:
+    """Give the memory of a process that is no page of a file, in MB."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return sum(int(kilobytes) for kilobytes in re.findall(r"^Pss_(?:Anon|Shmem): +(\d+) kB", rollup, re.MULTILINE)) / 1000
 
 
 def rows_figures(result: dict[str, Any], made: dict[str, int]) -> dict[str, Figure]:
@@ -170,16 +186,19 @@ def rows_figures(result: dict[str, Any], made: dict[str, int]) -> dict[str, Figu
 def growth_figures(samples: list[Sample]) -> dict[str, Figure]:
     """Fit the samples after the first ten minutes; nothing, where they are too few to say."""
     settled = [each for each in samples if each.at_s >= SETTLED_S]
-    print("minute, processes, PSS in MB:", [(round(each.at_s / 60), each.processes, round(each.pss_mb)) for each in samples])
+    print("minute, processes, memory in MB:", [(round(each.at_s / 60), each.processes, round(each.total_mb)) for each in samples])
     if len(settled) < LEAST_SAMPLES:
         print(f"not measured: growth, which takes {LEAST_SAMPLES} samples after the first {SETTLED_S / 60:.0f} minutes")
         return {}
     processes = slope_per_hour([(each.at_s, each.processes) for each in settled])
-    memory = slope_per_hour([(each.at_s, each.pss_mb) for each in settled])
+    memory = slope_per_hour([(each.at_s, each.total_mb) for each in settled])
+    for name in sorted({name for each in settled for name in each.memory_mb}):
+        slope = slope_per_hour([(each.at_s, each.memory_mb.get(name, 0.0)) for each in settled])
+        print(f"{name}: {settled[-1].memory_mb.get(name, 0.0):.0f} MB at the end, {slope:+.1f} MB each hour")
     return {
         "growth of processes, each hour": Figure(value=processes, goal="<= 0"),
         "growth of memory, MB each hour": Figure(value=memory, goal=f"<= {MEMORY_GOAL_MB}"),
-        "memory at the end, MB": Figure(value=settled[-1].pss_mb),
+        "memory at the end, MB": Figure(value=settled[-1].total_mb),
     }
 
 
