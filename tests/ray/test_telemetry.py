@@ -91,7 +91,7 @@ def test_a_stage_that_leaves_most_of_its_gpu_alone_is_advised_to_hold_a_fraction
     run = rk.Pipeline([look_at]).run(range(100_000), name="fraction")
     replica = until(lambda: run.refresh().stages and run.view.stages[0].replicas and run.view.stages[0].replicas[0])
     stand_in.tell(gpu(0, 20, 8 * GB), gpu(1), f"process 0 {replica.pid} {8 * GB} 20")
-    advice = until(lambda: run.refresh().advice)
+    advice = until(lambda: (said := run.refresh().advice) and said.changes and said)
     (change,) = advice.changes
     assert change.num_gpus in (0.25, 0.3)  # what is used while it works, and a quarter more
     assert "holds 1 GPUs and keeps" in advice.reason

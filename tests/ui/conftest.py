@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from tests.ui.lab import Lab, Notebook, browser
+
+
+expect.set_options(timeout=30_000)  # an answer that comes late on a full machine is an answer
 
 
 @pytest.fixture(scope="session")
