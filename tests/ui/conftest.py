@@ -10,7 +10,6 @@ from playwright.sync_api import Browser, expect
 
 from tests.ui.lab import Lab, Notebook, browser
 
-
 expect.set_options(timeout=30_000)  # an answer that comes late on a full machine is an answer
 
 
