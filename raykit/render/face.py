@@ -20,7 +20,7 @@ SECONDS_SHOWN = 100
 DRILLS = {"training": ("kill-worker", "hang", "kill-node", "kill-host"), "pipeline": ("kill-worker", "kill-host")}
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
-STAGE_HEADERS = ("stage", "replicas", "rows in", "rows out", "rate", "busy", "starved", "blocked", "rows waiting")
+STAGE_HEADERS = ("stage", "is", "replicas", "rows in", "rows out", "rate", "busy", "starved", "blocked", "rows waiting")
 OPERATOR_HEADERS = (
     *("operator", "replicas", "rows in", "rows out", "rate", "rows waiting"),
     *("CPUs", "GPUs", "backpressure", "tasks failed", "is"),
@@ -90,7 +90,7 @@ def face_of(view: RunView) -> Face:
         headers = OPERATOR_HEADERS
         lanes = tuple(map(_operator_lane, view.stages))
     else:
-        headers = (*STAGE_HEADERS, *used, "is")
+        headers = (*STAGE_HEADERS, *used)
         lanes = tuple(_stage_lane(stage, view.slots, used) for stage in view.stages)
     return Face(
         name=view.name,
@@ -252,9 +252,9 @@ def _stage_lane(stage: StageView, slots: Sequence[SlotView], used: Sequence[str]
     held = [slot for slot in slots if slot.holder in there and slot.released_at_unix_s is None]
     num_cpus, num_gpus = sum(slot.num_cpus for slot in held), sum(slot.num_gpus for slot in held)
     cells = (
-        *(stage.name, _count(stage.num_replicas), _count(stage.rows_in), f"{stage.rows_out:,}", number(stage.rate.per_s, "/s")),
+        *(stage.name, f"{word}, {stage.num_bad:,} rows aside" if stage.num_bad else word),
+        *(_count(stage.num_replicas), _count(stage.rows_in), f"{stage.rows_out:,}", number(stage.rate.per_s, "/s")),
         *(*shares, number(stage.rows_waiting), *_use_cells(stage.use, num_cpus, num_gpus)[: len(used)]),
-        f"{word}, {stage.num_bad:,} rows aside" if stage.num_bad else word,
     )
     return Lane(cells=cells, spent=stage.shares, faded=False)
 
