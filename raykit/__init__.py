@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from raykit.engine.device import device
     from raykit.engine.training.elastic import elastic
     from raykit.errors import RaykitError
+    from raykit.jupyter.picker import ClusterPicker
 
 __version__ = "0.1.0"
 
@@ -49,10 +50,12 @@ _HOMES = {
     "raykit.engine.device": ("device",),
     "raykit.engine.training.elastic": ("elastic",),
     "raykit.errors": ("RaykitError",),
+    "raykit.jupyter.picker": ("ClusterPicker",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "ClusterPicker",
     "Pipeline",
     "RaykitError",
     "Result",

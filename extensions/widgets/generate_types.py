@@ -1,4 +1,4 @@
-"""Write src/face.ts: the TypeScript types of raykit.render's face and past, from the Python ones."""
+"""Write src/face.ts: the TypeScript types of what raykit.render says, from the Python ones."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from raykit.render.cluster import ClusterFace, Domain, NodeBlock
 from raykit.render.face import Card, Face, Lane
 from raykit.render.past import Chart, Log, Mark, Past, Span
+from raykit.render.picker import ClusterRow, Form, FormField, PickerFace
 
 TARGET = Path(__file__).parent / "src" / "face.ts"
-HEAD = "// Written by generate_types.py from raykit/render/face.py and past.py; do not edit.\n"
+HEAD = "// Written by generate_types.py from the dataclasses of raykit/render; do not edit.\n"
+KINDS = (
+    *(Span, Mark, Chart, Log, Past, Lane, Card, Face),
+    *(NodeBlock, Domain, ClusterFace),
+    *(FormField, Form, ClusterRow, PickerFace),
+)
 PLAIN = {str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
 
 
 def generated() -> str:
     """Give the text of face.ts."""
-    return HEAD + "".join(_interface(kind) for kind in (Span, Mark, Chart, Log, Past, Lane, Card, Face))
+    return HEAD + "".join(_interface(kind) for kind in KINDS)
 
 
 def _interface(kind: type) -> str:

@@ -81,9 +81,9 @@ class Cluster:
         """Say how its place knows it to be."""
         return self.place.status(self.record)
 
-    def status(self) -> ClusterView:
-        """Give the nodes with their slots, and what their machines and GPUs use now."""
-        return self.door.status(wait_s=LOOK_WAIT_S)
+    def status(self, *, wait_s: float = LOOK_WAIT_S) -> ClusterView:
+        """Give the nodes with their slots, and what their machines and GPUs use now, as far as it is told in ``wait_s``."""
+        return self.door.status(wait_s=wait_s)
 
     def logs(self, *, tail: int = 200) -> str:
         """Give the last lines that the parts of the cluster itself wrote: its head, its nodes, its pods."""
@@ -227,6 +227,11 @@ def get(name: str | None = None) -> Cluster:
     raise NoClusterError(
         f"No cluster {name} is up. {others}" if name else "No cluster is up.", f"Start one: %ray up {name or ''}".rstrip()
     )
+
+
+def current_name() -> str | None:
+    """Give the name of the current cluster, if one was used here."""
+    return None if _current is None else _current.name
 
 
 def clusters() -> list[Cluster]:

@@ -132,7 +132,8 @@ class Hub:
         for record in await asyncio.to_thread(self._registry.sampled):
             if record.at_unix_s > asked_unix_s - STALE_S:
                 view = fold_cluster(view, record)
-        return web.json_response(asdict(replace(view, guard=self._guard_of_idleness.words)))
+        waiting = await asyncio.to_thread(self._registry.waiting)
+        return web.json_response(asdict(replace(view, guard=self._guard_of_idleness.words, waiting=waiting)))
 
     async def _runs(self, _: web.Request) -> web.Response:
         views = await asyncio.to_thread(self._registry.views)

@@ -15,7 +15,7 @@ from raykit.errors import RunError, RunNameTakenError, RunNotFoundError
 from raykit.events import NodeSampled, Record, RunAccepted
 from raykit.spec import PipelineSpec, RunSpec, TaskSpec, TrainSpec
 from raykit.store.log import Log
-from raykit.views import RunView, fold
+from raykit.views import RunView, WaitingView, fold
 
 Check = Callable[[RunSpec], None]
 
@@ -42,6 +42,11 @@ class Registry:
         """Give the newest sample of each node."""
         self._read()
         return list(self._sampled.values())
+
+    def waiting(self) -> tuple[WaitingView, ...]:
+        """Give the runs that wait and say for what, the oldest first."""
+        waiting = [view for view in reversed(self.views()) if view.reason and not view.ended]
+        return tuple(WaitingView(run=view.name, run_kind=view.run_kind, reason=view.reason) for view in waiting)
 
     def _read(self) -> None:
         with self._reading:

@@ -9,15 +9,20 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raykit.client.run import Run
+from raykit.jupyter.table import Table
 from raykit.render import to_text
+from raykit.render.nodes import NODE_HEADERS, node_rows
 from raykit.views import RunView
 
 if TYPE_CHECKING:
+    from raykit.client.session import Cluster
+    from raykit.jupyter.cluster_widget import ClusterWidget
     from raykit.jupyter.widget import RunWidget
 
 WIDGET_S = 0.2
 SAVED_S = 5.0
 QUIET_S = 2.0
+LOOK_WAIT_S = 1.0  # for the samplers of a cluster that is looked at
 TICK_S = 1.0  # a run without news is looked at so often
 
 
@@ -70,6 +75,16 @@ def beside(run: Run) -> Callable[[], None]:
         (face.finish if view.ended else face.show)(view)
 
     return news
+
+
+def nodes_of(cluster: Cluster) -> ClusterWidget | Table:
+    """Show the nodes and GPUs of a cluster: live where there is a notebook."""
+    view = cluster.status()
+    if not _in_notebook():
+        return Table(NODE_HEADERS, list(node_rows(view)), empty="")
+    from raykit.jupyter.cluster_widget import ClusterWidget
+
+    return ClusterWidget(view, lambda: cluster.status(wait_s=LOOK_WAIT_S))
 
 
 def _show_until_over(run: Run, face: Face) -> None:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import Magics, line_cell_magic, magics_class
 
 from raykit.client import observed, session
 from raykit.errors import OptionError
 from raykit.jupyter import cells
-from raykit.jupyter.display import Said, beside
+from raykit.jupyter.display import Said, beside, nodes_of
 from raykit.jupyter.table import Table
 from raykit.policy.accounts import account
-from raykit.render.cluster import NODE_HEADERS, node_rows
 from raykit.spec import ClusterSpec, TaskSpec, TrainSpec
 from raykit.spec.cluster import shown
 from raykit.spec.lines import (
@@ -32,6 +31,10 @@ from raykit.spec.lines import (
 )
 from raykit.spec.parse import HelpAsked, complete, nearest, parse_all
 from raykit.views import RunView
+
+if TYPE_CHECKING:
+    from raykit.jupyter.cluster_widget import ClusterWidget
+    from raykit.jupyter.picker import ClusterPicker
 
 
 def register(shell: Any) -> None:
@@ -85,8 +88,14 @@ def _clusters(_: Any, __: NoWords) -> Table:
     return Table(("cluster", "place", "state", "nodes", "since", "why"), rows, empty="No cluster is up. Start one: %ray up")
 
 
-def _status(_: Any, line: ClusterLine) -> Table:
-    return Table(NODE_HEADERS, list(node_rows(session.status(line.name))), empty="")
+def _status(_: Any, line: ClusterLine) -> ClusterWidget | Table:
+    return nodes_of(session.get(line.name))
+
+
+def _pick(*_: Any) -> ClusterPicker:
+    from raykit.jupyter.picker import ClusterPicker
+
+    return ClusterPicker()
 
 
 def _runs(_: Any, line: ClusterLine) -> Table:
@@ -219,6 +228,7 @@ _LINES = {
     ),
     "down": _Word((ClusterLine,), lambda _, line: Said(session.down(line.name)), "end a cluster; its runs are kept"),
     "use": _Word((ClusterLine,), lambda _, line: session.use(line.name or ""), "make a cluster the current one"),
+    "pick": _Word((NoWords,), _pick, "plan, start, scale and end clusters with a form"),
     "clusters": _Word((NoWords,), _clusters, "list the clusters"),
     "status": _Word((ClusterLine,), _status, "nodes and GPUs of a cluster: slots, and what is used now"),
     "doctor": _Word((NoWords,), lambda *_: session.doctor(), "look at this machine and say what will not work"),

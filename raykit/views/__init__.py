@@ -1,6 +1,6 @@
 """What is true now: values made of events by :func:`fold`, drawn alike by widget, page, text and tests."""
 
-from raykit.views.cluster import ClusterView, NodeView, fold_cluster
+from raykit.views.cluster import ClusterView, NodeView, WaitingView, fold_cluster
 from raykit.views.fold import fold, fold_all
 from raykit.views.values import (
     ENDED,
@@ -38,6 +38,7 @@ __all__ = [
     "SlotView",
     "SpanView",
     "StageView",
+    "WaitingView",
     "fold",
     "fold_all",
     "fold_cluster",

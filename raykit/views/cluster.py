@@ -21,8 +21,17 @@ class NodeView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingView:
+    """A run that waits, and what for."""
+
+    run: str
+    run_kind: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterView:
-    """The nodes of a cluster, and its slots in all. Slots are logical: held, not used.
+    """The nodes of a cluster, its slots in all, and the runs that wait. Slots are logical: held, not used.
 
     ``guard`` says what the guard against idleness is about to do.
     """
@@ -36,6 +45,7 @@ class ClusterView:
     num_gpus_free: float
     object_store_bytes: int
     guard: str = ""
+    waiting: tuple[WaitingView, ...] = ()
 
 
 def fold_cluster(view: ClusterView, record: ev.Record) -> ClusterView:

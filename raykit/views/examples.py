@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from raykit import events as ev
 from raykit.decisions import StageChange
+from raykit.views.cluster import ClusterView, NodeView, WaitingView
 from raykit.views.fold import fold_all
 from raykit.views.values import RunView
 
@@ -158,3 +159,59 @@ def _stages(names: tuple[str, ...], seconds: int) -> Iterator[tuple[float, ev.Ev
                         blocked_s=second * blocked,
                     ),
                 )
+
+
+def cluster(num_nodes: int = 20, gpus_each: int = 8, second: int = 0) -> ClusterView:
+    """Give a simulated cluster in racks of eight nodes: three runs at work, GPUs without use, one broken, a node gone.
+
+    Its last node has no GPUs; ``second`` moves the use of the others.
+    """
+    nodes = tuple(_node(number, 0 if number == num_nodes - 1 else gpus_each, second) for number in range(num_nodes))
+    num_gpus = gpus_each * (num_nodes - 1)
+    return ClusterView(
+        name="lab",
+        simulated_gpus=True,
+        nodes=nodes,
+        num_cpus=64 * num_nodes,
+        num_cpus_free=21 * num_nodes,
+        num_gpus=num_gpus,
+        num_gpus_free=num_gpus // 5,
+        object_store_bytes=num_nodes * 64_000_000_000,
+        waiting=(WaitingView(run="pretrain", run_kind="training", reason="32 ranks wait for GPUs: 24 are free"),),
+    )
+
+
+def _node(number: int, num_gpus: int, second: int) -> NodeView:
+    node, alive = f"n{number:03}", number != 1
+    use = ev.NodeSampled(
+        node=node,
+        num_cpus=8 + 40 * _wave(number + second / 7),
+        memory_used_bytes=int(2e11 + 2e11 * _wave(number / 3 + second / 11)),
+        memory_bytes=512_000_000_000,
+        gpus=tuple(_gpu_use(number, place, second) for place in range(num_gpus)),
+    )
+    labels = {"raykit.io/rack": f"rack {number // 8:02}"}
+    return NodeView(node=node, alive=alive, num_cpus=64, num_gpus=num_gpus, labels=labels, use=use if alive else None)
+
+
+def _gpu_use(number: int, place: int, second: int) -> ev.GpuUse:
+    owner = (number * 5 + place // 4) % 5
+    if (number, place) == (2, 3):
+        return ev.GpuUse(gpu=str(place), name="H100", fault="GPU is lost")
+    run = ("digits", "labels", "serve")[owner] if owner < 3 else ""  # noqa: PLR2004  (two of five are idle)
+    at_work = {"digits": 0.85 + 0.15 * _wave(second + place), "labels": _wave(number + second / 5 + place)}.get(run, 0.0)
+    return ev.GpuUse(
+        gpu=str(place),
+        name="H100",
+        utilization=at_work,
+        memory_used_bytes=60_000_000_000 if run else 0,
+        memory_bytes=80_000_000_000,
+        power_w=90 + 600 * at_work,
+        temperature_c=35 + 40 * at_work,
+        throttled_by=(),
+        users=(f"{run} rank {place}",) if run else (),
+    )
+
+
+def _wave(phase: float) -> float:
+    return 0.5 + 0.5 * math.sin(phase)

@@ -3,7 +3,7 @@
 from raykit.codec import validate
 from raykit.events import CLUSTER, GpuUse, NodeSampled, Record
 from raykit.jupyter.table import Table
-from raykit.render.cluster import NODE_HEADERS, node_rows
+from raykit.render.nodes import NODE_HEADERS, node_rows
 from raykit.views import ClusterView, NodeView, fold_cluster
 
 GB = 1_000_000_000

@@ -14,7 +14,20 @@ import raykit
 ROOT = Path(__file__).parents[2]
 
 PUBLIC = {
-    *("Pipeline", "RaykitError", "Result", "Run", "clusters", "connect", "device", "doctor", "down", "elastic", "plan"),
+    *(
+        "ClusterPicker",
+        "Pipeline",
+        "RaykitError",
+        "Result",
+        "Run",
+        "clusters",
+        "connect",
+        "device",
+        "doctor",
+        "down",
+        "elastic",
+        "plan",
+    ),
     *("resume", "run", "runs", "scale", "stage", "status", "stop", "suspend", "train", "up", "use", "watch"),
 }
 

@@ -1,11 +1,8 @@
 """What the widget of a run is told, and what its clicks do: without a page, by the messages of its comm."""
 
-import json
 import math
 
-import comm
 import pytest
-from comm.base_comm import BaseComm
 
 from raykit.client.observed import Journal, ObservedRun
 from raykit.commands import Apply, Drill, Resize, Stop
@@ -19,19 +16,6 @@ from raykit.views.examples import examples, pipeline
 
 MAX_BYTES_S = 64_000
 MAX_MESSAGES_S = 12
-
-
-@pytest.fixture
-def sent(monkeypatch):
-    """Give the messages that widgets send, as a page would receive them."""
-    messages = []
-
-    class Wire(BaseComm):
-        def publish_msg(self, msg_type, data=None, metadata=None, buffers=None, **keys):
-            messages.append(json.dumps(data, allow_nan=False))
-
-    monkeypatch.setattr(comm, "create_comm", Wire)
-    return messages
 
 
 @pytest.fixture

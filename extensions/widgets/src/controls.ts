@@ -1,9 +1,9 @@
 /** The buttons of a run. Each sends one command; what became of it is for the view to say. */
 
+import { ConfirmButton } from "./confirm";
 import { make, setShown, setText, withChildren } from "./dom";
 import type { Face } from "./face";
 import { Menu } from "./menu";
-import { StopButton } from "./stop";
 
 /** What a click sends: the words of the magic of that name. */
 export type Command =
@@ -13,8 +13,10 @@ export type Command =
 
 export type Send = (command: Command) => void;
 
+const STOP = { idle: "Stop", armed: "Stop the run?", sent: "Stopping…" };
+
 export class Controls {
-  private readonly stop: StopButton;
+  private readonly stop: ConfirmButton;
   private readonly workers = make("input", "");
   private readonly drills = make("div", "raykit-choices");
   private readonly resize: Menu;
@@ -26,7 +28,7 @@ export class Controls {
     private readonly send: Send,
     logs: HTMLElement,
   ) {
-    this.stop = new StopButton(() => send({ command: "stop" }));
+    this.stop = new ConfirmButton(STOP, () => send({ command: "stop" }));
     this.resize = new Menu("Resize", this.form());
     this.drill = new Menu("Drill", this.drills);
     this.logs.type = "button";
@@ -39,7 +41,7 @@ export class Controls {
   }
 
   draw(face: Face): void {
-    this.stop.draw(face);
+    this.stop.draw(face.buttons.includes("stop"), face.state === "stopping");
     setShown(this.resize.element, face.buttons.includes("resize"));
     setShown(this.drill.element, face.buttons.includes("drill"));
     if (document.activeElement !== this.workers) this.workers.value = face.workers;

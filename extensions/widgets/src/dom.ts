@@ -45,3 +45,32 @@ export class Bar {
     this.element.setAttribute("aria-valuenow", percent);
   }
 }
+
+/** Fill a list with terms and what they are. */
+export function drawPairs(list: HTMLElement, pairs: readonly [string, string][]): void {
+  setShown(list, pairs.length > 0);
+  withChildren(list, pairs.length, () => make("div", "", make("dt", ""), make("dd", ""))).forEach((pair, at) => {
+    const [name, value] = pairs[at]!;
+    setText(pair.children[0]!, name);
+    setText(pair.children[1]!, value);
+  });
+}
+
+/** Show an element with its words, or not at all. */
+export function say(element: HTMLElement, words: string): void {
+  setText(element, words);
+  setShown(element, words !== "");
+}
+
+/** JupyterLab would take arrows and letters for its own: its shortcuts heed the attribute, its notebook the stopped event. */
+export function keepKeys(element: HTMLElement): void {
+  element.setAttribute("data-lm-suppress-shortcuts", "true");
+  element.addEventListener("keydown", (event) => event.stopPropagation());
+}
+
+export function newButton(label: string, click: () => void, className = "raykit-button"): HTMLButtonElement {
+  const button = make("button", className, label);
+  button.type = "button";
+  button.addEventListener("click", click);
+  return button;
+}

@@ -1,4 +1,4 @@
-// Written by generate_types.py from raykit/render/face.py and past.py; do not edit.
+// Written by generate_types.py from the dataclasses of raykit/render; do not edit.
 
 export interface Span {
   readonly state: string;
@@ -67,4 +67,61 @@ export interface Face {
   readonly lines: readonly string[];
   readonly num_lines_hidden: number;
   readonly past: Past;
+}
+
+export interface NodeBlock {
+  readonly name: string;
+  readonly num_cells: number;
+  readonly has_gpus: boolean;
+}
+
+export interface Domain {
+  readonly name: string;
+  readonly nodes: readonly NodeBlock[];
+}
+
+export interface ClusterFace {
+  readonly name: string;
+  readonly figures: readonly [string, string][];
+  readonly labels: readonly string[];
+  readonly waiting: readonly [string, string, string][];
+  readonly domains: readonly Domain[];
+  readonly percents: readonly number[];
+  readonly owners: readonly string[];
+  readonly owner_of: readonly number[];
+  readonly node: string;
+  readonly headers: readonly string[];
+  readonly rows: readonly (readonly string[])[];
+}
+
+export interface FormField {
+  readonly flag: string;
+  readonly help: string;
+  readonly example: string;
+  readonly places: readonly string[];
+  readonly is_switch: boolean;
+  readonly is_first: boolean;
+}
+
+export interface Form {
+  readonly places: readonly [string, string][];
+  readonly fields: readonly FormField[];
+}
+
+export interface ClusterRow {
+  readonly name: string;
+  readonly place: string;
+  readonly state: string;
+  readonly nodes: string;
+  readonly why: string;
+  readonly current: boolean;
+}
+
+export interface PickerFace {
+  readonly clusters: readonly ClusterRow[];
+  readonly doing: string;
+  readonly told: readonly string[];
+  readonly line: string;
+  readonly plan: readonly [string, string][];
+  readonly price: string;
 }

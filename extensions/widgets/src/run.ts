@@ -5,7 +5,7 @@ import type { RenderProps } from "@anywidget/types";
 import { Cards } from "./cards";
 import { Charts } from "./charts";
 import { Advice, Controls, type Send } from "./controls";
-import { Bar, make, setShown, setText, withChildren } from "./dom";
+import { Bar, drawPairs, keepKeys, make, say, setShown, setText, withChildren } from "./dom";
 import type { Face } from "./face";
 import { Lanes } from "./lanes";
 import { Logs } from "./logs";
@@ -21,7 +21,7 @@ interface Model {
 }
 
 class RunFace {
-  readonly element = make("section", "raykit-run");
+  readonly element = make("section", "raykit raykit-run");
   private readonly name = make("strong", "raykit-name");
   private readonly kind = make("span", "raykit-soft");
   private readonly state = make("span", "raykit-state");
@@ -45,9 +45,7 @@ class RunFace {
   constructor(send: Send) {
     this.controls = new Controls(send, this.logs.element);
     this.advice = new Advice(send);
-    // JupyterLab would take arrows and letters for its own: its shortcuts heed the attribute, its notebook the stopped event.
-    this.element.setAttribute("data-lm-suppress-shortcuts", "true");
-    this.element.addEventListener("keydown", (event) => event.stopPropagation());
+    keepKeys(this.element);
     this.state.setAttribute("role", "status");
     this.said.setAttribute("role", "status");
     this.error.setAttribute("role", "alert");
@@ -90,21 +88,6 @@ class RunFace {
     this.controls.close();
     this.charts.close();
   }
-}
-
-function drawPairs(list: HTMLElement, pairs: readonly [string, string][]): void {
-  setShown(list, pairs.length > 0);
-  withChildren(list, pairs.length, () => make("div", "", make("dt", ""), make("dd", ""))).forEach((pair, at) => {
-    const [name, value] = pairs[at]!;
-    setText(pair.children[0]!, name);
-    setText(pair.children[1]!, value);
-  });
-}
-
-/** Show an element with its words, or not at all. */
-function say(element: HTMLElement, words: string): void {
-  setText(element, words);
-  setShown(element, words !== "");
 }
 
 function render({ model, el }: RenderProps<Model>): () => void {

@@ -1,22 +1,22 @@
-/** The Stop button: asks once, sends once. Whether the run stops is for the view to say. */
+/** A button for what cannot be undone: the first click arms it, the second sends. */
 
 import { make, setShown, setText } from "./dom";
-import type { Face } from "./face";
 
 const ARMED_MS = 5_000;
 const PATIENCE_MS = 10_000;
 
 type Stage = "idle" | "armed" | "sent";
 
-const WORDS: Record<Stage, string> = { idle: "Stop", armed: "Stop the run?", sent: "Stopping…" };
-
-export class StopButton {
-  readonly element = make("button", "raykit-button raykit-stop", WORDS.idle);
+export class ConfirmButton {
+  readonly element = make("button", "raykit-button raykit-stop");
   private stage: Stage = "idle";
-  private stopping = false;
+  private atWork = false;
   private timer: ReturnType<typeof setTimeout> | undefined;
 
-  constructor(send: () => void) {
+  constructor(
+    private readonly words: Record<Stage, string>,
+    send: () => void,
+  ) {
     this.element.type = "button";
     this.element.addEventListener("click", () => {
       if (this.stage === "idle") this.go("armed", ARMED_MS);
@@ -30,11 +30,13 @@ export class StopButton {
     this.element.addEventListener("keydown", (event) => {
       if (event.key === "Escape") this.disarm();
     });
+    this.show();
   }
 
-  draw(face: Face): void {
-    this.stopping = face.state === "stopping";
-    setShown(this.element, face.buttons.includes("stop"));
+  /** Show it or not; what it asks for may be at work already. */
+  draw(shown: boolean, atWork: boolean): void {
+    this.atWork = atWork;
+    setShown(this.element, shown);
     this.show();
   }
 
@@ -54,9 +56,9 @@ export class StopButton {
   }
 
   private show(): void {
-    const stage = this.stopping ? "sent" : this.stage;
+    const stage = this.atWork ? "sent" : this.stage;
     this.element.disabled = this.element.hidden || stage === "sent";
     this.element.dataset["stage"] = stage;
-    setText(this.element, WORDS[stage]);
+    setText(this.element, this.words[stage]);
   }
 }

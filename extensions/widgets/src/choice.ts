@@ -1,0 +1,23 @@
+/** A choice among words, with one for all of them. */
+
+import { make, setShown, setText, withChildren } from "./dom";
+
+export class Choice {
+  private readonly select = make("select", "");
+  readonly element: HTMLElement;
+
+  constructor(label: string, private readonly all: string, choose: (word: string) => void) {
+    this.element = make("label", "raykit-choice", `${label} `, this.select);
+    this.select.addEventListener("change", () => choose(this.select.value));
+  }
+
+  /** Offer the words; where there is only one, there is nothing to choose. */
+  draw(words: readonly string[], chosen: string): void {
+    setShown(this.element, words.length > 1);
+    withChildren(this.select, words.length + 1, () => make("option", "")).forEach((option, at) => {
+      setText(option, at === 0 ? this.all : words[at - 1]!);
+      option.value = at === 0 ? "" : words[at - 1]!;
+    });
+    if (document.activeElement !== this.select) this.select.value = chosen;
+  }
+}

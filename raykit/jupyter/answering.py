@@ -1,0 +1,77 @@
+"""A widget whose clicks are answered, also while a cell blocks the kernel's main shell, with its faces for whoever has no kernel."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+
+STATIC = Path(__file__).parent / "static"
+LOOK = {"command": "look"}
+
+
+class Answering(anywidget.AnyWidget):
+    """Draws what it was told, and sends commands back; ``said`` is what became of the last one.
+
+    A page that wants news asks for a look while somebody looks at it, and ``looks`` counts those that were answered.
+    """
+
+    _css = STATIC / "raykit.css"
+    said = traitlets.Unicode().tag(sync=True)
+    looks = traitlets.Int().tag(sync=True)
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        _answer_beside_a_running_cell(self)
+
+    @abstractmethod
+    def faces(self) -> dict[str, str]:
+        """Give the face for a page without a kernel, and the one for a terminal, by their MIME types."""
+
+    def on_command(self, carry_out: Callable[[dict[str, Any]], str | None]) -> None:
+        """Call ``carry_out`` with what each click sends, in another thread than the cell's, and show the sentence it gives.
+
+        It gives None where the sentence comes later, and is set by whoever has it.
+        """
+
+        def clicked(_: Any, message: dict[str, Any], __: Any) -> None:
+            if message != LOOK:
+                self.said = ""
+                if (sentence := carry_out(message)) is not None:
+                    self.said = sentence
+
+        self.on_msg(clicked)
+
+    def on_look(self, look: Callable[[], None]) -> None:
+        """Call ``look``, in another thread than the cell's, whenever a page asks for news."""
+
+        def asked(_: Any, message: dict[str, Any], __: Any) -> None:
+            if message == LOOK:
+                try:
+                    look()
+                finally:
+                    self.looks += 1
+
+        self.on_msg(asked)
+
+    def bundle(self) -> dict[str, Any]:
+        """Give a display's data: the live widget, and its other faces."""
+        live = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
+        return {"application/vnd.jupyter.widget-view+json": live, **self.faces()}
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        return self.bundle(), {}
+
+
+def _answer_beside_a_running_cell(widget: Answering) -> None:
+    """Let clicks be answered while a cell blocks the main shell.
+
+    JupyterLab sends a widget's messages to a subshell; ipykernel 7 would route them back to the shell from which the
+    widget last spoke, that is the blocked one. Older kernels have no such attribute, and setting it changes nothing.
+    """
+    if widget.comm is not None:
+        widget.comm._reply_subshell_for = lambda _data, default: default  # noqa: SLF001
