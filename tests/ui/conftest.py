@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,3 +40,11 @@ def opened(lab: Lab, chromium: Browser) -> Iterator[Callable[..., Notebook]]:
     yield open_
     for page in pages:
         page.close()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Give the folder of pictures: RAYKIT_PICTURES, or one that nobody keeps."""
+    folder = Path(os.environ.get("RAYKIT_PICTURES", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

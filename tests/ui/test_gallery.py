@@ -1,6 +1,5 @@
 """Every state of a run's view in a real JupyterLab, from the gallery: no cluster is needed."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -20,14 +19,6 @@ widget"""
 OVERFLOW = "widgets => widgets.filter(widget => widget.scrollWidth > widget.clientWidth).map(widget => widget.dataset.state)"
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(180)]
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    """Give the folder of pictures: RAYKIT_PICTURES, or one that nobody keeps."""
-    folder = Path(os.environ.get("RAYKIT_PICTURES", tmp_path))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def test_every_state_is_drawn_in_both_themes_wide_and_narrow_and_the_charts_follow_the_brush(lab, opened, pictures):
