@@ -1,13 +1,16 @@
-"""What it costs to watch: the sampler of a node."""
+"""What it costs to watch: the run's throughput, what a page is sent, how fresh it is, the fold, the sampler, a large map."""
 
 from __future__ import annotations
 
 import argparse
 
 from _measure import ROUNDS, end_in_order, report
+from _view_fold import fold_figures
+from _view_page import page_figures
 from _view_sampler import sampler_figures
 
-SECONDS = 30.0
+SAMPLER_S = 30.0
+PAGE_S, PAGE_ROUNDS = 15.0, 7
 
 
 def main() -> None:
@@ -15,7 +18,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one short round: only whether it runs")
     quick = parser.parse_args().quick
-    figures = sampler_figures(*((1, 3.0) if quick else (ROUNDS, SECONDS)))
+    figures = fold_figures(ROUNDS)
+    figures |= page_figures(*((1, 4.0) if quick else (PAGE_ROUNDS, PAGE_S)))
+    figures |= sampler_figures(*((1, 3.0) if quick else (ROUNDS, SAMPLER_S)))
     report("view_cost", {} if quick else figures)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -93,7 +94,12 @@ def _domains(view: ClusterView) -> dict[str, list[NodeView]]:
     for node in view.nodes:
         name = next((node.labels[label] for label in DOMAIN_LABELS if label in node.labels), "")
         domains.setdefault(name, []).append(node)
-    return dict(sorted(domains.items()))
+    return dict(sorted(domains.items(), key=lambda domain: _natural(domain[0])))
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort ``rack 10`` after ``rack 9``."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _block(node: NodeView) -> NodeBlock:
@@ -117,9 +123,9 @@ def _figures(view: ClusterView, percents: Sequence[int]) -> Iterator[tuple[str, 
         known = [percent for percent in percents if percent >= 0]
         missing = len(percents) - len(known)
         aside = f", {missing:,} unknown" if missing else ""
-        yield "GPUs at work", f"{sum(known) / 100:.1f} of {len(percents):,}{aside}" if known else "unknown"
-        yield "GPU slots free", f"{view.num_gpus_free:g} of {view.num_gpus:g}"
-    yield "CPU slots free", f"{view.num_cpus_free:g} of {view.num_cpus:g}"
+        yield "GPUs at work", f"{sum(known) / 100:,.1f} of {len(percents):,}{aside}" if known else "unknown"
+        yield "GPU slots free", f"{view.num_gpus_free:,g} of {view.num_gpus:,g}"
+    yield "CPU slots free", f"{view.num_cpus_free:,g} of {view.num_cpus:,g}"
     uses = [node.use for node in view.nodes if node.use is not None and node.alive]
     if uses:
         yield "memory", f"{size(sum(use.memory_used_bytes for use in uses))} of {size(sum(use.memory_bytes for use in uses))}"

@@ -60,12 +60,26 @@ def training(seconds: int) -> Iterator[tuple[float, ev.Event]]:
 
 def view_of(name: str, told: Told) -> RunView:
     """Fold events into a view, in the order of their times."""
+    return fold_all(RunView(name=name), _records(name, told))
+
+
+def training_records(count: int) -> list[ev.Record]:
+    """Give the first records of a training of three ranks."""
+    return _records("digits", training(count))[:count]
+
+
+def pipeline_records(count: int, num_stages: int = 20) -> list[ev.Record]:
+    """Give the first records of a pipeline, each stage with two replicas."""
+    names = tuple(f"stage {place}" for place in range(1, num_stages + 1))
+    return _records("labels", _stages(names, count // num_stages))[:count]
+
+
+def _records(name: str, told: Told) -> list[ev.Record]:
     in_order = sorted(told, key=lambda each: each[0])
-    records = [
+    return [
         ev.Record(number=number, at_unix_s=BEGUN_UNIX_S + at_s, run=name, event=event)
         for number, (at_s, event) in enumerate(in_order, 1)
     ]
-    return fold_all(RunView(name=name), records)
 
 
 _TRAINING = ev.RunAccepted(run_kind="training", folder="", simulated_gpus=True)
@@ -190,7 +204,7 @@ def _node(number: int, num_gpus: int, second: int) -> NodeView:
         memory_bytes=512_000_000_000,
         gpus=tuple(_gpu_use(number, place, second) for place in range(num_gpus)),
     )
-    labels = {"raykit.io/rack": f"rack {number // 8:02}"}
+    labels = {"raykit.io/rack": f"rack {number // 8}"}
     return NodeView(node=node, alive=alive, num_cpus=64, num_gpus=num_gpus, labels=labels, use=use if alive else None)
 
 

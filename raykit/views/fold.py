@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from raykit import events as ev
 from raykit.views import pipeline, training, use
@@ -18,6 +17,7 @@ from raykit.views.values import (
     SpanView,
     StageView,
     Step,
+    changed,
 )
 
 MAX_LINES = 200
@@ -26,28 +26,34 @@ MAX_SPANS = 200
 
 def fold(view: RunView, record: ev.Record) -> RunView:
     """Give the view after ``record``; a record that the view has already seen changes nothing."""
-    if record.number <= view.number:
-        return view
-    if view.ended and isinstance(record.event, ev.UseSampled):  # it was on its way when the run ended
-        return replace(view, number=record.number)
-    after = _STEPS[type(record.event)](view, record.event, record.at_unix_s)
-    spans = after.spans
-    if not spans or spans[-1].state != after.state:
-        spans = (*spans, SpanView(state=after.state, from_unix_s=record.at_unix_s))[-MAX_SPANS:]
-    return replace(after, number=record.number, updated_at_unix_s=record.at_unix_s, spans=spans)
+    return fold_all(view, (record,))
 
 
 def fold_all(view: RunView, records: Iterable[ev.Record]) -> RunView:
     """Fold many records in their order."""
+    number, updated_at_unix_s = view.number, view.updated_at_unix_s
     for record in records:
-        view = fold(view, record)
-    return view
+        if record.number <= number:
+            continue
+        number = record.number
+        if view.ended and isinstance(record.event, ev.UseSampled):  # it was on its way when the run ended
+            continue
+        updated_at_unix_s = record.at_unix_s
+        view = _in_state(_STEPS[type(record.event)](view, record.event, updated_at_unix_s), updated_at_unix_s)
+    return changed(view, number=number, updated_at_unix_s=updated_at_unix_s)
+
+
+def _in_state(view: RunView, at_unix_s: float) -> RunView:
+    """Note when the view's state began, if it did just now."""
+    if view.spans and view.spans[-1].state == view.state:
+        return view
+    return changed(view, spans=(*view.spans, SpanView(state=view.state, from_unix_s=at_unix_s))[-MAX_SPANS:])
 
 
 def _run_accepted(view: RunView, event: ev.RunAccepted, at_unix_s: float) -> RunView:
     fresh = RunView(name=view.name) if event.resumed else view
     unsampled = StageView(name="", num_replicas=None, rows_in=None) if event.run_kind == "observed" else StageView(name="")
-    return replace(
+    return changed(
         fresh,
         run_kind=event.run_kind,
         folder=event.folder,
@@ -56,58 +62,58 @@ def _run_accepted(view: RunView, event: ev.RunAccepted, at_unix_s: float) -> Run
         cards=view.cards,
         state="starting",
         accepted_at_unix_s=at_unix_s,
-        stages=tuple(replace(unsampled, name=name) for name in event.stages),
+        stages=tuple(changed(unsampled, name=name) for name in event.stages),
     )
 
 
 def _host_started(view: RunView, event: ev.HostStarted, at_unix_s: float) -> RunView:
     if event.attempt == 1:
-        return replace(view, host_attempts=1)
+        return changed(view, host_attempts=1)
     facts = (("host", f"process {event.pid}, start {event.attempt}"),)
     card = CardView(at_unix_s=at_unix_s, title="The run's host was lost and came back", good=True, facts=facts)
-    return replace(view, host_attempts=event.attempt, cards=(*view.cards, card))
+    return changed(view, host_attempts=event.attempt, cards=(*view.cards, card))
 
 
 def _run_started(view: RunView, _: ev.RunStarted, at_unix_s: float) -> RunView:
     state: RunState = view.state if view.state == "stopping" else "running"
-    return replace(view, state=state, reason="", started_at_unix_s=view.started_at_unix_s or at_unix_s)
+    return changed(view, state=state, reason="", started_at_unix_s=view.started_at_unix_s or at_unix_s)
 
 
 def _run_waited(view: RunView, event: ev.RunWaited, _: float) -> RunView:
-    return replace(view, state="waiting", reason=event.reason)
+    return changed(view, state="waiting", reason=event.reason)
 
 
 def _run_ended(view: RunView, event: ev.RunEnded, at_unix_s: float) -> RunView:
-    closed = tuple(replace(slot, released_at_unix_s=slot.released_at_unix_s or at_unix_s) for slot in view.slots)
-    view = replace(view, state=event.state, ended_at_unix_s=at_unix_s, reason="", slots=closed)
-    return replace(view, error=event.error or view.error)
+    closed = tuple(changed(slot, released_at_unix_s=slot.released_at_unix_s or at_unix_s) for slot in view.slots)
+    view = changed(view, state=event.state, ended_at_unix_s=at_unix_s, reason="", slots=closed)
+    return changed(view, error=event.error or view.error)
 
 
 def _output_ready(view: RunView, event: ev.OutputReady, _: float) -> RunView:
     output = OutputView(name=event.name, file=event.file, num_bytes=event.num_bytes)
-    return replace(view, outputs=(*(each for each in view.outputs if each.name != event.name), output))
+    return changed(view, outputs=(*(each for each in view.outputs if each.name != event.name), output))
 
 
 def _user_failed(view: RunView, event: ev.UserFailed, _: float) -> RunView:
-    return replace(view, error=event.error, error_where=event.where, traceback_text=event.traceback_text)
+    return changed(view, error=event.error, error_where=event.where, traceback_text=event.traceback_text)
 
 
 def _lines_printed(view: RunView, event: ev.LinesPrinted, _: float) -> RunView:
     lines = (*view.lines, *(LineView(source=event.source, text=text) for text in event.lines))[-MAX_LINES:]
-    return replace(view, lines=lines, num_lines=view.num_lines + len(event.lines) + event.num_dropped)
+    return changed(view, lines=lines, num_lines=view.num_lines + len(event.lines) + event.num_dropped)
 
 
 def _slots_held(view: RunView, event: ev.SlotsHeld, at_unix_s: float) -> RunView:
     slot = SlotView(holder=event.holder, num_cpus=event.num_cpus, num_gpus=event.num_gpus, held_at_unix_s=at_unix_s)
-    return replace(view, slots=(*view.slots, slot))
+    return changed(view, slots=(*view.slots, slot))
 
 
 def _slots_released(view: RunView, event: ev.SlotsReleased, at_unix_s: float) -> RunView:
     def close(slot: SlotView) -> SlotView:
         mine = slot.holder == event.holder and slot.released_at_unix_s is None
-        return replace(slot, released_at_unix_s=at_unix_s) if mine else slot
+        return changed(slot, released_at_unix_s=at_unix_s) if mine else slot
 
-    return replace(view, slots=tuple(close(slot) for slot in view.slots))
+    return changed(view, slots=tuple(close(slot) for slot in view.slots))
 
 
 def _unchanged(view: RunView, _: ev.Decided | ev.DrillStarted | ev.NodeSampled, __: float) -> RunView:
@@ -117,13 +123,13 @@ def _unchanged(view: RunView, _: ev.Decided | ev.DrillStarted | ev.NodeSampled, 
 def _stop_asked(view: RunView, _: ev.StopAsked, at_unix_s: float) -> RunView:
     if view.ended:
         return view
-    return replace(view, state="stopping", marks=(*view.marks, MarkView(at_unix_s=at_unix_s, words="a stop was asked")))
+    return changed(view, state="stopping", marks=(*view.marks, MarkView(at_unix_s=at_unix_s, words="a stop was asked")))
 
 
 def _drill_ended(view: RunView, event: ev.DrillEnded, at_unix_s: float) -> RunView:
     title = f"Drill {event.action}: {'passed' if event.passed else 'not passed'}"
     card = CardView(at_unix_s=at_unix_s, title=title, good=event.passed, facts=(("verdict", event.verdict),))
-    return replace(view, cards=(*view.cards, card))
+    return changed(view, cards=(*view.cards, card))
 
 
 _STEPS: dict[type, Step] = {

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from raykit import events as ev
-from raykit.views.values import AdviceView, CardView, MarkView, ReplicaView, RunView, StageView, Step
+from raykit.views.values import AdviceView, CardView, MarkView, ReplicaView, RunView, StageView, Step, changed
 
 
 def _on_stage(view: RunView, name: str, change: Callable[[StageView], StageView]) -> RunView:
-    return replace(view, stages=tuple(change(stage) if stage.name == name else stage for stage in view.stages))
+    stages = list(view.stages)
+    for place, stage in enumerate(stages):
+        if stage.name == name:
+            stages[place] = change(stage)
+    return changed(view, stages=tuple(stages))
 
 
 def _replica_started(view: RunView, event: ev.ReplicaStarted, _: float) -> RunView:
     replica = ReplicaView(replica=event.replica, pid=event.pid, node=event.node, start_s=event.start_s)
-    return _on_stage(view, event.stage, lambda stage: replace(stage, replicas=(*stage.replicas, replica)))
+    return _on_stage(view, event.stage, lambda stage: changed(stage, replicas=(*stage.replicas, replica)))
 
 
 def _replica_sampled(view: RunView, event: ev.ReplicaSampled, _: float) -> RunView:
     def count(replica: ReplicaView) -> ReplicaView:
         if replica.replica != event.replica:
             return replica
-        return replace(
+        return changed(
             replica,
             rows_in=event.rows_in,
             rows_out=event.rows_out,
@@ -31,50 +34,50 @@ def _replica_sampled(view: RunView, event: ev.ReplicaSampled, _: float) -> RunVi
             blocked_s=event.blocked_s,
         )
 
-    return _on_stage(view, event.stage, lambda stage: replace(stage, replicas=tuple(map(count, stage.replicas))))
+    return _on_stage(view, event.stage, lambda stage: changed(stage, replicas=tuple(map(count, stage.replicas))))
 
 
 def _replica_gone(view: RunView, event: ev.ReplicaEnded | ev.ReplicaLost, _: float) -> RunView:
     def close(replica: ReplicaView) -> ReplicaView:
-        return replace(replica, gone=True) if replica.replica == event.replica else replica
+        return changed(replica, gone=True) if replica.replica == event.replica else replica
 
-    return _on_stage(view, event.stage, lambda stage: replace(stage, replicas=tuple(map(close, stage.replicas))))
+    return _on_stage(view, event.stage, lambda stage: changed(stage, replicas=tuple(map(close, stage.replicas))))
 
 
 def _replica_lost(view: RunView, event: ev.ReplicaLost, at_unix_s: float) -> RunView:
     facts = (("why", event.cause), ("rows taken again", f"{event.num_rows_again:,}"))
     card = CardView(at_unix_s=at_unix_s, title=f"{event.replica} was lost", good=True, facts=facts)
-    return replace(_replica_gone(view, event, at_unix_s), cards=(*view.cards, card))
+    return changed(_replica_gone(view, event, at_unix_s), cards=(*view.cards, card))
 
 
 def _span_restarted(view: RunView, event: ev.SpanRestarted, at_unix_s: float) -> RunView:
     facts = (("why", event.reason), ("part of the source", str(event.span)))
     card = CardView(at_unix_s=at_unix_s, title="Rows were lost on their way and are made again", good=True, facts=facts)
-    return replace(view, cards=(*view.cards, card))
+    return changed(view, cards=(*view.cards, card))
 
 
 def _source_restarted(view: RunView, event: ev.SourceRestarted, at_unix_s: float) -> RunView:
     facts = (("why", event.reason), ("rows given before", f"{event.num_rows:,}"))
     card = CardView(at_unix_s=at_unix_s, title="The source's process was lost and is begun again", good=True, facts=facts)
-    return replace(view, cards=(*view.cards, card))
+    return changed(view, cards=(*view.cards, card))
 
 
 def _batch_halved(view: RunView, event: ev.BatchHalved, at_unix_s: float) -> RunView:
     facts = (("replica", event.replica), ("rows a call now", str(event.num_rows)))
     card = CardView(at_unix_s=at_unix_s, title=f"A batch of {event.stage} did not fit the GPU", good=True, facts=facts)
-    return replace(view, cards=(*view.cards, card))
+    return changed(view, cards=(*view.cards, card))
 
 
 def _rows_quarantined(view: RunView, event: ev.RowsQuarantined, at_unix_s: float) -> RunView:
     """One card a stage: that of its latest bad row. How many there are stands in the stage's lane."""
     title = f"{event.stage} put rows aside"
     card = CardView(at_unix_s=at_unix_s, title=title, good=False, facts=(("latest", event.error),))
-    return replace(view, cards=(*(each for each in view.cards if each.title != title), card))
+    return changed(view, cards=(*(each for each in view.cards if each.title != title), card))
 
 
 def _stage_sampled(view: RunView, event: ev.StageSampled, at_unix_s: float) -> RunView:
     def sample(stage: StageView) -> StageView:
-        return replace(
+        return changed(
             stage,
             num_replicas=event.num_replicas,
             rows_waiting=event.rows_waiting,
@@ -91,24 +94,24 @@ def _stage_sampled(view: RunView, event: ev.StageSampled, at_unix_s: float) -> R
 
     view = _on_stage(view, event.stage, sample)
     begins = bool(view.stages) and view.stages[0].name == event.stage
-    return replace(view, work=view.work.at(at_unix_s, view.work_done)) if begins else view
+    return changed(view, work=view.work.at(at_unix_s, view.work_done)) if begins else view
 
 
 def _advised(view: RunView, event: ev.Advised, _: float) -> RunView:
     advice = AdviceView(changes=event.changes, rows_s=event.rows_s, expected_rows_s=event.expected_rows_s, reason=event.reason)
-    return replace(view, advice=advice)
+    return changed(view, advice=advice)
 
 
 def _advice_withdrawn(view: RunView, _: ev.AdviceWithdrawn, __: float) -> RunView:
-    return replace(view, advice=None)
+    return changed(view, advice=None)
 
 
 def _advice_applied(view: RunView, _: ev.AdviceApplied, at_unix_s: float) -> RunView:
     if view.advice is None:
         return view
-    return replace(
+    return changed(
         view,
-        advice=replace(view.advice, applied=True),
+        advice=changed(view.advice, applied=True),
         changes=view.changes + view.advice.changes,
         marks=(*view.marks, MarkView(at_unix_s=at_unix_s, words="advice was applied")),
     )
@@ -122,11 +125,11 @@ def _advice_measured(view: RunView, event: ev.AdviceMeasured, at_unix_s: float) 
         ("measured", f"{event.rows_s:.3g} source rows/s"),
     )
     card = CardView(at_unix_s=at_unix_s, title="Advice was applied", good=event.rows_s >= view.advice.rows_s, facts=facts)
-    return replace(view, advice=replace(view.advice, measured_rows_s=event.rows_s), cards=(*view.cards, card))
+    return changed(view, advice=changed(view.advice, measured_rows_s=event.rows_s), cards=(*view.cards, card))
 
 
 def _source_counted(view: RunView, event: ev.SourceCounted, _: float) -> RunView:
-    return replace(view, source_rows=event.num_rows)
+    return changed(view, source_rows=event.num_rows)
 
 
 STEPS: dict[type, Step] = {

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from raykit import events as ev
-from raykit.views.values import CardView, MarkView, RankView, RunState, RunView, SeriesView, Step
+from raykit.views.values import CardView, MarkView, RankView, RunState, RunView, SeriesView, Step, changed
 
 MAX_CURVES = 8
 AT_WORK: tuple[RunState, ...] = ("running", "resizing")
@@ -26,26 +24,26 @@ def _worker_started(view: RunView, event: ev.WorkerStarted, _: float) -> RunView
         num_cpus=event.num_cpus,
         num_gpus=event.num_gpus,
     )
-    return replace(view, ranks=(*(each for each in view.ranks if each.worker != event.worker), rank))
+    return changed(view, ranks=(*(each for each in view.ranks if each.worker != event.worker), rank))
 
 
 def _worker_ready(view: RunView, event: ev.WorkerReady, _: float) -> RunView:
-    ranks = tuple(replace(each, ready=True) if each.worker == event.worker else each for each in view.ranks)
-    return replace(view, ranks=ranks)
+    ranks = tuple(changed(each, ready=True) if each.worker == event.worker else each for each in view.ranks)
+    return changed(view, ranks=ranks)
 
 
 def _world_broken(view: RunView, _: ev.WorldBroken, __: float) -> RunView:
-    return replace(view, state="recovering") if view.state in AT_WORK else view
+    return changed(view, state="recovering") if view.state in AT_WORK else view
 
 
 def _world_formed(view: RunView, event: ev.WorldFormed, _: float) -> RunView:
     place = {worker: rank for rank, worker in enumerate(event.workers)}
-    ranks = tuple(replace(each, rank=None if each.lost else place.get(each.worker)) for each in view.ranks)
-    return replace(view, ranks=ranks, world_size=len(event.workers), generation=event.generation)
+    ranks = tuple(changed(each, rank=None if each.lost else place.get(each.worker)) for each in view.ranks)
+    return changed(view, ranks=ranks, world_size=len(event.workers), generation=event.generation)
 
 
 def _step_committed(view: RunView, event: ev.StepCommitted, at_unix_s: float) -> RunView:
-    return replace(
+    return changed(
         view,
         state=view.state if view.state == "stopping" else _at_work(view),
         step=event.step,
@@ -68,27 +66,27 @@ def _curves(view: RunView, metrics: dict[str, float], at_unix_s: float) -> tuple
 
 
 def _worker_busy(view: RunView, event: ev.WorkerBusy, _: float) -> RunView:
-    ranks = tuple(replace(each, busy_with=event.what) if each.worker == event.worker else each for each in view.ranks)
-    return replace(view, ranks=ranks)
+    ranks = tuple(changed(each, busy_with=event.what) if each.worker == event.worker else each for each in view.ranks)
+    return changed(view, ranks=ranks)
 
 
 def _worker_lost(view: RunView, event: ev.WorkerLost, _: float) -> RunView:
     ranks = tuple(
-        replace(each, lost=True, rank=None, busy_with="", use=None) if each.worker == event.worker else each for each in view.ranks
+        changed(each, lost=True, rank=None, busy_with="", use=None) if each.worker == event.worker else each for each in view.ranks
     )
     recovering = event.rank is not None and view.state in AT_WORK
-    return replace(view, ranks=ranks, state="recovering" if recovering else view.state)
+    return changed(view, ranks=ranks, state="recovering" if recovering else view.state)
 
 
 def _worker_ended(view: RunView, event: ev.WorkerEnded, _: float) -> RunView:
-    return replace(view, ranks=tuple(each for each in view.ranks if each.worker != event.worker))
+    return changed(view, ranks=tuple(each for each in view.ranks if each.worker != event.worker))
 
 
 def _resized(view: RunView, event: ev.Resized, at_unix_s: float) -> RunView:
     least, most = event.min_workers, event.max_workers
     words = f"{least if least == most else f'{least} to {most}'} ranks were asked"
-    view = replace(view, resized_to=(least, most), marks=(*view.marks, MarkView(at_unix_s=at_unix_s, words=words)))
-    return replace(view, state=_at_work(view)) if view.state in AT_WORK else view
+    view = changed(view, resized_to=(least, most), marks=(*view.marks, MarkView(at_unix_s=at_unix_s, words=words)))
+    return changed(view, state=_at_work(view)) if view.state in AT_WORK else view
 
 
 def _recovered(view: RunView, event: ev.Recovered, at_unix_s: float) -> RunView:
@@ -108,18 +106,18 @@ def _recovered(view: RunView, event: ev.Recovered, at_unix_s: float) -> RunView:
         *([("stood at", event.stack)] if event.stack else []),
     )
     card = CardView(at_unix_s=at_unix_s, title=event.what, good=event.steps_lost == 0, facts=facts)
-    return replace(view, cards=(*view.cards, card))
+    return changed(view, cards=(*view.cards, card))
 
 
 def _checkpoint_saved(view: RunView, event: ev.CheckpointSaved, _: float) -> RunView:
-    return replace(view, checkpoint_step=event.step, checkpoint_path=event.path)
+    return changed(view, checkpoint_step=event.step, checkpoint_path=event.path)
 
 
 def _checkpoint_failed(view: RunView, event: ev.CheckpointFailed, at_unix_s: float) -> RunView:
     title = "Checkpoints cannot be written"
     facts = (("newest try", f"step {event.step}, to {event.path}"), ("reason", event.reason))
     card = CardView(at_unix_s=at_unix_s, title=title, good=False, facts=facts)
-    return replace(view, cards=(*(each for each in view.cards if each.title != title), card))
+    return changed(view, cards=(*(each for each in view.cards if each.title != title), card))
 
 
 STEPS: dict[type, Step] = {

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from raykit import events as ev
-from raykit.views.values import RunView, Step
+from raykit.views.values import RunView, Step, changed
 
 
 def _use_sampled(view: RunView, event: ev.UseSampled, _: float) -> RunView:
     uses = {use.worker: use for use in event.uses}
     stages = tuple(
-        replace(
+        changed(
             stage,
-            replicas=tuple(replace(each, use=uses[each.replica]) if each.replica in uses else each for each in stage.replicas),
+            replicas=tuple(changed(each, use=uses[each.replica]) if each.replica in uses else each for each in stage.replicas),
         )
         for stage in view.stages
     )
-    ranks = tuple(replace(each, use=uses[each.worker]) if each.worker in uses else each for each in view.ranks)
-    return replace(view, stages=stages, ranks=ranks)
+    ranks = tuple(changed(each, use=uses[each.worker]) if each.worker in uses else each for each in view.ranks)
+    return changed(view, stages=stages, ranks=ranks)
 
 
 STEPS: dict[type, Step] = {ev.UseSampled: _use_sampled}

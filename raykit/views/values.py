@@ -16,6 +16,19 @@ RATE_WINDOW_S = 1.0
 MAX_POINTS = 240
 
 Amount = TypeVar("Amount", int, float)
+Value = TypeVar("Value")
+
+
+def changed(value: Value, **fields: Any) -> Value:
+    """Give a copy of a dataclass without slots with other values in some of its fields.
+
+    It is ``dataclasses.replace`` without a call of the constructor: a fold changes few of many fields, and a reader who
+    comes late folds thousands of events at once.
+    """
+    assert fields.keys() <= value.__dict__.keys(), f"{type(value).__name__} has not all of {', '.join(fields)}"
+    copy = object.__new__(type(value))
+    copy.__dict__.update(value.__dict__, **fields)
+    return copy
 
 
 def total(amounts: Iterable[Amount | None]) -> Amount | None:
@@ -74,7 +87,7 @@ class RateView:
         return RateView(per_s=per_s, since_unix_s=at_unix_s, since_rows=rows, past=self.past.at(at_unix_s, per_s))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ReplicaView:
     """One replica of a stage: its process and its own counts."""
 
@@ -91,7 +104,7 @@ class ReplicaView:
     use: ev.ProcessUse | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class StageView:
     """A stage: its totals, what waits before it, and the time of its replicas. ``word`` says how it fares among the others."""
 
@@ -147,7 +160,7 @@ class StageView:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RankView:
     """A training worker: a rank of the world, or a spare (``rank`` None) that waits beside it.
 
@@ -167,7 +180,7 @@ class RankView:
     use: ev.ProcessUse | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class AdviceView:
     """What would make a pipeline faster, and what came of it: rates in source rows a second."""
 
@@ -214,7 +227,7 @@ class OutputView:
     num_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SlotView:
     """What a holder holds, or held: logical slots, not use."""
 
@@ -237,7 +250,7 @@ class LineView:
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RunView:
     """A run as it stands after the event ``number``."""
 

@@ -8,6 +8,7 @@ export class Choice {
 
   constructor(label: string, private readonly all: string, choose: (word: string) => void) {
     this.element = make("label", "raykit-choice", `${label} `, this.select);
+    this.select.setAttribute("aria-label", label); // without the words of its options
     this.select.addEventListener("change", () => choose(this.select.value));
   }
 

@@ -71,7 +71,7 @@ export class HeatMap {
     const style = getComputedStyle(this.element);
     context.strokeStyle = context.fillStyle = style.color;
     context.font = `12px ${style.fontFamily}`;
-    for (const title of this.layout.titles) context.fillText(title.name, 0, title.y);
+    for (const title of this.layout.titles) context.fillText(title.name, title.x, title.y);
   }
 
   /** Paint all cells of a kind in one path: that is what keeps thousands of them quick. */

@@ -14,43 +14,70 @@ export interface NodeBox {
   readonly height: number;
 }
 
+export interface Title {
+  readonly name: string;
+  readonly x: number;
+  readonly y: number;
+}
+
 export interface MapLayout {
   readonly cell: number;
   readonly height: number;
-  readonly titles: readonly { readonly name: string; readonly y: number }[];
+  readonly titles: readonly Title[];
   readonly boxes: readonly NodeBox[];
 }
 
 const CELL_SIZES: readonly [number, number][] = [[64, 20], [512, 14], [2_048, 10], [Infinity, 7]];
 const CELL_GAP = 1;
 const NODE_GAP = 6;
+const DOMAIN_GAP = 16;
 const TITLE_HEIGHT = 20;
+const LETTER_WIDTH = 7;
 
 export function layOut(domains: readonly Domain[], width: number): MapLayout {
   const total = domains.reduce((sum, domain) => sum + domain.nodes.reduce((some, node) => some + node.num_cells, 0), 0);
   const cell = CELL_SIZES.find(([most]) => total <= most)![1];
-  const step = cell + CELL_GAP;
-  const titles: { name: string; y: number }[] = [];
+  const titles: Title[] = [];
   const boxes: NodeBox[] = [];
-  let [first, y] = [0, 0];
+  const page = new Flow(width, DOMAIN_GAP);
+  let first = 0;
   for (const domain of domains) {
-    if (domain.name) {
-      titles.push({ name: domain.name, y: y + TITLE_HEIGHT - 6 });
-      y += TITLE_HEIGHT;
-    }
-    let [x, rowHeight] = [0, 0];
-    for (const node of domain.nodes) {
-      const columns = columnsOf(node.num_cells);
-      const [boxWidth, boxHeight] = [columns * step - CELL_GAP, Math.ceil(node.num_cells / columns) * step - CELL_GAP];
-      if (x > 0 && x + boxWidth > width) [x, y, rowHeight] = [0, y + rowHeight + NODE_GAP, 0];
-      boxes.push({ name: node.name, hasGpus: node.has_gpus, first, numCells: node.num_cells, x, y, width: boxWidth, height: boxHeight });
+    const top = domain.name ? TITLE_HEIGHT : 0;
+    const inner = new Flow(width, NODE_GAP);
+    const sizes = domain.nodes.map((node) => sizeOf(node.num_cells, cell));
+    const spots = sizes.map(([boxWidth, boxHeight]) => inner.place(boxWidth, boxHeight));
+    const [left, y] = page.place(Math.max(inner.width, domain.name.length * LETTER_WIDTH), inner.height + top);
+    if (domain.name) titles.push({ name: domain.name, x: left, y: y + top - 6 });
+    domain.nodes.forEach((node, at) => {
+      const [[spotX, spotY], [boxWidth, boxHeight]] = [spots[at]!, sizes[at]!];
+      const corner = { x: left + spotX, y: y + top + spotY, width: boxWidth, height: boxHeight };
+      boxes.push({ name: node.name, hasGpus: node.has_gpus, first, numCells: node.num_cells, ...corner });
       first += node.num_cells;
-      x += boxWidth + NODE_GAP;
-      rowHeight = Math.max(rowHeight, boxHeight);
-    }
-    y += rowHeight + NODE_GAP;
+    });
   }
-  return { cell, height: Math.max(y, 1), titles, boxes };
+  return { cell, height: Math.max(page.height, 1) + NODE_GAP, titles, boxes };
+}
+
+/** Puts rectangles beside each other, and below where the width ends. */
+class Flow {
+  width = 0;
+  height = 0;
+  private x = 0;
+  private y = 0;
+
+  constructor(
+    private readonly limit: number,
+    private readonly gap: number,
+  ) {}
+
+  place(width: number, height: number): [number, number] {
+    if (this.x > 0 && this.x + width > this.limit) [this.x, this.y] = [0, this.height + this.gap];
+    const spot: [number, number] = [this.x, this.y];
+    this.x += width + this.gap;
+    this.width = Math.max(this.width, spot[0] + width);
+    this.height = Math.max(this.height, this.y + height);
+    return spot;
+  }
 }
 
 /** Give where a cell of a node's box stands. */
@@ -70,4 +97,9 @@ export function hit(layout: MapLayout, x: number, y: number): { box: NodeBox; pl
 
 function columnsOf(numCells: number): number {
   return numCells <= 4 ? numCells : Math.ceil(numCells / 2);
+}
+
+function sizeOf(numCells: number, cell: number): [number, number] {
+  const columns = columnsOf(numCells);
+  return [columns * (cell + CELL_GAP) - CELL_GAP, Math.ceil(numCells / columns) * (cell + CELL_GAP) - CELL_GAP];
 }
