@@ -27,7 +27,7 @@ def changed(value: Value, **fields: Any) -> Value:
     """
     assert fields.keys() <= value.__dict__.keys(), f"{type(value).__name__} has not all of {', '.join(fields)}"
     copy = object.__new__(type(value))
-    copy.__dict__.update(value.__dict__, **fields)
+    object.__setattr__(copy, "__dict__", value.__dict__ | fields)  # in one piece, which is twice as fast as an update
     return copy
 
 
