@@ -18,6 +18,8 @@ class Answering(anywidget.AnyWidget):
     """Draws what it was told, and sends commands back; ``said`` is what became of the last one.
 
     A page that wants news asks for a look while somebody looks at it, and ``looks`` counts those that were answered.
+    It is shown as two outputs: JupyterLab draws a widget whose kernel is gone, or too busy to tell of it, as an error, and
+    would not fall back to another form of the same output.
     """
 
     _css = STATIC / "raykit.css"
@@ -58,13 +60,21 @@ class Answering(anywidget.AnyWidget):
 
         self.on_msg(asked)
 
-    def bundle(self) -> dict[str, Any]:
-        """Give a display's data: the live widget, and its other faces."""
-        live = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
-        return {"application/vnd.jupyter.widget-view+json": live, **self.faces()}
+    def live(self) -> dict[str, Any]:
+        """Give the data of an output that is the widget, and nothing where there is no kernel."""
+        model = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
+        return {"application/vnd.jupyter.widget-view+json": model, "text/plain": ""}
 
-    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        return self.bundle(), {}
+    def static(self) -> dict[str, Any]:
+        """Give the data of the output beside it, which a live widget hides (raykit.css), and which stays without a kernel."""
+        faces = self.faces()
+        return faces | {"text/html": f'<div class="raykit-static">{faces["text/html"]}</div>'}
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        display(self.live(), raw=True)
+        display(self.static(), raw=True)
 
 
 def _answer_beside_a_running_cell(widget: Answering) -> None:

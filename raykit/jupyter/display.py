@@ -138,9 +138,10 @@ class _Widget:
         from IPython.display import display
 
         if self._handle is None:
-            self._handle = display(widget.bundle(), raw=True, display_id=True)
+            display(widget.live(), raw=True)
+            self._handle = display(widget.static(), raw=True, display_id=True)
         else:
-            self._handle.update(widget.bundle(), raw=True)
+            self._handle.update(widget.static(), raw=True)
 
 
 def _widget(run: Run) -> RunWidget:

@@ -48,9 +48,9 @@ class ClusterPicker(Answering):
         table = Table(HEADERS, rows, empty="No cluster is up. Start one: %ray up")
         return {"text/html": table._repr_html_(), "text/plain": repr(table)}
 
-    def bundle(self) -> dict[str, Any]:
+    def live(self) -> dict[str, Any]:
         self._draw()
-        return super().bundle()
+        return super().live()
 
     def wait(self, *, timeout_s: float | None = None) -> None:
         """Wait for the end of what a click has begun."""

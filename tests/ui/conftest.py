@@ -33,9 +33,9 @@ def opened(lab: Lab, chromium: Browser) -> Iterator[Callable[..., Notebook]]:
     """Open a notebook of the lab in a page of its own."""
     pages = []
 
-    def open_(name: str, *, width: int = 1280, height: int = 1600) -> Notebook:
+    def open_(name: str, *, width: int = 1280, height: int = 1600, busy: bool = False) -> Notebook:
         pages.append(chromium.new_page(viewport={"width": width, "height": height}))
-        return Notebook(pages[-1], lab.url(name))
+        return Notebook(pages[-1], lab.url(name), busy=busy)
 
     yield open_
     for page in pages:

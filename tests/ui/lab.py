@@ -45,6 +45,7 @@ KERNEL_IDLE = f"""async () => {{
 }}"""
 SAVE = "window.jupyterapp.commands.execute('docmanager:save')"
 RESTART = f"async () => {{ {PANEL} await panel.context.sessionContext.session.kernel.restart(); }}"
+SHUT_DOWN = f"async () => {{ {PANEL} await panel.context.sessionContext.shutdown(); }}"
 START_CELL = f"""(index) => {{
   {PANEL}
   panel.content.activeCellIndex = index;
@@ -113,11 +114,13 @@ class Lab:
 class Notebook:
     """A notebook that is open in a page."""
 
-    def __init__(self, page: Page, url: str) -> None:
+    def __init__(self, page: Page, url: str, *, busy: bool = False) -> None:
+        """Open it; a ``busy`` kernel is not waited for."""
         self.page = page
         page.goto(url)
         page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=WAIT_S * 1000)
-        self._wait_for_kernel()
+        if not busy:
+            self._wait_for_kernel()
 
     def save(self) -> None:
         """Write the notebook with its outputs to its file."""
@@ -127,6 +130,10 @@ class Notebook:
         """End the kernel and start a new one."""
         self.page.evaluate(RESTART)
         self._wait_for_kernel()
+
+    def shut_kernel_down(self) -> None:
+        """End the kernel and start no other."""
+        self.page.evaluate(SHUT_DOWN)
 
     def _wait_for_kernel(self) -> None:
         page = self.page

@@ -5,6 +5,8 @@ import re
 import pytest
 from playwright.sync_api import expect
 
+from raykit.client import session
+
 pytestmark = [pytest.mark.ray, pytest.mark.ui, pytest.mark.usefixtures("clusters_end_with_module")]
 
 UP = "import raykit as rk\n%load_ext raykit\n%ray up seen --cpus 2 --object-store 100M"
@@ -80,3 +82,27 @@ STAGE = """rows = [{"x": n} for n in range(100)]
 @rk.stage()
 def double(row):
     return {"y": 2 * row["x"]}"""
+
+
+def test_a_page_that_is_reloaded_while_the_cell_blocks_shows_the_static_view_and_so_does_a_new_kernel(lab, opened):
+    notebook = opened(lab.write("reload.ipynb", [UP, LONG.replace("long", "reloaded")]))
+    assert notebook.run(0)
+    notebook.start(1)
+    live = notebook.cell(1).locator(".raykit-run")
+    expect(live).to_have_attribute("data-state", "running", timeout=60_000)
+    static = notebook.cell(1).locator(".raykit-static")
+    expect(static).to_be_hidden()
+    notebook.save()
+    again = opened("reload.ipynb", busy=True)
+    static = again.cell(1).locator(".raykit-static")
+    expect(static).to_be_visible()
+    expect(static).to_contain_text("rank 0")
+    shown = static.inner_text()
+    expect(static).not_to_have_text(shown)  # the run goes on, and so does its page
+    session.stop("reloaded")
+    expect(static).to_contain_text("stopped")
+    again.save()
+    again.shut_kernel_down()
+    closed = opened("reload.ipynb")
+    expect(closed.cell(1).locator(".raykit-static")).to_contain_text("stopped")
+    expect(closed.cell(1).locator(".raykit-static")).to_be_visible()

@@ -122,4 +122,4 @@ def test_the_chosen_node_fills_the_rows(sent, click):
 
 @pytest.mark.parametrize("mime", ["text/html", "text/plain"])
 def test_without_a_kernel_its_racks_stay(sent, mime):
-    assert "rack 4" in ClusterWidget(cluster(num_nodes=40), cluster).bundle()[mime]
+    assert "rack 4" in ClusterWidget(cluster(num_nodes=40), cluster).static()[mime]

@@ -103,6 +103,6 @@ def test_its_work_ends_with_no_thread_of_its_own(picker, click):
 
 
 def test_without_a_kernel_it_is_the_list_of_clusters(picker):
-    assert "No cluster is up" in picker.bundle()["text/plain"]
+    assert "No cluster is up" in picker.static()["text/plain"]
     session.up("lab", place="fake")
-    assert "lab" in picker.bundle()["text/html"]
+    assert "lab" in picker.static()["text/html"]
