@@ -12,7 +12,8 @@ from raykit.client.run import Run
 from raykit.jupyter.table import Table
 from raykit.render import to_text
 from raykit.render.nodes import NODE_HEADERS, node_rows
-from raykit.views import RunView
+from raykit.views import ClusterView, RunView
+from raykit.wire.door import DoorClosedError
 
 if TYPE_CHECKING:
     from raykit.client.session import Cluster
@@ -84,7 +85,16 @@ def nodes_of(cluster: Cluster) -> ClusterWidget | Table:
         return Table(NODE_HEADERS, list(node_rows(view)), empty="")
     from raykit.jupyter.cluster_widget import ClusterWidget
 
-    return ClusterWidget(view, lambda: cluster.status(wait_s=LOOK_WAIT_S))
+    return ClusterWidget(view, lambda: _look_at(cluster))
+
+
+def _look_at(cluster: Cluster) -> ClusterView:
+    """Ask a cluster; one whose door is closed says whether it is gone, or only restarts its hub."""
+    try:
+        return cluster.status(wait_s=LOOK_WAIT_S)
+    except DoorClosedError:
+        cluster.wait_for_door(timeout_s=LOOK_WAIT_S)
+        return cluster.status(wait_s=LOOK_WAIT_S)
 
 
 def _show_until_over(run: Run, face: Face) -> None:
