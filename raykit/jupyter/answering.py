@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock, Thread
 from typing import Any
 
 import anywidget
@@ -49,14 +50,22 @@ class Answering(anywidget.AnyWidget):
         self.on_msg(clicked)
 
     def on_look(self, look: Callable[[], None]) -> None:
-        """Call ``look``, in another thread than the cell's, whenever a page asks for news."""
+        """Call ``look`` when a page asks for news, in a thread of its own: a slow answer keeps no click waiting.
+
+        Pages that ask while it looks share what it finds.
+        """
+        looking = Lock()
+
+        def look_once() -> None:
+            try:
+                look()
+            finally:
+                looking.release()
+                self.looks += 1
 
         def asked(_: Any, message: dict[str, Any], __: Any) -> None:
-            if message == LOOK:
-                try:
-                    look()
-                finally:
-                    self.looks += 1
+            if message == LOOK and looking.acquire(blocking=False):
+                Thread(target=look_once, name="look", daemon=True).start()
 
         self.on_msg(asked)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raykit.client.run import Run
+from raykit.client.session import Cluster
 from raykit.jupyter.table import Table
 from raykit.render import to_text
 from raykit.render.nodes import NODE_HEADERS, node_rows
@@ -16,7 +17,6 @@ from raykit.views import ClusterView, RunView
 from raykit.wire.door import DoorClosedError
 
 if TYPE_CHECKING:
-    from raykit.client.session import Cluster
     from raykit.jupyter.cluster_widget import ClusterWidget
     from raykit.jupyter.widget import RunWidget
 
@@ -85,7 +85,8 @@ def nodes_of(cluster: Cluster) -> ClusterWidget | Table:
         return Table(NODE_HEADERS, list(node_rows(view)), empty="")
     from raykit.jupyter.cluster_widget import ClusterWidget
 
-    return ClusterWidget(view, lambda: _look_at(cluster))
+    watched = Cluster(cluster.record)  # with a door of its own: nobody closes it while an answer is awaited
+    return ClusterWidget(view, lambda: _look_at(watched))
 
 
 def _look_at(cluster: Cluster) -> ClusterView:

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.ui, pytest.mark.timeout(180)]
 
 def test_every_state_is_drawn_in_both_themes_wide_and_narrow_and_the_charts_follow_the_brush(lab, opened, pictures):
     shutil.copy(GALLERY, lab.root / "gallery.ipynb")
-    notebook = opened("gallery.ipynb", height=9000)
+    notebook = opened("gallery.ipynb", height=12_000)
     page = notebook.page
     for index, cell in enumerate(nbformat.read(GALLERY, as_version=4).cells):
         if cell.cell_type == "code":
@@ -50,7 +50,7 @@ def test_every_state_is_drawn_in_both_themes_wide_and_narrow_and_the_charts_foll
 
     page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
     expect(page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
-    page.set_viewport_size({"width": 700, "height": 14000})
+    page.set_viewport_size({"width": 700, "height": 18_000})
     page.wait_for_function("document.querySelector('.raykit-run').clientWidth < 700")
     assert widgets.evaluate_all(OVERFLOW) == []
     page.screenshot(path=pictures / "gallery-dark-narrow.png")

@@ -1,6 +1,7 @@
 """The wire between a widget and its page, without a page."""
 
 import json
+import threading
 
 import comm
 import pytest
@@ -22,9 +23,12 @@ def sent(monkeypatch):
 
 @pytest.fixture
 def click():
-    """Send a widget what a click on its page sends."""
+    """Send a widget what a click on its page sends, and let a look that was asked for come to its end."""
 
     def send(widget, **message):
         widget.comm.handle_msg({"content": {"data": {"method": "custom", "content": message}}, "buffers": []})
+        for thread in threading.enumerate():
+            if thread.name == "look":
+                thread.join(10)
 
     return send
