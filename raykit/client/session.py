@@ -59,9 +59,20 @@ class Cluster:
 
     @property
     def door(self) -> Door:
+        """The way to ask it.
+
+        Raises:
+            ClusterLostError: it was ended.
+        """
         if self._door is None:
+            try:
+                token = self.record.token
+            except FileNotFoundError:
+                raise ClusterLostError(
+                    f"The cluster {self.name} is gone: it was ended.", f"Start it again: %ray up {self.name}"
+                ) from None
             self._way = self.place.connect(self.record)
-            self._door = Door(self._way.url, self.record.token)
+            self._door = Door(self._way.url, token)
             weakref.finalize(self, self._way.close)
         return self._door
 

@@ -5,6 +5,7 @@ import json
 import os
 import stat
 import time
+from pathlib import Path
 
 import pytest
 
@@ -109,6 +110,13 @@ def test_a_current_cluster_whose_head_died_says_so(home, monkeypatch):
     monkeypatch.setattr(session, "_current", session.Cluster(dead))
     with pytest.raises(ClusterLostError, match="%ray up lab"):
         session.get()
+
+
+def test_who_asks_a_cluster_that_somebody_else_ended_is_told_so(home):
+    ended = session.Cluster(_record())
+    Path(ended.record.token_file).unlink()
+    with pytest.raises(ClusterLostError, match=r"lab is gone.*\n.*%ray up lab"):
+        ended.status()
 
 
 def test_ending_a_cluster_that_is_not_there_is_fine(home):
