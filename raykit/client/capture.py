@@ -77,13 +77,13 @@ def pack(
     return Payload(body=body, texts=_cells_named_in(body) | texts, modules=modules)
 
 
-def with_extra(payload: Payload, name: str, value: Any) -> Payload:
-    """Give a payload with one more object, which is used elsewhere than the work itself.
+def with_extra(payload: Payload, name: str, value: Any, *, called: str = "") -> Payload:
+    """Give a payload with one more object, which is used elsewhere than the work itself; a person knows it as ``called``.
 
     Raises:
-        CaptureError: it does not pickle.
+        CaptureError: it does not pickle, or is too large.
     """
-    beside = pack(value, {name: value}, {})
+    beside = pack(value, {called or name: value}, {})
     return replace(
         payload,
         texts=beside.texts | payload.texts,

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from raykit.client.capture import pack
+from raykit.client.capture import pack, with_extra
 from raykit.client.run import Run, start
 from raykit.errors import InputError, OptionError, SourceError
 from raykit.spec import PipelineSpec, SourceSpec, StageSpec
 from raykit.spec.rows import rows_in
-from raykit.wire.payload import Payload, PipelineWork
+from raykit.wire.payload import SOURCE, Payload
 
 Work = TypeVar("Work", bound=Callable[..., Any])
 MARK = "__raykit_stage__"
@@ -145,8 +145,8 @@ class Pipeline:
         specs = tuple(_spec_of(each) for each in self.stages)
         described, value = describe_source(source, limit=limit)
         spec = PipelineSpec(name=name, source=described, stages=specs, limit=limit, output_path=_absolute(output), outputs=outputs)
-        named = {each.name: work for each, work in zip(specs, self.stages, strict=True)} | {described.label or "source": value}
-        return spec, pack(PipelineWork(stages=self.stages, source=value), named, {})
+        payload = pack(self.stages, {each.name: work for each, work in zip(specs, self.stages, strict=True)}, {})
+        return spec, with_extra(payload, SOURCE, value, called=described.label or SOURCE)
 
 
 def describe_source(source: Any, *, limit: int | None = None) -> tuple[SourceSpec, Any]:
@@ -165,7 +165,8 @@ def describe_source(source: Any, *, limit: int | None = None) -> tuple[SourceSpe
             f"A {type(source).__name__} is no source.",
             "Give an iterable of rows, a path, or a function that makes rows or a Ray Dataset.",
         )
-    taken = list(itertools.islice(rows, None if limit is None else max(1, limit)))
+    most = None if limit is None else max(1, limit)
+    taken = source[:most] if isinstance(source, range) else list(itertools.islice(rows, most))
     if not taken:
         raise SourceError("The source is empty.", "Give at least one row; an iterator that was used up before gives none.")
     return SourceSpec(form="items"), taken

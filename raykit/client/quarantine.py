@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from raykit.errors import InputError
 from raykit.views import RunView
-from raykit.wire.payload import Payload, PipelineWork
+from raykit.wire.payload import Payload
 
 if TYPE_CHECKING:
     from raykit.client.run import Run
@@ -47,9 +47,9 @@ class Quarantine:
         if (not stage and len(found) > 1) or (stage and stage not in found):
             raise InputError(f"Rows of {self._run} were put aside by {', '.join(found)}.", f"Say which: retry(stage={found[0]!r})")
         stage = stage or found[0]
-        work: PipelineWork = Payload.from_bytes((self._folder / "payload").read_bytes()).open()
-        names = [stage_name(each) for each in work.stages]
-        again = Pipeline(work.stages[names.index(stage) :])
+        stages: list[Any] = Payload.from_bytes((self._folder / "payload").read_bytes()).open()
+        names = [stage_name(each) for each in stages]
+        again = Pipeline(stages[names.index(stage) :])
         return again.run(list(table["row"][table["stage"] == stage]), name=name or f"{self._run.partition('#')[0]}-retry")
 
     def __len__(self) -> int:

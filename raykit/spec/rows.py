@@ -15,4 +15,9 @@ def rows_in(value: Any) -> Iterator[dict[str, Any]] | None:
         value = value.to_dict("records")
     if isinstance(value, dict | str | bytes) or not isinstance(value, Iterable):
         return None
-    return (item if isinstance(item, dict) else {"item": item} for item in value)
+    return map(as_row, value)
+
+
+def as_row(item: Any) -> dict[str, Any]:
+    """Give an item as a row."""
+    return item if isinstance(item, dict) else {"item": item}

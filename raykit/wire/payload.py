@@ -19,6 +19,9 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+SOURCE = "source"
+"""The extra of a pipeline that is its source's items, or its function; the body is the callables of its stages, in their order."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceText:
@@ -46,7 +49,7 @@ class ModuleText:
 class Payload:
     """The user's objects as bytes (cloudpickle), with texts by file name and modules by name.
 
-    ``extras`` are further objects, by name, which are used elsewhere than the body.
+    ``extras`` are further objects, by name, which are used elsewhere than the body: whoever runs the body opens none of them.
     """
 
     body: bytes
@@ -68,6 +71,11 @@ class Payload:
         """Make texts and modules known to this process and give the user's objects."""
         self.known()
         return pickle.loads(self.body)  # noqa: S301
+
+    def open_extra(self, name: str) -> Any:
+        """Make texts and modules known to this process and give one of the extras."""
+        self.known()
+        return pickle.loads(self.extras[name])  # noqa: S301
 
     def known(self) -> None:
         """Make texts and modules known to this process."""
@@ -120,14 +128,6 @@ class FunctionWork:
 
     def run(self) -> dict[str, Any]:
         return {"result": self.function(*self.args, **self.kwargs)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PipelineWork:
-    """The callables of the stages in their order, and the source's items or its function."""
-
-    stages: Sequence[Callable[..., Any]]
-    source: Any = None
 
 
 class _ModuleFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):

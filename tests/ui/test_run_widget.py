@@ -84,6 +84,46 @@ def double(row):
     return {"y": 2 * row["x"]}"""
 
 
+NUM_QUICK = 19
+TWENTY = (
+    """%%ray pipeline twenty --source numbers
+import itertools, time
+import raykit as rk
+
+def numbers():
+    for number in itertools.count():
+        time.sleep(0.01)
+        yield {"x": number}
+
+@rk.stage(cpus=0.25)
+def slow(row):
+    time.sleep(0.1)
+    return row
+
+"""
+    + "\n\n".join(f"@rk.stage(cpus=0.02)\ndef quick_{number}(row):\n    return row" for number in range(NUM_QUICK))
+)
+
+
+def test_twenty_stages_are_drawn_live_and_an_advice_is_applied_while_the_cell_blocks(lab, opened, pictures):
+    notebook = opened(lab.write("twenty.ipynb", [UP, TWENTY]))
+    assert notebook.run(0)
+    notebook.start(1)
+    widget = notebook.cell(1).locator(".raykit-run")
+    lanes = widget.locator(".raykit-lanes tbody tr")
+    expect(lanes).to_have_count(1 + NUM_QUICK, timeout=90_000)
+    apply = widget.get_by_role("button", name="Apply")
+    expect(apply).to_be_visible(timeout=90_000)
+    advised = widget.locator(".raykit-advice").inner_text()
+    assert "replicas of slow" in advised
+    apply.click()
+    expect(lanes.filter(has_text="slow").first).to_contain_text(re.compile(r"\b[2-9]\b"), timeout=60_000)
+    notebook.page.screenshot(path=pictures / "twenty.png")
+    widget.get_by_role("button", name="Stop").click()
+    widget.get_by_role("button", name="Stop the run?").click()
+    assert not notebook.end()
+
+
 def test_a_page_that_is_reloaded_while_the_cell_blocks_shows_the_static_view_and_so_does_a_new_kernel(lab, opened):
     notebook = opened(lab.write("reload.ipynb", [UP, LONG.replace("long", "reloaded")]))
     assert notebook.run(0)

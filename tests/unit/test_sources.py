@@ -26,6 +26,22 @@ def test_of_an_endless_iterator_no_more_is_taken_than_the_limit():
     assert next(numbers) == 3
 
 
+def test_a_range_travels_as_what_it_is_however_long():
+    pipeline = Pipeline([test_items_that_are_no_dicts_become_rows])
+    _, payload = pipeline.prepare(range(10**9))
+    assert len(payload.extras["source"]) < 100
+    assert payload.open_extra("source") == range(10**9)
+    assert describe_source(range(10**9), limit=3)[1] == range(3)
+    with pytest.raises(SourceError, match="source is empty"):
+        describe_source(range(0))
+
+
+def test_stages_travel_apart_from_the_rows():
+    pipeline = Pipeline([test_items_that_are_no_dicts_become_rows])
+    bodies = {pipeline.prepare([{"x": 1}] * num_rows)[1].body for num_rows in (1, 10_000)}
+    assert len(bodies) == 1
+
+
 def test_a_limit_of_nothing_is_refused_also_of_an_endless_iterator():
     with pytest.raises(OptionError, match="limit is 0"):
         Pipeline([lambda row: row]).prepare(itertools.count(), limit=0)

@@ -11,6 +11,7 @@ import ray.data
 from raykit.engine.pipeline.blocks import bytes_of
 from raykit.engine.raydata_context import quiet
 from raykit.spec import SourceSpec
+from raykit.spec.rows import as_row
 
 SourceBlock = tuple[Any, int, int]
 """A reference to a block, its rows, its bytes."""
@@ -30,14 +31,14 @@ def blocks_of(spec: SourceSpec, value: Any, *, limit: int | None, rows_a_block: 
 
     Args:
         spec: where they come from.
-        value: the rows of the form ``items``, the function of a Ray Dataset of the form ``function``.
+        value: the items of the form ``items``, the function of a Ray Dataset of the form ``function``.
         limit: how many rows at most.
         rows_a_block: of the form ``items``.
     """
     if spec.form == "items":
-        rows = value[:limit]
-        for start in range(0, len(rows), rows_a_block):
-            some = rows[start : start + rows_a_block]
+        items = value[:limit]
+        for start in range(0, len(items), rows_a_block):
+            some = [as_row(item) for item in items[start : start + rows_a_block]]
             yield ray.put(some), len(some), bytes_of(some)
         return
     # A user's dataset wants CPU slots for itself, which the stages hold while they run: it goes first.

@@ -18,7 +18,7 @@ from raykit.engine.run import describe
 from raykit.engine.threads import limit_threads
 from raykit.errors import SourceError
 from raykit.spec.rows import rows_in
-from raykit.wire.payload import Payload, PipelineWork
+from raykit.wire.payload import SOURCE, Payload
 
 NAME = "source"
 WHERE = "the source"
@@ -89,8 +89,7 @@ class Reader:
 
     def _opened(self) -> Opened:
         limit_threads(0)
-        work: PipelineWork = self._payload.open()
-        self._made = work.source()
+        self._made = self._payload.open_extra(SOURCE)()
         if _is_dataset(self._made):
             return Opened(is_dataset=True)
         rows = rows_in(self._made)

@@ -43,7 +43,7 @@ from raykit.events import (
 from raykit.policy.advice import Limit, StageUse
 from raykit.policy.balance import Resources, StageLoad, decide
 from raykit.spec import PipelineSpec, StageSpec
-from raykit.wire.payload import PipelineWork
+from raykit.wire.payload import SOURCE
 
 TICK_S = 0.05
 BALANCE_S = 0.25
@@ -148,12 +148,12 @@ class PipelineRun:
     def _open_source(self) -> Source:
         payload = self._context.payload()
         try:
-            work: PipelineWork = payload.open()
+            value = payload.open_extra(SOURCE)
         except Exception as exc:
             raise as_user_error(exc, payload, "the source") from exc
         largest = max(spec.batch_size or spec.concurrency for spec in self._spec.stages)
         span_rows = max(MIN_SPAN_ROWS, BATCHES_A_SPAN * largest)
-        return Source(self._context, work.source, span_rows=span_rows, written=frozenset(self._sink.spans), payload=payload)
+        return Source(self._context, value, span_rows=span_rows, written=frozenset(self._sink.spans), payload=payload)
 
     def _wait_for_source(self) -> None:
         """Let a dataset of the user's be made before the stages take the CPUs that it needs."""

@@ -9,9 +9,9 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from raykit.engine.run import describe
 from raykit.engine.threads import limit_threads
 from raykit.events import BatchHalved, ReplicaSampled, ReplicaStarted
 from raykit.spec import StageSpec
-from raykit.wire.payload import Payload, PipelineWork
+from raykit.wire.payload import Payload
 
 MAX_BLOCK_BYTES = 16_000_000
 
@@ -39,7 +39,7 @@ class StageWorker:
         self._spec, self._replica, self._is_last = spec, replica, is_last
         self._position: Position | None = None
         self._reporter = Reporter(host, replica, folder / "logs" / f"{replica}.log", pulse=lambda: self._position).start()
-        self._payload = Payload.from_bytes((folder / "payload").read_bytes())
+        self._payload = replace(Payload.from_bytes((folder / "payload").read_bytes()), extras={})  # the source is not for it
         self._count, self._usage = _Count(), Usage()
         self._num_calls = 0
         self._most_rows = sys.maxsize  # of a batch that fits the GPU, once one did not
@@ -235,8 +235,8 @@ class StageWorker:
         return []
 
     def _find(self) -> Any:
-        work: PipelineWork = self._payload.open()
-        return next(each for each in work.stages if self._is_mine(each))
+        stages: Sequence[Any] = self._payload.open()
+        return next(each for each in stages if self._is_mine(each))
 
     def _is_mine(self, work: Any) -> bool:
         marked: StageSpec | None = getattr(work, "__raykit_stage__", None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Callable
 from typing import Any, get_args
@@ -26,8 +25,7 @@ class Answer:
         self._function: Callable[[RunView], Any] | None = None
         if spec.on_loss not in ON_LOSS:
             payload = context.payload()
-            payload.known()
-            self._function = pickle.loads(payload.extras[EXTRA])  # noqa: S301  (came with the run, past the door's token)
+            self._function = payload.open_extra(EXTRA)
 
     def to(self, worker: str, rank: int | None, cause: str) -> LossAnswer:
         """Say what is to be done about the loss of a rank.
