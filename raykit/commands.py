@@ -37,4 +37,13 @@ class Apply:
     run: str
 
 
-Command = Stop | Drill | Resize | Apply
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lend:
+    """Have no more than so many ranks for the sake of another run, or as many as were asked for again (None)."""
+
+    run: str
+    borrower: str
+    max_workers: int | None
+
+
+Command = Stop | Drill | Resize | Apply | Lend

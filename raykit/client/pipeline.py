@@ -13,6 +13,7 @@ from raykit.client.capture import pack, with_extra
 from raykit.client.run import Run, start
 from raykit.errors import InputError, OptionError, SourceError
 from raykit.spec import PipelineSpec, SourceSpec, StageSpec
+from raykit.spec.priority import Priority
 from raykit.spec.rows import rows_in
 from raykit.wire.payload import SOURCE, Payload
 
@@ -109,7 +110,15 @@ class Pipeline:
     def __init__(self, stages: Sequence[Callable[..., Any]]) -> None:
         self.stages = list(stages)
 
-    def run(self, source: Any, *, name: str = "pipeline", limit: int | None = None, output: str | None = None) -> Run:
+    def run(
+        self,
+        source: Any,
+        *,
+        name: str = "pipeline",
+        limit: int | None = None,
+        output: str | None = None,
+        priority: Priority = "normal",
+    ) -> Run:
         """Start the pipeline and give its viewer; ``.wait().result`` reads the rows.
 
         Args:
@@ -122,11 +131,12 @@ class Pipeline:
             name: how the run is called.
             limit: take only so many rows.
             output: folder or URL for the Parquet parts, if not the run's own folder.
+            priority: ``"low"``, ``"normal"`` or ``"high"``; elastic training of a lower one lends what it waits for.
 
         Raises:
             InputError: no stage, or an empty or unknown source.
         """
-        return start(*self.prepare(source, name=name, limit=limit, output=output))
+        return start(*self.prepare(source, name=name, limit=limit, output=output, priority=priority))
 
     def prepare(
         self,
@@ -136,6 +146,7 @@ class Pipeline:
         limit: int | None = None,
         output: str | None = None,
         outputs: tuple[str, ...] = (),
+        priority: Priority = "normal",
     ) -> tuple[PipelineSpec, Payload]:
         """Check everything that can be checked here, and give what travels."""
         if not self.stages:
@@ -144,7 +155,15 @@ class Pipeline:
             )
         specs = tuple(_spec_of(each) for each in self.stages)
         described, value = describe_source(source, limit=limit)
-        spec = PipelineSpec(name=name, source=described, stages=specs, limit=limit, output_path=_absolute(output), outputs=outputs)
+        spec = PipelineSpec(
+            name=name,
+            source=described,
+            stages=specs,
+            limit=limit,
+            output_path=_absolute(output),
+            outputs=outputs,
+            priority=priority,
+        )
         payload = pack(self.stages, {each.name: work for each, work in zip(specs, self.stages, strict=True)}, {})
         return spec, with_extra(payload, SOURCE, value, called=described.label or SOURCE)
 

@@ -15,6 +15,7 @@ from raykit.commands import Apply, Command, Drill, Resize, Stop
 from raykit.errors import ClusterLostError, InputError, OptionError, RunFailedError, RunLostError, RunNotFoundError, RunStoppedError
 from raykit.events import RunAccepted, StepCommitted
 from raykit.spec import RunSpec, TaskSpec, TrainSpec
+from raykit.spec.priority import Priority
 from raykit.spec.training import ON_LOSS, interval
 from raykit.views import RunView, fold_all
 from raykit.wire.door import DoorClosedError
@@ -193,14 +194,24 @@ def start(spec: RunSpec, payload: Payload, *, on: str | None = None) -> Run:
     return Run(cluster, cluster.door.start(spec, payload.to_bytes()))
 
 
-def run(function: Callable[..., Any], *args: Any, name: str = "cell", cpus: float = 1, gpus: float = 0, **kwargs: Any) -> Run:
+def run(
+    function: Callable[..., Any],
+    *args: Any,
+    name: str = "cell",
+    cpus: float = 1,
+    gpus: float = 0,
+    priority: Priority = "normal",
+    **kwargs: Any,
+) -> Run:
     """Run ``function(*args, **kwargs)`` on a node; ``.wait().result`` is what it returns.
+
+    Elastic training of a lower priority lends what it waits for.
 
     Raises:
         InputError: the function cannot be called so.
     """
     _check_call(run, function, args, kwargs)
-    spec = TaskSpec(name=name, num_cpus=cpus, num_gpus=gpus, outputs=("result",))
+    spec = TaskSpec(name=name, num_cpus=cpus, num_gpus=gpus, outputs=("result",), priority=priority)
     work = FunctionWork(function=function, args=args, kwargs=kwargs)
     named = {getattr(function, "__name__", "function"): function, **{f"argument {n}": arg for n, arg in enumerate(args)}, **kwargs}
     return start(spec, pack(work, named, {}))
@@ -222,6 +233,7 @@ def train(
     checkpoints_kept: int = 2,
     hang_after_s: float = 300.0,
     engine: Any = "raykit",
+    priority: Priority = "normal",
     **kwargs: Any,
 ) -> Run:
     """Run an elastic training function on every worker; rank 0's result is ``.wait().result``.
@@ -247,6 +259,8 @@ def train(
         checkpoints_kept: how many checkpoints are kept.
         hang_after_s: end a rank that works, but keeps the others waiting for so long.
         engine: ``raykit``, or ``ray-train``.
+        priority: ``"low"``, ``"normal"`` or ``"high"``: it lends what it can spare to runs of a higher one that wait, and
+            takes what it asks for from elastic training of a lower one.
         kwargs: see ``args``.
 
     Raises:
@@ -270,6 +284,7 @@ def train(
         checkpoints_kept=checkpoints_kept,
         hang_after_s=hang_after_s,
         engine=engine,
+        priority=priority,
         outputs=("result", "checkpoint") if engine == "ray-train" else ("result",),
     )
     if engine == "ray-train":

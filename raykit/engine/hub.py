@@ -28,6 +28,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raykit.codec import decode
 from raykit.commands import Command, Resize, Stop
 from raykit.engine import capacity
+from raykit.engine.arbiter import Arbiter
 from raykit.engine.host import PREFIX, Host, find_host
 from raykit.engine.idle import IdleGuard
 from raykit.engine.registry import Registry
@@ -67,6 +68,7 @@ class Hub:
         self._started_unix_s = time.time()
         self._starting = asyncio.Lock()
         self._guard_of_idleness = IdleGuard(setting, self._registry)
+        self._arbiter = Arbiter(self._registry, self._tell)
         self._serving = asyncio.get_event_loop().create_task(self._serve())
 
     async def ready(self) -> int:
@@ -95,6 +97,7 @@ class Hub:
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", self._setting.port, reuse_address=True).start()
+        self._lending = asyncio.create_task(self._arbiter.watch())
         if self._setting.sample_s:
             self._sampling = asyncio.create_task(self._telemetry.run())
 

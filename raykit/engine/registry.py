@@ -163,6 +163,7 @@ class Registry:
             stages=stages,
             resumed=resumed,
             simulated_gpus=self._setting.simulated_gpus,
+            priority=spec.priority,
         )
         self.log.append(run, [accepted])
 

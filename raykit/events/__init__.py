@@ -51,6 +51,7 @@ from raykit.events.training import (
     CheckpointSaved,
     Recovered,
     Resized,
+    SlotsLent,
     StepCommitted,
     WorkerBusy,
     WorkerEnded,
@@ -97,6 +98,7 @@ __all__ = [
     "RunStarted",
     "RunWaited",
     "SlotsHeld",
+    "SlotsLent",
     "SlotsReleased",
     "SourceCounted",
     "SourceRestarted",
@@ -154,6 +156,7 @@ Event = (
     | NodeSampled
     | UseSampled
     | Resized
+    | SlotsLent
     | Decided
     | Recovered
     | CheckpointSaved

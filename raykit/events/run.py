@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from raykit.spec.priority import Priority
+
 RunKind = Literal["task", "pipeline", "training", "observed"]
 EndState = Literal["done", "failed", "stopped", "lost"]
 
@@ -18,6 +20,7 @@ class RunAccepted:
     stages: tuple[str, ...] = ()
     resumed: bool = False
     simulated_gpus: bool = False
+    priority: Priority = "normal"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

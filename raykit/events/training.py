@@ -85,6 +85,14 @@ class WorkerEnded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SlotsLent:
+    """The run may have ``max_workers`` ranks for now, for the sake of a run of a higher priority; None ends that."""
+
+    borrower: str
+    max_workers: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Resized:
     """A person asked for another number of ranks."""
 

@@ -49,6 +49,7 @@ def pipeline_cell(shell: Any, cell: str, line: PipelineLine, viewing: Viewing) -
         limit=line.limit,
         output=None if is_name else line.output or None,
         outputs=(line.output,) if is_name else (),
+        priority=line.priority,
     )
     return view(shell, start(spec, payload, on=viewing.on), detach=viewing.detach)
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from raykit.errors import OptionError
 from raykit.spec.options import check_range, count, counts, names, one_or_range, option, seconds
+from raykit.spec.priority import Priority, check_priority, priority_option
 
 DRILLS = ("kill-worker", "hang", "kill-host", "kill-node")
 
@@ -129,3 +130,7 @@ class PipelineLine:
     )
     limit: int | None = option("--limit", default=None, help="take only the first N rows of the source", read=count, metavar="N")
     output: str = option("-o", default="", help="a name for the result, or a path for its Parquet parts", read=str)
+    priority: Priority = priority_option()  # noqa: RUF009  (it makes a field)
+
+    def __post_init__(self) -> None:
+        check_priority(self.priority)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from raykit.errors import OptionError
 from raykit.spec.options import check_range
+from raykit.spec.priority import Priority, check_priority
 
 MIN_ROWS_FOR_SHARE = 100  # a share of fewer rows says nothing yet
 
@@ -101,8 +102,10 @@ class PipelineSpec:
     limit: int | None = None
     output_path: str | None = None
     outputs: tuple[str, ...] = ()
+    priority: Priority = "normal"
 
     def __post_init__(self) -> None:
+        check_priority(self.priority)
         seen: set[str] = set()
         for stage in self.stages:
             if stage.name in seen:

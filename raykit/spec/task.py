@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raykit.spec.options import amount, names, option
+from raykit.spec.priority import Priority, check_priority, priority_option
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +19,10 @@ class TaskSpec:
         "-i", default=(), help="names of the notebook that travel; all that the cell uses if not given", read=names
     )
     outputs: tuple[str, ...] = option("-o", default=(), help="names that come back into the notebook", read=names)
+    priority: Priority = priority_option()  # noqa: RUF009  (it makes a field)
+
+    def __post_init__(self) -> None:
+        check_priority(self.priority)
 
     @property
     def demand(self) -> tuple[tuple[float, float], ...]:

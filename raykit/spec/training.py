@@ -7,13 +7,14 @@ from typing import Literal, get_args
 
 from raykit.errors import OptionError
 from raykit.spec.options import amount, check_range, count, counts, counts_by_word, names, option, seconds
+from raykit.spec.priority import Priority, check_priority, priority_option
 
 LossCause = Literal["died", "hung", "node", "memory"]
 """Why a worker was lost: its process ended, it hung, its node went, or its node ran out of memory."""
 
 ON_LOSS = ("shrink", "wait", "stop")
 
-OF_BOTH_ENGINES = ("name", "workers", "cpus_per_worker", "gpus_per_worker", "outputs", "engine")
+OF_BOTH_ENGINES = ("name", "workers", "cpus_per_worker", "gpus_per_worker", "outputs", "engine", "priority")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,7 @@ class TrainSpec:
         metavar="5m",
     )  # fmt: skip
     outputs: tuple[str, ...] = option("-o", default=(), help="names that come back, from the first rank", read=names)
+    priority: Priority = priority_option()  # noqa: RUF009  (it makes a field)
     engine: Literal["raykit", "ray-train"] = option(
         "--engine", default="raykit", help="raykit, or ray-train for a train_loop_per_worker of Ray Train", read=str
     )
@@ -103,6 +105,7 @@ class TrainSpec:
         if self.engine == "ray-train":
             self._refuse_options_of_raykit()
         check_range("--workers", *self.workers, least=1)
+        check_priority(self.priority)
         if self.group < 1 or any(workers % self.group for workers in self.workers):
             low, high = self.workers
             raise OptionError(f"--workers {low}:{high} are no groups of {self.group}.", "Give multiples of --group, as 2:8.")

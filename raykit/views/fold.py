@@ -59,6 +59,7 @@ def _run_accepted(view: RunView, event: ev.RunAccepted, at_unix_s: float) -> Run
         folder=event.folder,
         simulated_gpus=event.simulated_gpus,
         resumed=event.resumed,
+        priority=event.priority,
         cards=view.cards,
         state="starting",
         accepted_at_unix_s=at_unix_s,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raykit import events as ev
-from raykit.views.values import CardView, MarkView, RankView, RunState, RunView, SeriesView, Step, changed
+from raykit.views.values import CardView, LoanView, MarkView, RankView, RunState, RunView, SeriesView, Step, changed
 
 MAX_CURVES = 8
 AT_WORK: tuple[RunState, ...] = ("running", "resizing")
@@ -89,6 +89,15 @@ def _resized(view: RunView, event: ev.Resized, at_unix_s: float) -> RunView:
     return changed(view, state=_at_work(view)) if view.state in AT_WORK else view
 
 
+def _slots_lent(view: RunView, event: ev.SlotsLent, at_unix_s: float) -> RunView:
+    if event.max_workers is None:
+        words, loan = f"what {event.borrower} borrowed is back", None
+    else:
+        words, loan = f"slots are lent to {event.borrower}", LoanView(borrower=event.borrower, max_workers=event.max_workers)
+    marks = view.marks if view.loan and loan else (*view.marks, MarkView(at_unix_s=at_unix_s, words=words))
+    return changed(view, loan=loan, marks=marks)
+
+
 def _recovered(view: RunView, event: ev.Recovered, at_unix_s: float) -> RunView:
     found = "not known" if event.detected_after_s is None else f"after {event.detected_after_s:.2f} s"
     after = event.recovered_after_s
@@ -130,6 +139,7 @@ STEPS: dict[type, Step] = {
     ev.WorkerLost: _worker_lost,
     ev.WorkerEnded: _worker_ended,
     ev.Resized: _resized,
+    ev.SlotsLent: _slots_lent,
     ev.Recovered: _recovered,
     ev.CheckpointSaved: _checkpoint_saved,
     ev.CheckpointFailed: _checkpoint_failed,

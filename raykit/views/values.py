@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from raykit import events as ev
 from raykit.decisions import StageChange
+from raykit.spec.priority import Priority
 
 RunState = Literal["waiting", "starting", "running", "recovering", "resizing", "stopping", "done", "failed", "stopped", "lost"]
 ENDED: tuple[RunState, ...] = ("done", "failed", "stopped", "lost")
@@ -243,6 +244,14 @@ class SlotView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoanView:
+    """For whose sake a training has fewer ranks than it asks for, and how many it may have."""
+
+    borrower: str
+    max_workers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LineView:
     """A printed line and the stage or rank that it came from."""
 
@@ -262,6 +271,7 @@ class RunView:
     folder: str = ""
     simulated_gpus: bool = False
     resumed: bool = False
+    priority: Priority = "normal"
     accepted_at_unix_s: float | None = None
     started_at_unix_s: float | None = None
     updated_at_unix_s: float | None = None
@@ -274,6 +284,7 @@ class RunView:
     ranks: tuple[RankView, ...] = ()
     world_size: int = 0
     resized_to: tuple[int, int] | None = None
+    loan: LoanView | None = None
     generation: int = 0
     step: int = 0
     total_steps: int | None = None

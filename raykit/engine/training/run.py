@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from raykit.codec import encode
-from raykit.commands import Command, Drill, Resize, Stop
+from raykit.commands import Command, Drill, Lend, Resize, Stop
 from raykit.decisions import Conclude, Decision, End, Form, GiveUp, LossAnswer, Start
 from raykit.engine.run import RunContext, StoppedError, UserCodeError
 from raykit.engine.training.answer import Answer
@@ -32,6 +32,7 @@ from raykit.events import (
     Resized,
     RunStarted,
     RunWaited,
+    SlotsLent,
     StepCommitted,
     WorkerLost,
     WorldBroken,
@@ -58,6 +59,7 @@ class TrainingRun:
         self._context = context
         self._spec: TrainSpec = context.spec
         self._min_replicas, self._max_replicas = self._spec.min_replicas, self._spec.max_replicas
+        self._lent_down_to: int | None = None
         own_node_id = ray.get_runtime_context().get_node_id()
         self._vigil = Vigil(own_node_id=own_node_id, hang_after_s=self._spec.hang_after_s)
         self._crew = Crew(context, self._vigil)
@@ -82,7 +84,7 @@ class TrainingRun:
         slots = Slots(self._context, already_held=self._take_up() if self._context.attempt > 1 else frozenset())
         self._on_loss = Answer(self._context)
         try:
-            slots.ask(self._max_replicas)
+            slots.ask(self._most)
             self._wait_for_slots(slots)
             while not self._is_over():
                 self._look(slots)
@@ -132,6 +134,8 @@ class TrainingRun:
             if not rank.lost and self._crew.find(rank.worker) is None:
                 self._context.emit(WorkerLost(worker=rank.worker, rank=rank.rank, cause=GONE))
         self._step = view.step
+        if view.loan is not None:
+            self._lent_down_to = view.loan.max_workers // self._spec.group
         if view.resized_to is not None:
             self._min_replicas, self._max_replicas = (workers // self._spec.group for workers in view.resized_to)
         if latest is not None:
@@ -171,7 +175,7 @@ class TrainingRun:
         gone = tuple(replace(_NOBODY, replica=name) for name in lost_by_earlier_host)
         return Membership(
             min_replicas=self._min_replicas,
-            num_slots=min(len(slots.held), self._max_replicas),
+            num_slots=min(len(slots.held), self._most),
             num_spares=self._num_spares,
             world=self._world,
             is_formed=self._is_formed,
@@ -211,7 +215,7 @@ class TrainingRun:
             self._slots_looked_s = time.monotonic()
             slots.look()
             self._crew.drop_unplaced(slots, self._world)
-            slots.give_back(self._max_replicas, used=self._crew.slots_used)
+            slots.give_back(self._most, used=self._crew.slots_used)
 
     @property
     def _is_in_a_hurry(self) -> bool:
@@ -225,6 +229,8 @@ class TrainingRun:
             command = self._commands.get()
             if isinstance(command, Resize):
                 self._resize(command.workers, slots)
+            if isinstance(command, Lend):
+                self._lend(command, slots)
             if isinstance(command, Drill):
                 self._drills.add(command)
         if self._context.stop_asked.is_set() and not self._stop_sent:
@@ -239,7 +245,22 @@ class TrainingRun:
         self._min_replicas, self._max_replicas = (each // self._spec.group for each in workers)
         group = self._spec.group
         self._context.emit(Resized(min_workers=self._min_replicas * group, max_workers=self._max_replicas * group))
-        slots.ask(self._max_replicas)
+        slots.ask(self._most)
+
+    def _lend(self, command: Lend, slots: Slots) -> None:
+        """Have fewer replicas while another run needs their slots: they leave at a commit, as if a person had asked."""
+        self._lent_down_to = None if command.max_workers is None else command.max_workers // self._spec.group
+        self._context.emit(SlotsLent(borrower=command.borrower, max_workers=command.max_workers))
+        slots.ask(self._most)
+
+    @property
+    def _most(self) -> int:
+        """How many replicas it may have now."""
+        return (
+            self._max_replicas
+            if self._lent_down_to is None
+            else max(self._min_replicas, min(self._max_replicas, self._lent_down_to))
+        )
 
     def _hear(self, worker: str, pulse: Pulse, at_s: float) -> None:
         found = self._crew.find(worker)

@@ -1,0 +1,134 @@
+"""The arbiter: asks elastic training for slots that runs of a higher priority wait for, and tells it when that is over.
+
+It keeps nothing: who holds, who lacks and who lends stands in the runs' views, so a hub that comes back goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import ray
+
+from raykit.commands import Command, Lend
+from raykit.engine.registry import Registry
+from raykit.errors import RaykitError
+from raykit.policy.lending import Lender, Loan, Slots, Want, loans
+from raykit.spec import RunSpec, TrainSpec
+from raykit.spec.priority import RANKS
+from raykit.views import RunView
+
+LOOK_S = 0.25
+PATIENCE_S = 2.0  # a run that is no training is given so long to start by itself
+
+logger = logging.getLogger(__name__)
+
+Tell = Callable[[str, Command], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Party:
+    """A run that goes on: what it wants and how it stands."""
+
+    spec: RunSpec
+    view: RunView
+
+    @property
+    def priority(self) -> int:
+        return RANKS[self.view.priority]
+
+    @property
+    def num_held(self) -> int:
+        return sum(slot.released_at_unix_s is None for slot in self.view.slots)
+
+
+class Arbiter:
+    """Looks at the runs of a cluster, and commands loans."""
+
+    def __init__(self, registry: Registry, tell: Tell) -> None:
+        self._registry, self._tell = registry, tell
+        self._specs: dict[str, RunSpec] = {}
+        self._version = -1
+
+    async def watch(self) -> None:
+        """Look for ever. What breaks a look does not break the next."""
+        while True:
+            try:
+                await self._look()
+            except (RaykitError, ray.exceptions.RayError):
+                logger.exception("a look at who lends to whom broke off")
+            await asyncio.sleep(LOOK_S)
+
+    async def _look(self) -> None:
+        views = await asyncio.to_thread(self._registry.views)
+        going_on = [view for view in views if not view.ended]
+        if not any(view.loan for view in going_on) and len({view.priority for view in going_on}) < 2:  # noqa: PLR2004  (two differ)
+            return
+        parties = [Party(spec=self._spec(view.name), view=view) for view in going_on]
+        free = await asyncio.to_thread(_free)
+        wanted = loans(lenders(parties), wants(parties, time.time()), free)
+        for party in parties:
+            if (command := lend(party, wanted.get(party.view.name))) is not None:
+                await self._tell(party.view.name, command)
+
+    def _spec(self, run: str) -> RunSpec:
+        if run not in self._specs:
+            self._specs[run] = self._registry.spec(run)
+        return self._specs[run]
+
+
+def lenders(parties: list[Party]) -> list[Lender]:
+    """Give the elastic trainings that raykit's own engine drives; a replica's slots are one here."""
+    return [
+        Lender(
+            run=party.view.name,
+            priority=party.priority,
+            slot=(spec.cpus_per_worker * spec.group, spec.gpus_per_worker * spec.group),
+            num_held=party.num_held,
+            least=_asked(spec, party.view)[0],
+        )
+        for party in parties
+        if isinstance(spec := party.spec, TrainSpec) and spec.engine == "raykit"
+    ]
+
+
+def wants(parties: list[Party], now_unix_s: float) -> list[Want]:
+    """Say who lacks what: a training up to its most, any other run what it cannot start without."""
+    found = []
+    for party in parties:
+        spec, view = party.spec, party.view
+        if isinstance(spec, TrainSpec) and spec.engine == "raykit":
+            missing = (_asked(spec, view)[1] - party.num_held) * spec.group
+            lacks = (missing * spec.cpus_per_worker, missing * spec.gpus_per_worker)
+        elif view.started_at_unix_s is None and now_unix_s - (view.accepted_at_unix_s or now_unix_s) > PATIENCE_S:
+            lacks = sum(slot[0] for slot in spec.demand), sum(slot[1] for slot in spec.demand)
+        else:
+            continue
+        if max(lacks) > 0:
+            found.append(Want(run=view.name, priority=party.priority, lacks=lacks))
+    return found
+
+
+def lend(party: Party, loan: Loan | None) -> Command | None:
+    """Say what to command a run, if it was not told so before."""
+    told = party.view.loan
+    if loan is None:
+        return None if told is None else Lend(run=party.view.name, borrower=told.borrower, max_workers=None)
+    most = loan.most * party.spec.group if isinstance(party.spec, TrainSpec) else loan.most
+    if told is not None and (told.borrower, told.max_workers) == (loan.borrower, most):
+        return None
+    return Lend(run=party.view.name, borrower=loan.borrower, max_workers=most)
+
+
+def _asked(spec: TrainSpec, view: RunView) -> tuple[int, int]:
+    """Give how many replicas were asked last, least and most."""
+    least, most = view.resized_to or spec.workers
+    return least // spec.group, most // spec.group
+
+
+def _free() -> Slots:
+    free = ray.available_resources()
+    return free.get("CPU", 0.0), free.get("GPU", 0.0)
