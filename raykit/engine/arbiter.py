@@ -27,6 +27,7 @@ PATIENCE_S = 2.0  # a run that is no training is given so long to start by itsel
 logger = logging.getLogger(__name__)
 
 Tell = Callable[[str, Command], Awaitable[None]]
+"""Gives a run a command."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,10 @@ class Party:
         return RANKS[self.view.priority]
 
     @property
+    def has_started(self) -> bool:
+        return self.view.started_at_unix_s is not None
+
+    @property
     def num_held(self) -> int:
         return sum(slot.released_at_unix_s is None for slot in self.view.slots)
 
@@ -51,7 +56,6 @@ class Arbiter:
     def __init__(self, registry: Registry, tell: Tell) -> None:
         self._registry, self._tell = registry, tell
         self._specs: dict[str, RunSpec] = {}
-        self._version = -1
 
     async def watch(self) -> None:
         """Look for ever. What breaks a look does not break the next."""
@@ -64,15 +68,14 @@ class Arbiter:
 
     async def _look(self) -> None:
         views = await asyncio.to_thread(self._registry.views)
-        going_on = [view for view in views if not view.ended]
+        going_on = [view for view in reversed(views) if not view.ended]  # the oldest first
         if not any(view.loan for view in going_on) and len({view.priority for view in going_on}) < 2:  # noqa: PLR2004  (two differ)
             return
         parties = [Party(spec=self._spec(view.name), view=view) for view in going_on]
         free = await asyncio.to_thread(_free)
         wanted = loans(lenders(parties), wants(parties, time.time()), free)
-        for party in parties:
-            if (command := lend(party, wanted.get(party.view.name))) is not None:
-                await self._tell(party.view.name, command)
+        commands = [lend(party, wanted.get(party.view.name)) for party in parties]
+        await asyncio.gather(*(self._tell(command.run, command) for command in commands if command is not None))
 
     def _spec(self, run: str) -> RunSpec:
         if run not in self._specs:
@@ -88,7 +91,7 @@ def lenders(parties: list[Party]) -> list[Lender]:
             priority=party.priority,
             slot=(spec.cpus_per_worker * spec.group, spec.gpus_per_worker * spec.group),
             num_held=party.num_held,
-            least=_asked(spec, party.view)[0],
+            least=_asked(spec, party.view)[0] if party.has_started else 0,
         )
         for party in parties
         if isinstance(spec := party.spec, TrainSpec) and spec.engine == "raykit"
@@ -103,7 +106,7 @@ def wants(parties: list[Party], now_unix_s: float) -> list[Want]:
         if isinstance(spec, TrainSpec) and spec.engine == "raykit":
             missing = (_asked(spec, view)[1] - party.num_held) * spec.group
             lacks = (missing * spec.cpus_per_worker, missing * spec.gpus_per_worker)
-        elif view.started_at_unix_s is None and now_unix_s - (view.accepted_at_unix_s or now_unix_s) > PATIENCE_S:
+        elif not party.has_started and now_unix_s - (view.accepted_at_unix_s or now_unix_s) > PATIENCE_S:
             lacks = sum(slot[0] for slot in spec.demand), sum(slot[1] for slot in spec.demand)
         else:
             continue
@@ -112,7 +115,7 @@ def wants(parties: list[Party], now_unix_s: float) -> list[Want]:
     return found
 
 
-def lend(party: Party, loan: Loan | None) -> Command | None:
+def lend(party: Party, loan: Loan | None) -> Lend | None:
     """Say what to command a run, if it was not told so before."""
     told = party.view.loan
     if loan is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 Slots = tuple[float, float]
@@ -34,34 +34,39 @@ class Want:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loan:
-    """A lender may have ``most`` slots for now, for the sake of ``borrower``."""
+    """A lender may have ``most`` slots while ``borrower`` waits."""
 
     lender: str
     borrower: str
     most: int
 
 
-def loans(lenders: Iterable[Lender], wants: Iterable[Want], free: Slots) -> dict[str, Loan]:
-    """Say who lends to whom, by lender; who lends nothing may have what it asks for.
+def loans(lenders: Sequence[Lender], wants: Sequence[Want], free: Slots) -> dict[str, Loan]:
+    """Say who may have no more than what, by lender; who is not named may have what it asks for.
 
     The highest priority is served first, from what is free, then from the lowest priority that can spare a slot; nobody
-    lends to its equals, or goes below its least. What a borrower cannot be given is not taken for it: of slots that are
-    worth nothing to it (CPUs, where it lacks GPUs) none is asked back.
+    lends to its equals, or goes below its least. Of slots that are worth nothing to a borrower (CPUs, where it lacks GPUs)
+    none is asked back. While a run waits, nobody of a lower priority gets more of what it waits for than it holds: else a
+    slot that was given back could go to the wrong one.
     """
-    spare = {lender.run: lender.num_held - lender.least for lender in lenders}
+    kept = {lender.run: lender.num_held for lender in lenders}
     from_lowest = sorted(lenders, key=lambda lender: lender.priority)
-    found: dict[str, Loan] = {}
+    borrowers: dict[str, str] = {}
     for want in sorted(wants, key=lambda want: -want.priority):
         lacks = _less(want.lacks, free)
         free = _less(free, want.lacks)
         for lender in from_lowest:
-            count = 0 if lender.priority >= want.priority else min(spare[lender.run], _num_slots(lacks, lender.slot))
-            if count <= 0:
+            if lender.priority >= want.priority or not _serves(lender.slot, want.lacks):
                 continue
-            spare[lender.run] -= count
+            count = max(0, min(kept[lender.run] - lender.least, _num_slots(lacks, lender.slot)))
+            kept[lender.run] -= count
             lacks = _less(lacks, (count * lender.slot[0], count * lender.slot[1]))
-            found[lender.run] = Loan(lender=lender.run, borrower=want.run, most=lender.least + spare[lender.run])
-    return found
+            borrowers.setdefault(lender.run, want.run)
+    return {run: Loan(lender=run, borrower=borrower, most=kept[run]) for run, borrower in borrowers.items()}
+
+
+def _serves(slot: Slots, lacks: Slots) -> bool:
+    return any(each and lack > EPSILON for each, lack in zip(slot, lacks, strict=True))
 
 
 def _less(these: Slots, those: Slots) -> Slots:

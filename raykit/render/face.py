@@ -198,6 +198,10 @@ def _sum(counts: Iterable[int | None]) -> int | None:
 
 def _labels(view: RunView) -> Sequence[str]:
     said = [f"waits: {view.reason}"] if view.reason else []
+    if view.priority != "normal":
+        said.append(f"{view.priority} priority")
+    if view.loan is not None:
+        said.append(f"{view.loan.borrower} comes first: {_ranks(view.loan.max_workers)} at most while it waits")
     if view.simulated_gpus:
         said.append("GPUs of this cluster are simulated")
     if view.resumed:

@@ -91,9 +91,9 @@ def _resized(view: RunView, event: ev.Resized, at_unix_s: float) -> RunView:
 
 def _slots_lent(view: RunView, event: ev.SlotsLent, at_unix_s: float) -> RunView:
     if event.max_workers is None:
-        words, loan = f"what {event.borrower} borrowed is back", None
+        words, loan = f"{event.borrower} has what it needs", None
     else:
-        words, loan = f"slots are lent to {event.borrower}", LoanView(borrower=event.borrower, max_workers=event.max_workers)
+        words, loan = f"{event.borrower} comes first", LoanView(borrower=event.borrower, max_workers=event.max_workers)
     marks = view.marks if view.loan and loan else (*view.marks, MarkView(at_unix_s=at_unix_s, words=words))
     return changed(view, loan=loan, marks=marks)
 

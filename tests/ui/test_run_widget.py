@@ -85,8 +85,7 @@ def double(row):
 
 
 NUM_QUICK = 19
-TWENTY = (
-    """%%ray pipeline twenty --source numbers
+TWENTY = """%%ray pipeline twenty --source numbers
 import itertools, time
 import raykit as rk
 
@@ -100,9 +99,7 @@ def slow(row):
     time.sleep(0.1)
     return row
 
-"""
-    + "\n\n".join(f"@rk.stage(cpus=0.02)\ndef quick_{number}(row):\n    return row" for number in range(NUM_QUICK))
-)
+""" + "\n\n".join(f"@rk.stage(cpus=0.02)\ndef quick_{number}(row):\n    return row" for number in range(NUM_QUICK))
 
 
 def test_twenty_stages_are_drawn_live_and_an_advice_is_applied_while_the_cell_blocks(lab, opened, pictures):

@@ -60,6 +60,7 @@ class TrainingRun:
         self._spec: TrainSpec = context.spec
         self._min_replicas, self._max_replicas = self._spec.min_replicas, self._spec.max_replicas
         self._lent_down_to: int | None = None
+        self._has_started = False
         own_node_id = ray.get_runtime_context().get_node_id()
         self._vigil = Vigil(own_node_id=own_node_id, hang_after_s=self._spec.hang_after_s)
         self._crew = Crew(context, self._vigil)
@@ -151,15 +152,19 @@ class TrainingRun:
 
     def _wait_for_slots(self, slots: Slots) -> None:
         slots.look()
-        told = False
+        told = ""
         while len(slots.held) < self._min_replicas:
-            if not told:
-                told = True
-                self._context.emit(RunWaited(reason=f"{self._min_replicas} slots are asked, {len(slots.held)} are free"))
+            reason = f"{self._min_replicas} slots are asked, {len(slots.held)} are free"
+            if reason != told:
+                told = reason
+                self._context.emit(RunWaited(reason=reason))
             if self._context.stop_asked.wait(SLOT_LOOK_S):
                 raise StoppedError
+            self._obey(slots)
+            slots.give_back(self._most, used=frozenset())
             slots.look()
         self._slots_looked_s = time.monotonic()
+        self._has_started = True
         self._context.emit(RunStarted())
 
     def _is_over(self) -> bool:
@@ -249,18 +254,19 @@ class TrainingRun:
 
     def _lend(self, command: Lend, slots: Slots) -> None:
         """Have fewer replicas while another run needs their slots: they leave at a commit, as if a person had asked."""
-        self._lent_down_to = None if command.max_workers is None else command.max_workers // self._spec.group
+        most = None if command.max_workers is None else command.max_workers // self._spec.group
+        if most == self._lent_down_to:
+            return
+        self._lent_down_to = most
         self._context.emit(SlotsLent(borrower=command.borrower, max_workers=command.max_workers))
         slots.ask(self._most)
 
     @property
     def _most(self) -> int:
-        """How many replicas it may have now."""
-        return (
-            self._max_replicas
-            if self._lent_down_to is None
-            else max(self._min_replicas, min(self._max_replicas, self._lent_down_to))
-        )
+        """How many replicas it may have now; what it needs at least, nobody borrows from a run that has started."""
+        if self._lent_down_to is None:
+            return self._max_replicas
+        return max(self._min_replicas if self._has_started else 0, min(self._max_replicas, self._lent_down_to))
 
     def _hear(self, worker: str, pulse: Pulse, at_s: float) -> None:
         found = self._crew.find(worker)

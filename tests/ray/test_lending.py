@@ -1,0 +1,68 @@
+"""Elastic training of a low priority gives slots to runs of a higher one, and has them again."""
+
+import time
+
+import pytest
+
+import raykit as rk
+from tests.ray import loops
+
+pytestmark = pytest.mark.ray
+
+
+def test_a_training_gives_way_to_one_of_a_higher_priority_and_ends_as_if_undisturbed(cluster, until):
+    low = rk.train(loops.linear, 100, 0.02, workers=(1, 2), spares=0, name="background", priority="low")
+    until(lambda: low.refresh().world_size == 2)
+    high = rk.train(loops.linear, 10, 0.01, workers=(1, 1), spares=0, name="urgent", priority="high")
+    until(lambda: high.refresh().started_at_unix_s)
+    assert low.refresh().world_size == 1
+    assert not low.view.ended
+    assert high.wait().result["step"] == 200
+    until(lambda: low.refresh().world_size == 2)
+    low.wait()
+    assert low.result["weight"] == pytest.approx(loops.alone(100), abs=1e-4)
+    assert low.view.cards == ()
+    assert [mark.words for mark in low.view.marks] == ["urgent comes first", "urgent has what it needs"]
+
+
+def test_a_cell_and_a_pipeline_borrow_what_they_cannot_start_without(cluster, until):
+    low = rk.train(loops.linear, 10_000, 0.02, workers=(1, 2), spares=0, name="soak", priority="low")
+    until(lambda: low.refresh().world_size == 2)
+    assert rk.run(lambda: 42, name="cell").wait().result == 42
+    until(lambda: low.refresh().world_size == 2)
+
+    @rk.stage(cpus=1)
+    def double(row):
+        return {"y": 2 * row["item"]}
+
+    assert len(rk.Pipeline([double]).run(range(100), name="rows", priority="high").wait().result) == 100
+    low.stop()
+    until(lambda: low.refresh().ended)
+
+
+def test_a_loan_is_kept_when_host_and_hub_are_killed(cluster, until):
+    low = rk.train(loops.linear, 10_000, 0.02, workers=(1, 2), spares=0, name="hit", priority="low")
+    until(lambda: low.refresh().world_size == 2)
+    high = rk.run(time.sleep, 8, name="sleeper")
+    until(lambda: low.refresh().loan)
+    low.drill("kill-host")
+    until(lambda: high.refresh().started_at_unix_s)
+    until(lambda: low.refresh().host_attempts == 2)
+    step = low.view.step
+    until(lambda: low.refresh().step > step)
+    assert low.view.world_size == 1
+    high.wait()
+    until(lambda: low.refresh().world_size == 2)
+    low.stop()
+    until(lambda: low.refresh().ended)
+
+
+def test_a_waiting_training_leaves_the_first_place_to_a_higher_priority(cluster, until):
+    holder = rk.run(time.sleep, 5, name="holder", cpus=2, priority="high")
+    until(lambda: holder.refresh().started_at_unix_s)
+    low = rk.train(loops.linear, 1, workers=2, spares=0, name="later", priority="low")
+    until(lambda: low.refresh().reason)
+    high = rk.train(loops.linear, 1, workers=2, spares=0, name="sooner")
+    high.wait()
+    assert low.refresh().started_at_unix_s is None or low.view.started_at_unix_s > high.view.ended_at_unix_s
+    assert low.wait().result["step"] == 20

@@ -1,0 +1,138 @@
+"""Who lends slots to whom: the policy over random clusters, and what the arbiter makes of the runs' views."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from raykit.commands import Lend
+from raykit.engine.arbiter import Party, lend, lenders, wants
+from raykit.events import Record, Resized, RunAccepted, RunStarted, SlotsHeld, SlotsLent
+from raykit.policy.lending import Lender, Loan, Want, loans
+from raykit.spec import PipelineSpec, StageSpec, TaskSpec, TrainSpec
+from raykit.views import RunView, fold_all
+
+CPU = (1.0, 0.0)
+
+
+def lender(run: str = "low", *, priority: int = 0, num_held: int = 4, least: int = 1, slot=CPU) -> Lender:
+    return Lender(run=run, priority=priority, slot=slot, num_held=num_held, least=least)
+
+
+def want(num_cpus: float, num_gpus: float = 0, *, run: str = "high", priority: int = 2) -> Want:
+    return Want(run=run, priority=priority, lacks=(num_cpus, num_gpus))
+
+
+def test_who_waits_gets_from_a_lower_priority_what_is_not_free():
+    assert loans([lender()], [want(3)], (1.0, 0.0)) == {"low": Loan(lender="low", borrower="high", most=2)}
+
+
+def test_a_lender_keeps_its_least():
+    assert loans([lender(least=3)], [want(8)], (0.0, 0.0))["low"].most == 3
+
+
+def test_nobody_lends_to_its_equals_or_to_lower_ones():
+    assert loans([lender(priority=1)], [want(2, priority=1), want(2, run="lower", priority=0)], (0.0, 0.0)) == {}
+
+
+def test_the_lowest_priority_lends_first():
+    found = loans([lender("middle", priority=1), lender("low")], [want(4)], (0.0, 0.0))
+    assert (found["low"].most, found["middle"].most) == (1, 3)
+
+
+def test_what_is_free_goes_to_the_highest_priority_first():
+    found = loans([lender()], [want(1, run="middle", priority=1), want(2)], (2.0, 0.0))
+    assert found["low"] == Loan(lender="low", borrower="high", most=3)
+
+
+def test_a_lender_gets_no_more_while_what_it_gave_back_is_free_but_not_taken_yet():
+    assert loans([lender(num_held=2)], [want(2)], (2.0, 0.0)) == {"low": Loan(lender="low", borrower="high", most=2)}
+
+
+def test_slots_that_are_worth_nothing_to_the_borrower_are_not_asked_back():
+    assert loans([lender()], [want(0, 1)], (0.0, 0.0)) == {}
+    assert loans([lender()], [want(1, 1)], (1.0, 0.0))["low"].most == 4
+
+
+def test_fractions_of_a_gpu_are_rounded_up_to_whole_slots():
+    halves = lender(slot=(0.5, 0.5), num_held=4)
+    assert loans([halves], [want(0, 0.6)], (0.0, 0.0))["low"].most == 2
+    assert loans([halves], [want(0, 0.1 + 0.2)], (0.0, 0.3))["low"].most == 4
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_carried_out_step_by_step_nobody_of_a_higher_priority_is_left_waiting_for_what_a_lower_one_could_spare(seed):
+    chance = random.Random(seed)
+    size = chance.randrange(2, 30)
+    asked = {
+        f"run-{number}": (chance.randrange(3), least := chance.randrange(1, 4), least + chance.randrange(8)) for number in range(5)
+    }
+    held = dict.fromkeys(asked, 0)
+    for _ in range(50):
+        free = size - sum(held.values())
+        found = loans(
+            [lender(run, priority=rank, num_held=held[run], least=least) for run, (rank, least, _) in asked.items() if held[run]],
+            [want(most - held[run], run=run, priority=rank) for run, (rank, _, most) in asked.items() if most > held[run]],
+            (float(free), 0.0),
+        )
+        capped = {run: found[run].most if run in found else most for run, (*_, most) in asked.items()}
+        for run, (_, least, _) in asked.items():
+            assert capped[run] >= min(least, held[run])
+            held[run] = min(held[run], capped[run])  # what is asked back is given back
+        free = size - sum(held.values())
+        for run in chance.sample(list(asked), len(asked)):  # Ray gives what is free in an order of its own
+            least = 1 if held[run] else asked[run][1]
+            if (more := min(capped[run] - held[run], free)) >= least:
+                held[run] += more
+                free -= more
+    for run, (rank, _, most) in asked.items():
+        lacks = most - held[run] if held[run] else 0
+        spare = sum(held[other] - asked[other][1] for other in asked if asked[other][0] < rank and held[other])
+        assert not (lacks and spare > 0), (held, asked)
+
+
+TRAIN = TrainSpec(name="low", workers=(1, 4), priority="low")
+
+
+def party(spec, *events, priority="low") -> Party:
+    accepted = RunAccepted(run_kind="training", folder="", priority=priority)
+    records = [Record(number=1 + n, run=spec.name, at_unix_s=100.0 + n, event=each) for n, each in enumerate((accepted, *events))]
+    return Party(spec=spec, view=fold_all(RunView(name=spec.name), records))
+
+
+def test_a_training_lends_slots_of_whole_replicas_down_to_what_was_asked_last():
+    spec = TrainSpec(name="low", workers=(2, 8), group=2, gpus_per_worker=1, priority="low")
+    held = [SlotsHeld(holder=f"slot {n}", num_cpus=2, num_gpus=2) for n in range(3)]
+    found = lenders([party(spec, RunStarted(), *held, Resized(min_workers=4, max_workers=8))])
+    assert found == [Lender(run="low", priority=0, slot=(2, 2), num_held=3, least=2)]
+
+
+def test_a_training_that_has_not_started_keeps_nothing():
+    assert lenders([party(TRAIN, SlotsHeld(holder="slot 1", num_cpus=1, num_gpus=0))])[0].least == 0
+
+
+def test_ray_trains_engine_lends_nothing():
+    assert lenders([party(TrainSpec(name="low", workers=(2, 2), engine="ray-train"))]) == []
+
+
+def test_a_training_wants_its_most_and_others_what_they_cannot_start_without_after_a_while():
+    stages = (StageSpec(name="a", num_cpus=1), StageSpec(name="b", num_cpus=0.5, num_gpus=1))
+    parties = [
+        party(TRAIN, RunStarted(), SlotsHeld(holder="slot 1", num_cpus=1, num_gpus=0)),
+        party(TaskSpec(name="cell", num_cpus=2)),
+        party(PipelineSpec(name="pages", stages=stages)),
+        party(TaskSpec(name="started"), RunStarted()),
+    ]
+    assert [(each.run, each.lacks) for each in wants(parties, 101.0)] == [("low", (3, 0))]
+    assert [(each.run, each.lacks) for each in wants(parties, 110.0)] == [("low", (3, 0)), ("cell", (2, 0)), ("pages", (1.5, 1))]
+
+
+def test_a_command_is_given_once_and_taken_back_when_nobody_waits():
+    loan = Loan(lender="low", borrower="high", most=1)
+    told = Lend(run="low", borrower="high", max_workers=1)
+    assert lend(party(TRAIN, RunStarted()), loan) == told
+    lent = party(TRAIN, RunStarted(), SlotsLent(borrower="high", max_workers=1))
+    assert lend(lent, loan) is None
+    assert lend(lent, None) == Lend(run="low", borrower="high", max_workers=None)
+    assert lend(party(TRAIN, RunStarted()), None) is None
