@@ -18,6 +18,7 @@ from raykit.spec import RunSpec, TaskSpec, TrainSpec
 from raykit.spec.priority import Priority
 from raykit.spec.training import ON_LOSS, interval
 from raykit.views import RunView, fold_all
+from raykit.views.why import WhyView
 from raykit.wire.door import DoorClosedError
 from raykit.wire.loop import check_loop
 from raykit.wire.payload import FunctionWork, Payload
@@ -95,6 +96,14 @@ class Run:
     def resize(self, workers: int | tuple[int, int]) -> None:
         """Let a training run go on with another number of ranks, or (least, most); no step is lost."""
         self.command(Resize(run=self.name, workers=(workers, workers) if isinstance(workers, int) else workers))
+
+    def why(self) -> WhyView:
+        """Give what it lacks of what it asks for, what is free, and who holds the rest.
+
+        Raises:
+            RunError: it is over.
+        """
+        return self.cluster.door.why(self.name)
 
     def advise(self) -> str:
         """Say what would make this pipeline faster, and what it would bring."""

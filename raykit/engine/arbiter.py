@@ -8,14 +8,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import ray
 
 from raykit.commands import Command, Lend
 from raykit.engine.registry import Registry
-from raykit.errors import RaykitError
+from raykit.errors import RaykitError, RunError
 from raykit.policy.lending import Lender, Loan, Slots, Want, loans
 from raykit.spec import RunSpec, TrainSpec
 from raykit.spec.priority import RANKS
@@ -42,12 +43,23 @@ class Party:
         return RANKS[self.view.priority]
 
     @property
+    def is_elastic(self) -> bool:
+        """Whether it is a training that raykit's own engine drives."""
+        return isinstance(self.spec, TrainSpec) and self.spec.engine == "raykit"
+
+    @property
     def has_started(self) -> bool:
         return self.view.started_at_unix_s is not None
 
     @property
     def num_held(self) -> int:
         return sum(slot.released_at_unix_s is None for slot in self.view.slots)
+
+    @property
+    def held(self) -> Slots:
+        """What its slots are together."""
+        held = [slot for slot in self.view.slots if slot.released_at_unix_s is None]
+        return sum(slot.num_cpus for slot in held), sum(slot.num_gpus for slot in held)
 
 
 class Arbiter:
@@ -71,19 +83,26 @@ class Arbiter:
         going_on = [view for view in reversed(views) if not view.ended]  # the oldest first
         if not any(view.loan for view in going_on) and len({view.priority for view in going_on}) < 2:  # noqa: PLR2004  (two differ)
             return
-        parties = [Party(spec=self._spec(view.name), view=view) for view in going_on]
-        free = await asyncio.to_thread(_free)
+        parties = self._parties(going_on)
+        free = await asyncio.to_thread(free_slots)
         wanted = loans(lenders(parties), wants(parties, time.time()), free)
         commands = [lend(party, wanted.get(party.view.name)) for party in parties]
         await asyncio.gather(*(self._tell(command.run, command) for command in commands if command is not None))
 
-    def _spec(self, run: str) -> RunSpec:
-        if run not in self._specs:
-            self._specs[run] = self._registry.spec(run)
-        return self._specs[run]
+    def parties(self) -> list[Party]:
+        """Give the runs that go on, the oldest first."""
+        return self._parties([view for view in reversed(self._registry.views()) if not view.ended])
+
+    def _parties(self, views: list[RunView]) -> list[Party]:
+        """Leave out what has no spec: plain Ray code that is observed, and runs whose folders were removed."""
+        for view in views:
+            if view.name not in self._specs:
+                with suppress(RunError):
+                    self._specs[view.name] = self._registry.spec(view.name)
+        return [Party(spec=self._specs[view.name], view=view) for view in views if view.name in self._specs]
 
 
-def lenders(parties: list[Party]) -> list[Lender]:
+def lenders(parties: Sequence[Party]) -> list[Lender]:
     """Give the elastic trainings that raykit's own engine drives; a replica's slots are one here."""
     return [
         Lender(
@@ -94,25 +113,29 @@ def lenders(parties: list[Party]) -> list[Lender]:
             least=_asked(spec, party.view)[0] if party.has_started else 0,
         )
         for party in parties
-        if isinstance(spec := party.spec, TrainSpec) and spec.engine == "raykit"
+        if isinstance(spec := party.spec, TrainSpec) and party.is_elastic
     ]
 
 
-def wants(parties: list[Party], now_unix_s: float) -> list[Want]:
-    """Say who lacks what: a training up to its most, any other run what it cannot start without."""
+def wants(parties: Sequence[Party], now_unix_s: float) -> list[Want]:
+    """Say who lacks what; a run that is no training is given a while to start by itself."""
     found = []
     for party in parties:
-        spec, view = party.spec, party.view
-        if isinstance(spec, TrainSpec) and spec.engine == "raykit":
-            missing = (_asked(spec, view)[1] - party.num_held) * spec.group
-            lacks = (missing * spec.cpus_per_worker, missing * spec.gpus_per_worker)
-        elif not party.has_started and now_unix_s - (view.accepted_at_unix_s or now_unix_s) > PATIENCE_S:
-            lacks = sum(slot[0] for slot in spec.demand), sum(slot[1] for slot in spec.demand)
-        else:
-            continue
-        if max(lacks) > 0:
-            found.append(Want(run=view.name, priority=party.priority, lacks=lacks))
+        is_patient = not party.is_elastic and now_unix_s - (party.view.accepted_at_unix_s or now_unix_s) <= PATIENCE_S
+        if max(lacks := lacks_of(party)) > 0 and not is_patient:
+            found.append(Want(run=party.view.name, priority=party.priority, lacks=lacks))
     return found
+
+
+def lacks_of(party: Party) -> Slots:
+    """Give what a run lacks: a training up to its most, any other run what it cannot start without."""
+    spec = party.spec
+    if isinstance(spec, TrainSpec) and party.is_elastic:
+        missing = (_asked(spec, party.view)[1] - party.num_held) * spec.group
+        return missing * spec.cpus_per_worker, missing * spec.gpus_per_worker
+    if party.has_started:
+        return 0.0, 0.0
+    return sum(slot[0] for slot in spec.demand), sum(slot[1] for slot in spec.demand)
 
 
 def lend(party: Party, loan: Loan | None) -> Lend | None:
@@ -132,6 +155,13 @@ def _asked(spec: TrainSpec, view: RunView) -> tuple[int, int]:
     return least // spec.group, most // spec.group
 
 
-def _free() -> Slots:
+def free_slots() -> Slots:
+    """Give what Ray has to give now."""
     free = ray.available_resources()
     return free.get("CPU", 0.0), free.get("GPU", 0.0)
+
+
+def whole_slots() -> Slots:
+    """Give what the cluster has."""
+    whole = ray.cluster_resources()
+    return whole.get("CPU", 0.0), whole.get("GPU", 0.0)

@@ -28,13 +28,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raykit.codec import decode
 from raykit.commands import Command, Resize, Stop
 from raykit.engine import capacity
-from raykit.engine.arbiter import Arbiter
+from raykit.engine.arbiter import Arbiter, free_slots, whole_slots
 from raykit.engine.host import PREFIX, Host, find_host
 from raykit.engine.idle import IdleGuard
 from raykit.engine.registry import Registry
 from raykit.engine.run import describe
 from raykit.engine.setting import NAMESPACE, ClusterSetting
 from raykit.engine.telemetry.telemetry import Telemetry
+from raykit.engine.why import why
 from raykit.errors import RaykitError, RunError, RunNotFoundError, to_wire
 from raykit.events import RunEnded, record_to_json
 from raykit.spec import RunSpec, TrainSpec
@@ -86,6 +87,7 @@ class Hub:
                 web.get("/ping", self._ping),
                 web.get("/status", self._status),
                 web.get("/runs", self._runs),
+                web.get("/runs/why", self._why),
                 web.post("/runs", self._start),
                 web.post("/runs/resume", self._resume),
                 web.post("/commands", self._command),
@@ -162,6 +164,13 @@ class Hub:
             await self._wait_for_name(run)
             self._make_host(run, spec)
         return web.json_response({"run": run})
+
+    async def _why(self, request: web.Request) -> web.Response:
+        run = self._registry.newest(request.query["run"])
+        parties, free, whole = await asyncio.to_thread(lambda: (self._arbiter.parties(), free_slots(), whole_slots()))
+        if all(party.view.name != run for party in parties):
+            raise RunError(f"The run {run} is over, or runs in a kernel.", f"See it: %ray watch {run}")
+        return web.json_response(asdict(why(parties, run, free=free, whole=whole)))
 
     async def _wait_for_name(self, run: str) -> None:
         """Let the earlier host leave: it does right after it has written the run's end."""

@@ -15,6 +15,7 @@ from raykit.jupyter import cells
 from raykit.jupyter.display import Said, beside, nodes_of
 from raykit.jupyter.table import Table
 from raykit.policy.accounts import account
+from raykit.render.why import HOLDER_HEADERS, holder_rows, why_words
 from raykit.spec import ClusterSpec, TaskSpec, TrainSpec
 from raykit.spec.cluster import shown
 from raykit.spec.lines import (
@@ -155,6 +156,12 @@ def _observe(_: Any, line: ObserveLine) -> Said:
     return Said("Each execution of Ray Data in this kernel is shown from now on. To end that: %ray observe off")
 
 
+def _why(_: Any, line: RunLine) -> Table:
+    view = session.watch(line.name).why()
+    words = why_words(view)
+    return Table(HOLDER_HEADERS, list(holder_rows(view)), empty=words, title=words)
+
+
 def _advise(_: Any, line: RunLine) -> Said:
     return Said(session.watch(line.name).advise())
 
@@ -240,6 +247,7 @@ _LINES = {
     "stop": _Word((RunLine,), _stop, "end a run at its next commit or batch"),
     "resume": _Word((RunLine, Viewing), _resume, "start a run again where it was"),
     "resize": _Word((ResizeLine,), _resize, "train on with another number of ranks"),
+    "why": _Word((RunLine,), _why, "what a run waits for, who holds it, and what would start it now"),
     "advise": _Word((RunLine,), _advise, "what would make a pipeline faster"),
     "apply": _Word((RunLine,), _apply, "do what the advice says"),
     "drill": _Word((DrillLine,), _drill, "break something on purpose"),

@@ -3,6 +3,7 @@
 GET  /ping                          who is there
 GET  /status?wait_s=                the cluster's view; waits for a new look at its nodes
 GET  /runs                          views of all runs, newest first
+GET  /runs/why?run=                 what a run lacks, and who holds it
 POST /runs                          start: multipart of `spec` (JSON) and `payload` (bytes)
 POST /runs/resume                   start a run again from its folder
 POST /commands                      a Command
@@ -27,6 +28,7 @@ from raykit.errors import ClusterLostError, from_wire
 from raykit.events import Record, record_from_json
 from raykit.spec import RunSpec
 from raykit.views import ClusterView, RunView
+from raykit.views.why import WhyView
 
 REQUEST_TIMEOUT_S = 30.0
 
@@ -57,6 +59,15 @@ class Door:
     def runs(self) -> list[RunView]:
         """Give the view of every run, newest first."""
         return [validate(RunView, view) for view in self._json("GET", "/runs")["runs"]]
+
+    def why(self, run: str) -> WhyView:
+        """Give what a run lacks and who holds it.
+
+        Raises:
+            RunError: it is over.
+        """
+        view: WhyView = validate(WhyView, self._json("GET", "/runs/why", params={"run": run}))
+        return view
 
     def start(self, spec: RunSpec, payload: bytes) -> str:
         """Start a run and give its name, which gains a number when the name was used before.
