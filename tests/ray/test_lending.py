@@ -11,16 +11,16 @@ pytestmark = pytest.mark.ray
 
 
 def test_a_training_gives_way_to_one_of_a_higher_priority_and_ends_as_if_undisturbed(cluster, until):
-    low = rk.train(loops.linear, 100, 0.02, workers=(1, 2), spares=0, name="background", priority="low")
+    low = rk.train(loops.linear, 40, 0.02, workers=(1, 2), spares=0, name="background", priority="low")
     until(lambda: low.refresh().world_size == 2)
-    high = rk.train(loops.linear, 10, 0.01, workers=(1, 1), spares=0, name="urgent", priority="high")
+    high = rk.train(loops.linear, 4, 0.01, workers=(1, 1), spares=0, name="urgent", priority="high")
     until(lambda: high.refresh().started_at_unix_s)
     assert low.refresh().world_size == 1
     assert not low.view.ended
-    assert high.wait().result["step"] == 200
+    assert high.wait().result["step"] == 80
     until(lambda: low.refresh().world_size == 2)
     low.wait()
-    assert low.result["weight"] == pytest.approx(loops.alone(100), abs=1e-4)
+    assert low.result["weight"] == pytest.approx(loops.alone(40), abs=1e-4)
     assert low.view.cards == ()
     assert [mark.words for mark in low.view.marks] == ["urgent comes first", "urgent has what it needs"]
 

@@ -85,6 +85,7 @@ class TrainingRun:
         slots = Slots(self._context, already_held=self._take_up() if self._context.attempt > 1 else frozenset())
         self._on_loss = Answer(self._context)
         try:
+            slots.take_up()
             slots.ask(self._most)
             self._wait_for_slots(slots)
             while not self._is_over():

@@ -24,25 +24,29 @@ class Slots:
         self._groups: dict[int, Any] = {}
         self._held: dict[int, Any] = {}
         self._already_held = already_held
+        self._prefix = f"slot:{context.name}"
 
     @property
     def held(self) -> tuple[int, ...]:
         """The numbers of the slots that are there."""
         return tuple(self._held)
 
+    def take_up(self) -> None:
+        """Find the slots that an earlier host asked for, whether they have come or not."""
+        for group in placement_group_table().values():
+            prefix, _, number = group["name"].rpartition(":")
+            if prefix == self._prefix and group["state"] != "REMOVED":
+                self._groups[int(number)] = ray.util.get_placement_group(group["name"])
+
     def ask(self, num_slots: int) -> None:
-        """Ask for so many slots in all, or find those that an earlier host asked for; returns at once."""
+        """Ask for so many slots in all; returns at once."""
         spec: TrainSpec = self._context.spec
         bundle = {"CPU": spec.cpus_per_worker or LEAST_CPUS} | ({"GPU": spec.gpus_per_worker} if spec.gpus_per_worker else {})
         unused = (number for number in count() if number not in self._groups)
         while len(self._groups) < num_slots:
             number = next(unused)
-            name = f"slot:{self._context.name}:{number}"
-            try:
-                group = ray.util.get_placement_group(name)
-            except ValueError:
-                group = placement_group([bundle] * spec.group, strategy="PACK", name=name, lifetime="detached")
-            self._groups[number] = group
+            name = f"{self._prefix}:{number}"
+            self._groups[number] = placement_group([bundle] * spec.group, strategy="PACK", name=name, lifetime="detached")
 
     def give_back(self, num_slots: int, *, used: AbstractSet[int]) -> None:
         """Keep so many slots, and release of the others those that no worker uses, first those that never came."""
