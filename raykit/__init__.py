@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from raykit.client.pipeline import Pipeline, stage
     from raykit.client.result import Result
     from raykit.client.run import Run, run, train
+    from raykit.client.service import Service, serve, service
     from raykit.client.session import (
         clusters,
         connect,
@@ -43,6 +44,7 @@ _HOMES = {
     "raykit.client.pipeline": ("Pipeline", "stage"),
     "raykit.client.result": ("Result",),
     "raykit.client.run": ("Run", "run", "train"),
+    "raykit.client.service": ("Service", "serve", "service"),
     "raykit.client.session": (
         *("clusters", "connect", "doctor", "down", "plan", "resume", "runs", "scale", "status", "stop", "suspend"),
         *("up", "use", "watch"),
@@ -60,6 +62,7 @@ __all__ = [
     "RaykitError",
     "Result",
     "Run",
+    "Service",
     "clusters",
     "connect",
     "device",
@@ -71,6 +74,8 @@ __all__ = [
     "run",
     "runs",
     "scale",
+    "serve",
+    "service",
     "stage",
     "status",
     "stop",

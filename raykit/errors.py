@@ -17,6 +17,7 @@
         ├── RunNameTakenError
         ├── RunFailedError        the user's own code raised; carries the user's traceback
         ├── RunStoppedError
+        ├── RequestError          a service answered a request with an error
         └── RunLostError          its cluster went away under it
 
 Every error says what was wanted, what was found, and what to do. Facts are the constructor's arguments, so that an
@@ -125,6 +126,10 @@ class RunStoppedError(RunError):
 
 class RunLostError(RunError):
     """The run's cluster went away under it."""
+
+
+class RequestError(RunError):
+    """A service answered a request with an error: the user's code raised, or too much waits."""
 
 
 class RunFailedError(RunError):

@@ -153,7 +153,7 @@ class Pipeline:
             raise InputError(
                 "The pipeline has no stage.", "Mark a function or a class with @rk.stage(...), or name stages by --stages."
             )
-        specs = tuple(_spec_of(each) for each in self.stages)
+        specs = tuple(stage_spec(each) for each in self.stages)
         described, value = describe_source(source, limit=limit)
         spec = PipelineSpec(
             name=name,
@@ -216,10 +216,15 @@ def _format_of(path: str) -> str:
 
 def stage_name(work: Callable[..., Any]) -> str:
     """Give a stage's name."""
-    return _spec_of(work).name
+    return stage_spec(work).name
 
 
-def _spec_of(work: Callable[..., Any]) -> StageSpec:
+def stage_spec(work: Callable[..., Any]) -> StageSpec:
+    """Give the spec of a function or a class, marked with :func:`stage` or not.
+
+    Raises:
+        InputError: it is none, or a class that cannot be called.
+    """
     marked: StageSpec | None = getattr(work, MARK, None)
     if marked is not None:
         return marked

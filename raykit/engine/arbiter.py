@@ -18,7 +18,7 @@ from raykit.commands import Command, Lend
 from raykit.engine.registry import Registry
 from raykit.errors import RaykitError, RunError
 from raykit.policy.lending import Lender, Loan, Slots, Want, loans
-from raykit.spec import RunSpec, TrainSpec
+from raykit.spec import RunSpec, ServiceSpec, TrainSpec
 from raykit.spec.priority import RANKS
 from raykit.views import RunView
 
@@ -46,6 +46,11 @@ class Party:
     def is_elastic(self) -> bool:
         """Whether it is a training that raykit's own engine drives."""
         return isinstance(self.spec, TrainSpec) and self.spec.engine == "raykit"
+
+    @property
+    def tells_slots(self) -> bool:
+        """Whether it says at once what Ray has given to it; others only when their processes are up."""
+        return self.is_elastic or isinstance(self.spec, ServiceSpec)
 
     @property
     def has_started(self) -> bool:
@@ -121,18 +126,21 @@ def wants(parties: Sequence[Party], now_unix_s: float) -> list[Want]:
     """Say who lacks what; a run that is no training is given a while to start by itself."""
     found = []
     for party in parties:
-        is_patient = not party.is_elastic and now_unix_s - (party.view.accepted_at_unix_s or now_unix_s) <= PATIENCE_S
+        is_patient = not party.tells_slots and now_unix_s - (party.view.accepted_at_unix_s or now_unix_s) <= PATIENCE_S
         if max(lacks := lacks_of(party)) > 0 and not is_patient:
             found.append(Want(run=party.view.name, priority=party.priority, lacks=lacks))
     return found
 
 
 def lacks_of(party: Party) -> Slots:
-    """Give what a run lacks: a training up to its most, any other run what it cannot start without."""
+    """Give what a run lacks: a training up to its most, a service for its requests, others what they cannot start without."""
     spec = party.spec
     if isinstance(spec, TrainSpec) and party.is_elastic:
         missing = (_asked(spec, party.view)[1] - party.num_held) * spec.group
         return missing * spec.cpus_per_worker, missing * spec.gpus_per_worker
+    if isinstance(spec, ServiceSpec):
+        missing = (party.view.service.wanted if party.view.service else max(1, spec.replicas[0])) - party.num_held
+        return missing * spec.stage.num_cpus, missing * spec.stage.num_gpus
     if party.has_started:
         return 0.0, 0.0
     return sum(slot[0] for slot in spec.demand), sum(slot[1] for slot in spec.demand)

@@ -6,7 +6,7 @@ import ray
 
 from raykit.engine.setting import ClusterSetting
 from raykit.errors import CapacityError
-from raykit.spec import PipelineSpec, RunSpec
+from raykit.spec import PipelineSpec, RunSpec, ServiceSpec
 from raykit.views import ClusterView, NodeView
 
 Slot = tuple[float, float]
@@ -37,7 +37,8 @@ def check(spec: RunSpec, setting: ClusterSetting) -> None:
 def _check_memory(spec: RunSpec, setting: ClusterSetting) -> None:
     """Refuse a stage whose replica no node has the memory for; a stage's memory is a resource of Ray like its CPUs."""
     largest = max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0)
-    for stage in spec.stages if isinstance(spec, PipelineSpec) else ():
+    stages = (spec.stage,) if isinstance(spec, ServiceSpec) else spec.stages if isinstance(spec, PipelineSpec) else ()
+    for stage in stages:
         if stage.memory_bytes > largest:
             problem = f"A replica of {stage.name} asks for {stage.memory_bytes / 1e9:.3g} GB of memory"
             raise CapacityError(

@@ -19,7 +19,7 @@ from raykit.engine.run import RunContext, RunKind, StoppedError, UserCodeError, 
 from raykit.engine.setting import NAMESPACE, ClusterSetting
 from raykit.events import Event, HostStarted, RunAccepted, RunEnded, StopAsked, UserFailed
 from raykit.policy.failure import Pulse
-from raykit.spec import PipelineSpec, RunSpec, TaskSpec
+from raykit.spec import PipelineSpec, RunSpec, ServiceSpec, TaskSpec
 from raykit.store.log import Log
 
 PREFIX = "host:"
@@ -118,6 +118,10 @@ def _make(context: RunContext) -> RunKind:
         from raykit.engine.pipeline.run import PipelineRun
 
         return PipelineRun(context)
+    if isinstance(context.spec, ServiceSpec):
+        from raykit.engine.service.run import ServiceRun
+
+        return ServiceRun(context)
     if context.spec.engine == "ray-train":
         from raykit.engine.training.raytrain.run import RayTrainRun
 

@@ -13,13 +13,13 @@ from raykit.codec import decode, encode
 from raykit.engine.setting import ClusterSetting
 from raykit.errors import RunError, RunNameTakenError, RunNotFoundError
 from raykit.events import NodeSampled, Record, RunAccepted
-from raykit.spec import PipelineSpec, RunSpec, TaskSpec, TrainSpec
+from raykit.spec import PipelineSpec, RunSpec, ServiceSpec, TaskSpec, TrainSpec
 from raykit.store.log import Log
 from raykit.views import RunView, WaitingView, fold
 
 Check = Callable[[RunSpec], None]
 
-RUN_KINDS = {TaskSpec: "task", PipelineSpec: "pipeline", TrainSpec: "training"}
+RUN_KINDS = {TaskSpec: "task", PipelineSpec: "pipeline", TrainSpec: "training", ServiceSpec: "service"}
 
 
 class Registry:
@@ -156,11 +156,11 @@ class Registry:
         return spec
 
     def _write_accepted(self, run: str, spec: RunSpec, *, resumed: bool) -> None:
-        stages = tuple(stage.name for stage in spec.stages) if isinstance(spec, PipelineSpec) else ()
+        stages = (spec.stage,) if isinstance(spec, ServiceSpec) else spec.stages if isinstance(spec, PipelineSpec) else ()
         accepted = RunAccepted(
             run_kind=RUN_KINDS[type(spec)],  # type: ignore[arg-type]
             folder=str(self._setting.run_folder(run)),
-            stages=stages,
+            stages=tuple(stage.name for stage in stages),
             resumed=resumed,
             simulated_gpus=self._setting.simulated_gpus,
             priority=spec.priority,

@@ -46,6 +46,7 @@ from raykit.events.run import (
     StopAsked,
     UserFailed,
 )
+from raykit.events.service import ReplicasWanted, RequestsSampled, ServiceOpened
 from raykit.events.training import (
     CheckpointFailed,
     CheckpointSaved,
@@ -90,6 +91,8 @@ __all__ = [
     "ReplicaLost",
     "ReplicaSampled",
     "ReplicaStarted",
+    "ReplicasWanted",
+    "RequestsSampled",
     "Resized",
     "RowsQuarantined",
     "RunAccepted",
@@ -97,6 +100,7 @@ __all__ = [
     "RunKind",
     "RunStarted",
     "RunWaited",
+    "ServiceOpened",
     "SlotsHeld",
     "SlotsLent",
     "SlotsReleased",
@@ -145,6 +149,9 @@ Event = (
     | AdviceApplied
     | AdviceMeasured
     | SourceCounted
+    | ServiceOpened
+    | ReplicasWanted
+    | RequestsSampled
     | WorkerStarted
     | WorkerReady
     | WorldFormed
@@ -166,7 +173,7 @@ Event = (
     | DrillEnded
 )
 
-SAMPLES = (ReplicaSampled, StageSampled, StepCommitted, NodeSampled, UseSampled)
+SAMPLES = (ReplicaSampled, StageSampled, RequestsSampled, StepCommitted, NodeSampled, UseSampled)
 """Events of which a reader may miss some: a later one says more. All others are written through."""
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from raykit.spec.priority import Priority
 
-RunKind = Literal["task", "pipeline", "training", "observed"]
+RunKind = Literal["task", "pipeline", "training", "service", "observed"]
 EndState = Literal["done", "failed", "stopped", "lost"]
 
 

@@ -1,4 +1,4 @@
-"""What ``%%ray run``, ``%%ray train`` and ``%%ray pipeline`` do with the text of their cell."""
+"""What ``%%ray run``, ``%%ray train``, ``%%ray pipeline`` and ``%%ray serve`` do with the text of their cell."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 from raykit.client.capture import capture_cell, check_names, with_extra
 from raykit.client.pipeline import MARK, Pipeline
 from raykit.client.run import Run, start
+from raykit.client.service import Service, service_spec, start_service
 from raykit.errors import CellError, OptionError
 from raykit.jupyter.display import QUIET_S, Said, follow
 from raykit.spec import TaskSpec, TrainSpec
-from raykit.spec.lines import PipelineLine, Viewing
+from raykit.spec.lines import PipelineLine, ServeLine, Viewing
 from raykit.spec.training import ON_LOSS
 from raykit.wire.loop import check_cell
 
@@ -52,6 +53,19 @@ def pipeline_cell(shell: Any, cell: str, line: PipelineLine, viewing: Viewing) -
         priority=line.priority,
     )
     return view(shell, start(spec, payload, on=viewing.on), detach=viewing.detach)
+
+
+def serve_cell(shell: Any, cell: str, line: ServeLine, viewing: Viewing) -> Service:
+    """Run a cell in the notebook, and serve the stage that it defines; comes back when it takes requests."""
+    defined = _define(shell, cell)
+    stages = [_named(shell, line.stage)] if line.stage else defined
+    if len(stages) != 1:
+        raise CellError(
+            f"The cell defines {len(stages)} stages; one is served.", "Mark one with @rk.stage(...), or name one by --stage."
+        )
+    spec = service_spec(stages[0], name=line.name, replicas=line.replicas, slo_s=line.slo_s, priority=line.priority)
+    service = start_service(spec, stages[0], on=viewing.on)
+    return service if viewing.detach else service.wait()
 
 
 def view(shell: Any, run: Run, *, detach: bool = False, quiet_s: float = QUIET_S) -> Said | None:

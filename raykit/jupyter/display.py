@@ -49,7 +49,8 @@ class Face(Protocol):
 def follow(run: Run, *, quiet_s: float = QUIET_S) -> None:
     """Show a run until it is over, and raise if it did not end well; one that is done within ``quiet_s`` only prints.
 
-    An interrupt asks the run to end at its next commit or batch; a second one leaves it alone.
+    An interrupt asks the run to end at its next commit or batch; a second one leaves it alone. A service goes on, and is no
+    more looked at.
 
     Raises:
         RunFailedError: the user's code raised.
@@ -60,6 +61,8 @@ def follow(run: Run, *, quiet_s: float = QUIET_S) -> None:
     try:
         _show_until_over(run, face)
     except KeyboardInterrupt:
+        if run.view.run_kind == "service":
+            return
         run.stop()
         _show_until_over(run, face)
     finally:

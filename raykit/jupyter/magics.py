@@ -28,6 +28,7 @@ from raykit.spec.lines import (
     ResizeLine,
     RunLine,
     ScaleLine,
+    ServeLine,
     Viewing,
 )
 from raykit.spec.parse import HelpAsked, complete, nearest, parse_all
@@ -257,5 +258,6 @@ _LINES = {
 _CELLS = {
     "run": _Word((TaskSpec, Viewing), cells.run_cell, "run the cell on a node"),
     "train": _Word((TrainSpec, Viewing), cells.train_cell, "run the cell as elastic training"),
+    "serve": _Word((ServeLine, Viewing), cells.serve_cell, "serve the stage of the cell over HTTP"),
     "pipeline": _Word((PipelineLine, Viewing), cells.pipeline_cell, "run the stages of the cell on a source"),
 }

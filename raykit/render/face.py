@@ -17,7 +17,11 @@ NUM_LINES = 8
 MAX_LOST_SHOWN = 3
 MAX_CARDS_SHOWN = 50
 SECONDS_SHOWN = 100
-DRILLS = {"training": ("kill-worker", "hang", "kill-node", "kill-host"), "pipeline": ("kill-worker", "kill-host")}
+DRILLS = {
+    "training": ("kill-worker", "hang", "kill-node", "kill-host"),
+    "pipeline": ("kill-worker", "kill-host"),
+    "service": ("kill-worker", "kill-host"),
+}
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 STAGE_HEADERS = ("stage", "is", "replicas", "rows in", "rows out", "rate", "busy", "starved", "blocked", "rows waiting")
@@ -91,7 +95,7 @@ def face_of(view: RunView) -> Face:
         lanes = tuple(map(_operator_lane, view.stages))
     else:
         headers = (*STAGE_HEADERS, *used)
-        lanes = tuple(_stage_lane(stage, view.slots, used) for stage in view.stages)
+        lanes = tuple(_stage_lane(stage, _slots_of(stage, view), used) for stage in view.stages)
     return Face(
         name=view.name,
         kind=view.run_kind,
@@ -154,6 +158,13 @@ def _figures(view: RunView) -> Iterator[tuple[str, str]]:
         yield "rate", number(_rate(view, last.rate.per_s, last.rows_out) if last else None, " rows/s")
         yield "replicas", _count(_sum(stage.num_replicas for stage in view.stages))
         yield "put aside", f"{sum(stage.num_bad for stage in view.stages):,} rows"
+    if view.service is not None:
+        yield "requests", number(view.service.rate_s, "/s")
+        yield "half within", number(view.service.p50_s, " s")
+        yield "99 % within", f"{number(view.service.p99_s, ' s')}, {view.service.slo_s:g} s wanted"
+        there = sum(stage.num_replicas or 0 for stage in view.stages)
+        yield "replicas", f"{there} of {view.service.wanted}" if view.service.wanted != there else f"{there}"
+        yield "failed", f"{view.service.num_failed:,} requests"
 
 
 def _rate(view: RunView, per_s: float | None, rows: int) -> float | None:
@@ -198,6 +209,8 @@ def _sum(counts: Iterable[int | None]) -> int | None:
 
 def _labels(view: RunView) -> Sequence[str]:
     said = [f"waits: {view.reason}"] if view.reason else []
+    if view.service is not None and not view.ended:
+        said.append(f"takes requests at {view.service.url}")
     if view.priority != "normal":
         said.append(f"{view.priority} priority")
     if view.loan is not None:
@@ -244,6 +257,8 @@ def _progress_words(view: RunView) -> str:
         whole = "an unknown number of" if view.source_rows is None else f"{view.source_rows:,}"
         taken = view.stages[0].rows_in if view.stages else 0
         return f"{_count(taken)} of {whole} source rows taken"
+    if view.service is not None:
+        return f"{view.stages[0].rows_out:,} requests answered, {view.service.num_open:,} open" if view.stages else ""
     if view.run_kind == "observed" and view.stages:
         return f"{view.stages[-1].rows_out:,} rows came out"
     return ""
@@ -252,15 +267,20 @@ def _progress_words(view: RunView) -> str:
 def _stage_lane(stage: StageView, slots: Sequence[SlotView], used: Sequence[str]) -> Lane:
     shares = ["unknown"] * 3 if stage.shares is None else [f"{share:.0%}" for share in stage.shares]
     word = stage.word or "unknown"
-    there = {replica.replica for replica in stage.replicas if not replica.gone}
-    held = [slot for slot in slots if slot.holder in there and slot.released_at_unix_s is None]
-    num_cpus, num_gpus = sum(slot.num_cpus for slot in held), sum(slot.num_gpus for slot in held)
+    num_cpus, num_gpus = sum(slot.num_cpus for slot in slots), sum(slot.num_gpus for slot in slots)
     cells = (
         *(stage.name, f"{word}, {stage.num_bad:,} rows aside" if stage.num_bad else word),
         *(_count(stage.num_replicas), _count(stage.rows_in), f"{stage.rows_out:,}", number(stage.rate.per_s, "/s")),
         *(*shares, number(stage.rows_waiting), *_use_cells(stage.use, num_cpus, num_gpus)[: len(used)]),
     )
     return Lane(cells=cells, spent=stage.shares, faded=False)
+
+
+def _slots_of(stage: StageView, view: RunView) -> list[SlotView]:
+    """Give what a stage holds: its replicas' slots, all of a service's."""
+    there = {replica.replica for replica in stage.replicas if not replica.gone}
+    held = [slot for slot in view.slots if slot.released_at_unix_s is None]
+    return held if view.run_kind == "service" else [slot for slot in held if slot.holder in there]
 
 
 def _operator_lane(stage: StageView) -> Lane:

@@ -2,9 +2,10 @@
 
 from raykit.spec.cluster import ClusterSpec
 from raykit.spec.pipeline import PipelineSpec, SourceSpec, StageSpec
+from raykit.spec.service import ServiceSpec
 from raykit.spec.task import TaskSpec
 from raykit.spec.training import TrainSpec
 
-RunSpec = TaskSpec | PipelineSpec | TrainSpec
+RunSpec = TaskSpec | PipelineSpec | TrainSpec | ServiceSpec
 
-__all__ = ["ClusterSpec", "PipelineSpec", "RunSpec", "SourceSpec", "StageSpec", "TaskSpec", "TrainSpec"]
+__all__ = ["ClusterSpec", "PipelineSpec", "RunSpec", "ServiceSpec", "SourceSpec", "StageSpec", "TaskSpec", "TrainSpec"]

@@ -118,6 +118,19 @@ class Viewing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServeLine:
+    """Serve the stage of this cell, or of another one, over HTTP."""
+
+    name: str = option("NAME", default="", help="how the service is called; as its stage if not given", read=str)
+    stage: str = option("--stage", default="", help="a stage of another cell; that of this cell if not given", read=str)
+    replicas: tuple[int, int] = option(
+        "--replicas", default=(1, 1), help="how many, or least:most; as many as its requests need", read=counts, metavar="0:4"
+    )
+    slo_s: float = option("--slo", default=1.0, help="how soon requests shall be answered", read=seconds, metavar="200ms")
+    priority: Priority = priority_option(default="high")  # noqa: RUF009  (it makes a field)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineLine:
     """Run the stages of this cell, or of other cells, on a source."""
 

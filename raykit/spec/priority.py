@@ -11,10 +11,10 @@ Priority = Literal["low", "normal", "high"]
 RANKS: dict[str, int] = {"low": 0, "normal": 1, "high": 2}
 
 
-def priority_option() -> Any:
+def priority_option(default: Priority = "normal") -> Any:
     """Describe the option of a run's spec."""
     return option(
-        "--priority", default="normal", read=str, metavar="WORD",
+        "--priority", default=default, read=str, metavar="WORD",
         help="low, normal or high: elastic training lends what it can spare to runs of a higher one",
     )  # fmt: skip
 

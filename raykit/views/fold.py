@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from raykit import events as ev
-from raykit.views import pipeline, training, use
+from raykit.views import pipeline, service, training, use
 from raykit.views.values import (
     CardView,
     LineView,
@@ -150,6 +150,7 @@ _STEPS: dict[type, Step] = {
     ev.DrillEnded: _drill_ended,
     ev.NodeSampled: _unchanged,
     **pipeline.STEPS,
+    **service.STEPS,
     **training.STEPS,
     **use.STEPS,
 }

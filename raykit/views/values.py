@@ -251,6 +251,21 @@ class LoanView:
     max_workers: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class ServiceView:
+    """A service's address and its requests: how many come, how long the newest were answered in (None: there were none)."""
+
+    url: str = ""
+    slo_s: float = 1.0
+    wanted: int = 0
+    rate_s: float = 0.0
+    p50_s: float | None = None
+    p95_s: float | None = None
+    p99_s: float | None = None
+    num_open: int = 0
+    num_failed: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineView:
     """A printed line and the stage or rank that it came from."""
@@ -285,6 +300,7 @@ class RunView:
     world_size: int = 0
     resized_to: tuple[int, int] | None = None
     loan: LoanView | None = None
+    service: ServiceView | None = None
     generation: int = 0
     step: int = 0
     total_steps: int | None = None

@@ -20,6 +20,7 @@ PUBLIC = {
         "RaykitError",
         "Result",
         "Run",
+        "Service",
         "clusters",
         "connect",
         "device",
@@ -28,7 +29,7 @@ PUBLIC = {
         "elastic",
         "plan",
     ),
-    *("resume", "run", "runs", "scale", "stage", "status", "stop", "suspend", "train", "up", "use", "watch"),
+    *("resume", "run", "runs", "scale", "serve", "service", "stage", "status", "stop", "suspend", "train", "up", "use", "watch"),
 }
 
 

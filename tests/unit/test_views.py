@@ -64,6 +64,13 @@ EVENTS = [
         ),
     ),
     ev.Resized(min_workers=1, max_workers=3),
+    ev.SlotsLent(borrower="high", max_workers=1),
+    ev.SlotsLent(borrower="high", max_workers=None),
+    ev.ServiceOpened(url="http://127.0.0.1:1/", slo_s=0.2),
+    ev.ReplicasWanted(count=2),
+    ev.RequestsSampled(
+        rate_s=12.5, p50_s=0.1, p95_s=0.2, p99_s=0.3, num_waiting=4, num_open=6, num_done=90, num_failed=1, idle_s=None
+    ),
     ev.Decided(decision="Form", about=("w1",)),
     ev.Recovered(
         what="rank 1 was lost",

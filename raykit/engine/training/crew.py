@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykit.engine.run import RunContext, UserCodeError
 from raykit.engine.setting import NAMESPACE
-from raykit.engine.training.slots import Slots
+from raykit.engine.slots import Slots
 from raykit.engine.training.vigil import Place, Vigil
 from raykit.engine.training.worker import Description, Worker, find_workers, name_of, number_of, replica_of
 from raykit.engine.training.world import Address, Generation

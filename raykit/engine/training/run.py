@@ -15,12 +15,12 @@ from raykit.codec import encode
 from raykit.commands import Command, Drill, Lend, Resize, Stop
 from raykit.decisions import Conclude, Decision, End, Form, GiveUp, LossAnswer, Start
 from raykit.engine.run import RunContext, StoppedError, UserCodeError
+from raykit.engine.slots import Slots
 from raykit.engine.training.answer import Answer
 from raykit.engine.training.crew import Crew, Loss
 from raykit.engine.training.datasets import Datasets
 from raykit.engine.training.drills import Drills
 from raykit.engine.training.recovery import Recovery
-from raykit.engine.training.slots import Slots
 from raykit.engine.training.vigil import Vigil
 from raykit.engine.training.worker import number_of, replica_of
 from raykit.engine.training.world import Generation
@@ -82,7 +82,13 @@ class TrainingRun:
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
 
     def execute(self) -> None:
-        slots = Slots(self._context, already_held=self._take_up() if self._context.attempt > 1 else frozenset())
+        slots = Slots(
+            self._context,
+            num_cpus=self._spec.cpus_per_worker,
+            num_gpus=self._spec.gpus_per_worker,
+            group=self._spec.group,
+            already_held=self._take_up() if self._context.attempt > 1 else frozenset(),
+        )
         self._on_loss = Answer(self._context)
         try:
             slots.take_up()

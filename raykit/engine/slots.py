@@ -1,4 +1,4 @@
-"""The slots of a training run: one placement group a replica, so that its place outlives its processes."""
+"""The slots of a run: one placement group a replica, so that its place outlives its processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 
 from raykit.engine.run import RunContext
 from raykit.events import SlotsHeld, SlotsReleased
-from raykit.spec import TrainSpec
 
 LEAST_CPUS = 0.001  # a placement group cannot hold nothing
 
@@ -19,8 +18,18 @@ LEAST_CPUS = 0.001  # a placement group cannot hold nothing
 class Slots:
     """Asks for as many slots as the run may use; those that the cluster has no room for yet stay asked for."""
 
-    def __init__(self, context: RunContext, *, already_held: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        context: RunContext,
+        *,
+        num_cpus: float,
+        num_gpus: float,
+        group: int = 1,
+        already_held: frozenset[str] = frozenset(),
+    ) -> None:
+        """Store; each slot is ``group`` bundles of so many CPUs and GPUs, together on as few nodes as can be."""
         self._context = context
+        self._num_cpus, self._num_gpus, self._group = num_cpus, num_gpus, group
         self._groups: dict[int, Any] = {}
         self._held: dict[int, Any] = {}
         self._already_held = already_held
@@ -40,13 +49,12 @@ class Slots:
 
     def ask(self, num_slots: int) -> None:
         """Ask for so many slots in all; returns at once."""
-        spec: TrainSpec = self._context.spec
-        bundle = {"CPU": spec.cpus_per_worker or LEAST_CPUS} | ({"GPU": spec.gpus_per_worker} if spec.gpus_per_worker else {})
+        bundle = {"CPU": self._num_cpus or LEAST_CPUS} | ({"GPU": self._num_gpus} if self._num_gpus else {})
         unused = (number for number in count() if number not in self._groups)
         while len(self._groups) < num_slots:
             number = next(unused)
             name = f"{self._prefix}:{number}"
-            self._groups[number] = placement_group([bundle] * spec.group, strategy="PACK", name=name, lifetime="detached")
+            self._groups[number] = placement_group([bundle] * self._group, strategy="PACK", name=name, lifetime="detached")
 
     def give_back(self, num_slots: int, *, used: AbstractSet[int]) -> None:
         """Keep so many slots, and release of the others those that no worker uses, first those that never came."""
@@ -82,8 +90,7 @@ class Slots:
         self._groups, self._held = {}, {}
 
     def _held_event(self, number: int) -> SlotsHeld:
-        spec: TrainSpec = self._context.spec
-        cpus, gpus = spec.cpus_per_worker * spec.group, spec.gpus_per_worker * spec.group
+        cpus, gpus = self._num_cpus * self._group, self._num_gpus * self._group
         return SlotsHeld(holder=_holder(number), num_cpus=cpus, num_gpus=gpus)
 
 

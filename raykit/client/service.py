@@ -1,0 +1,166 @@
+"""Services from Python and from cells: a stage behind HTTP."""
+
+from __future__ import annotations
+
+import json
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from raykit.client import session
+from raykit.client.capture import pack
+from raykit.client.pipeline import stage_spec
+from raykit.client.run import Run, start
+from raykit.client.session import Cluster
+from raykit.errors import ClusterLostError, OptionError, RequestError, RunError
+from raykit.spec import ServiceSpec
+from raykit.spec.priority import Priority
+from raykit.spec.service import TOKEN_FILE
+
+POLL_S = 1.0
+ANSWER_S = 60.0
+CONNECT_AGAIN_S = 0.2
+
+
+class Service:
+    """A service in a cluster. It goes on without this object; call it with a row (a dict) or with a list of them."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._http: httpx.Client | None = None
+
+    @property
+    def name(self) -> str:
+        return self.run.name
+
+    @property
+    def url(self) -> str:
+        """Where it takes requests; empty before it is open."""
+        service = self.run.view.service
+        return service.url if service else ""
+
+    @property
+    def token(self) -> str:
+        """What a request has to send as ``Authorization: Bearer TOKEN``."""
+        return (Path(self.run.view.folder) / TOKEN_FILE).read_text()
+
+    def wait(self) -> Service:
+        """Wait until it takes requests.
+
+        Raises:
+            RunFailedError: the user's class could not be built.
+            RunStoppedError: it was ended.
+        """
+        for view in self.run.follow(poll_s=POLL_S):
+            if view.started_at_unix_s is not None:
+                break
+        self.run.raise_if_failed()
+        return self
+
+    def stop(self) -> None:
+        """End it when the requests that it has are answered; returns at once."""
+        self.run.stop()
+
+    def __call__(self, row: Any, *, timeout_s: float = ANSWER_S) -> Any:
+        """Give the answer of a row, or those of a list of rows, in their order.
+
+        Raises:
+            RequestError: the user's code raised, or too many requests wait.
+            RunError: it is over.
+        """
+        if self._http is None:
+            self.run.refresh()
+            if not self.url or self.run.view.ended:
+                raise RunError(f"The service {self.name} is {self.run.view.state}.", f"Start it again: %ray resume {self.name}")
+            self._http = httpx.Client(headers={"Authorization": f"Bearer {self.token}"}, trust_env=False)
+            weakref.finalize(self, self._http.close)
+        answer = self._post(self._http, json.dumps(row), time.monotonic() + timeout_s)
+        if answer.status_code != httpx.codes.OK:
+            said = answer.json()
+            raise RequestError(said["error"], said["hint"])
+        return answer.json()
+
+    def _post(self, http: httpx.Client, text: str, deadline_s: float) -> httpx.Response:
+        """Send it; an ingress that is on its way back has not taken it, and is asked again."""
+        while True:
+            left_s = deadline_s - time.monotonic()
+            try:
+                return http.post(self.url, content=text, timeout=httpx.Timeout(max(0.1, left_s), connect=5.0))
+            except httpx.TransportError as exc:
+                if isinstance(exc, httpx.ConnectError) and left_s > CONNECT_AGAIN_S:
+                    time.sleep(CONNECT_AGAIN_S)
+                    continue
+                raise ClusterLostError(
+                    f"The service {self.name} did not answer ({type(exc).__name__}).", f"See what it does: %ray watch {self.name}"
+                ) from exc
+
+    def __repr__(self) -> str:
+        state = self.run.view.state
+        if not self.url or self.run.view.ended:
+            return f"Service {self.name} is {state}."
+        file = Path(self.run.view.folder) / TOKEN_FILE
+        ask = f'curl -H "Authorization: Bearer $(cat {file})" -d \'{{"x": 1}}\' {self.url}'
+        return f"Service {self.name} is {state} at {self.url}\nFrom Python: rk.service({self.name!r})({{...}}); by HTTP: {ask}"
+
+
+def serve(
+    work: Callable[..., Any],
+    *,
+    name: str | None = None,
+    replicas: int | tuple[int, int] = 1,
+    slo_s: float = 1.0,
+    priority: Priority = "high",
+    on: str | None = None,
+) -> Service:
+    """Serve a stage over HTTP; returns at once. The cluster has to be on this machine.
+
+    A request is a JSON object, a row, or a list of them; its answer is what the stage makes of it. What it holds, and how many
+    requests a call takes (``batch``), says ``rk.stage``.
+
+    Args:
+        work: a function or a class; marked with ``rk.stage`` or not.
+        name: how it is called, if not by the name of the function.
+        replicas: how many, or (least, most): as many as its requests need; with 0 as the least none when there are none.
+        slo_s: how soon requests shall be answered.
+        priority: elastic training of a lower one lends what it needs.
+        on: the cluster; the current one if not given.
+
+    Raises:
+        OptionError: the cluster is not on this machine.
+    """
+    least_most = (replicas, replicas) if isinstance(replicas, int) else replicas
+    spec = service_spec(work, name=name, replicas=least_most, slo_s=slo_s, priority=priority)
+    return start_service(spec, work, on=on)
+
+
+def service_spec(work: Callable[..., Any], *, name: str | None, **options: Any) -> ServiceSpec:
+    """Give the spec of a stage that is served."""
+    stage = stage_spec(work)
+    return ServiceSpec(name=name or stage.name, stage=stage, **options)
+
+
+def start_service(spec: ServiceSpec, work: Callable[..., Any], *, on: str | None) -> Service:
+    """Start a service and give its viewer."""
+    cluster: Cluster = session.get(on)
+    if cluster.record.spec.place != "local":
+        raise OptionError(
+            f"The cluster {cluster.name} is on {cluster.record.spec.place}; services run on clusters of this machine so far.",
+            "Start one: %ray up",
+        )
+    return Service(start(spec, pack(work, {spec.stage.name: work}, {}), on=on))
+
+
+def service(name: str, *, on: str | None = None) -> Service:
+    """Give a service that was started before.
+
+    Raises:
+        RunError: the run of that name is none.
+    """
+    run = Run(session.get(on), name)
+    if run.refresh().run_kind != "service":
+        raise RunError(f"The run {run.name} is no service.", "See what runs: %ray runs")
+    return Service(run)

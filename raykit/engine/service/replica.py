@@ -1,0 +1,149 @@
+"""A replica of a service: the user's function or class, called with the requests that are there."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from raykit.engine.pipeline.blocks import batch_of, num_rows, rows_of, slice_of
+from raykit.engine.pipeline.calls import Ready
+from raykit.engine.reporter import Reporter, captured
+from raykit.engine.run import describe
+from raykit.engine.threads import limit_threads
+from raykit.events import ReplicaSampled, ReplicaStarted
+from raykit.spec import StageSpec
+from raykit.wire.payload import Payload
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a request is answered: JSON, or the error of the user's code."""
+
+    json: str = ""
+    error: str = ""
+
+
+class ServiceReplica:
+    """What runs in the actor of a replica."""
+
+    def __init__(self, host: Any, folder: Path, spec: StageSpec, name: str) -> None:
+        self._spec, self._name = spec, name
+        self._reporter = Reporter(host, name, folder / "logs" / f"{name}.log").start()
+        self._payload = Payload.from_bytes((folder / "payload").read_bytes())
+        self._rows_in = self._rows_out = 0
+        self._busy_s = self._starved_s = 0.0
+        self._failure = None
+        begun_s = time.monotonic()
+        self._printing = captured(self._reporter)  # ends with the process: what is not kept would end at once
+        self._printing.__enter__()
+        try:
+            limit_threads(spec.num_threads or spec.num_cpus)
+            work = self._payload.open()
+            self._call: Any = work() if inspect.isclass(work) else work
+            limit_threads(spec.num_threads or spec.num_cpus)  # once more: the user's imports brought their own thread pools
+        except Exception as exc:
+            self._failure = (spec.name, describe(exc), self._payload.traceback_of(exc))
+            return
+        method = self._call if inspect.isroutine(self._call) else type(self._call).__call__
+        self._loop = asyncio.new_event_loop() if inspect.iscoroutinefunction(method) else None
+        self._ended_s = time.monotonic()
+        node = ray.get_runtime_context().get_node_id()[:8]
+        start_s = self._ended_s - begun_s
+        self._reporter.emit(ReplicaStarted(stage=spec.name, replica=name, pid=os.getpid(), node=node, start_s=start_s))
+
+    def ready(self) -> Ready:
+        """Say where it is, when it is built."""
+        node_id = ray.get_runtime_context().get_node_id()
+        if self._failure is not None:
+            self._reporter.close()
+        return Ready(node_id=node_id, pid=os.getpid(), failure=self._failure)
+
+    def ping(self) -> None:
+        """Be there: an answer that does not come says that its process died."""
+
+    def answer(self, rows: Sequence[Row]) -> list[Answer]:
+        """Call the user's code, and give an answer for each row."""
+        begun_s = time.monotonic()
+        self._starved_s += begun_s - self._ended_s
+        if self._spec.batch_size is not None:
+            answers = self._batch(batch_of([(list(rows), 0, len(rows))]))
+        elif self._loop is not None:
+            answers = self._loop.run_until_complete(self._gathered(rows))
+        else:
+            answers = [self._one(row) for row in rows]
+        self._ended_s = time.monotonic()
+        self._busy_s += self._ended_s - begun_s
+        self._rows_in += len(rows)
+        self._rows_out += sum(not answer.error for answer in answers)
+        self._reporter.sample("counts", self._counts())
+        return answers
+
+    def _counts(self) -> ReplicaSampled:
+        return ReplicaSampled(
+            stage=self._spec.name,
+            replica=self._name,
+            rows_in=self._rows_in,
+            rows_out=self._rows_out,
+            busy_s=self._busy_s,
+            starved_s=self._starved_s,
+            blocked_s=0.0,
+        )
+
+    def _one(self, row: Row) -> Answer:
+        try:
+            made = self._call(row)
+            return Answer(json=as_json(list(made) if inspect.isgenerator(made) else made))
+        except Exception as exc:
+            return self._failed(exc)
+
+    async def _gathered(self, rows: Sequence[Row]) -> list[Answer]:
+        async def one(row: Row) -> Answer:
+            try:
+                return Answer(json=as_json(await self._call(row)))
+            except Exception as exc:
+                return self._failed(exc)
+
+        return await asyncio.gather(*map(one, rows))
+
+    def _batch(self, batch: Any) -> list[Answer]:
+        """Call the batch form; a batch that fails is halved, so that only those requests fail that fail alone."""
+        count = num_rows(batch)
+        try:
+            made = self._call(batch)
+            if num_rows(made) != count:
+                raise ValueError(f"{self._spec.name} made {num_rows(made)} answers of {count} requests")
+            return [Answer(json=as_json(row)) for row in rows_of([(made, 0, count)])]
+        except Exception as exc:
+            if count == 1:
+                return [self._failed(exc)]
+            return [*self._batch(slice_of(batch, 0, count // 2)), *self._batch(slice_of(batch, count // 2, count))]
+
+    def _failed(self, error: Exception) -> Answer:
+        print(self._payload.traceback_of(error))  # noqa: T201  (into the replica's log)
+        return Answer(error=describe(error))
+
+
+def as_json(value: Any) -> str:
+    """Write an answer; arrays and tensors become lists, numbers of numpy plain ones.
+
+    Raises:
+        TypeError: it holds something that JSON has no word for.
+    """
+    return json.dumps(value, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"an answer has a {type(value).__name__}, which JSON has no word for: give numbers, texts, lists and dicts")

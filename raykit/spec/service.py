@@ -1,0 +1,36 @@
+"""What is wanted of a service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from raykit.errors import OptionError
+from raykit.spec.options import check_range
+from raykit.spec.pipeline import StageSpec
+from raykit.spec.priority import Priority, check_priority
+
+TOKEN_FILE = "service.token"  # noqa: S105  (its name; in the run's folder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceSpec:
+    """A stage behind HTTP, with ``replicas`` from least to most as its requests need; ``slo_s`` is how soon they are answered."""
+
+    name: str = "service"
+    stage: StageSpec = field(default_factory=lambda: StageSpec(name="service"))
+    replicas: tuple[int, int] = (1, 1)
+    slo_s: float = 1.0
+    priority: Priority = "high"
+
+    def __post_init__(self) -> None:
+        check_priority(self.priority)
+        check_range("--replicas", *self.replicas, least=0)
+        if self.replicas[1] < 1:
+            raise OptionError("--replicas is 0.", "Give at least one as the most, as 0:4.")
+        if self.slo_s <= 0:
+            raise OptionError(f"--slo is {self.slo_s:g} s.", "Give a time above 0, as 200ms or 2s.")
+
+    @property
+    def demand(self) -> tuple[tuple[float, float], ...]:
+        """The slots without which it cannot answer: (CPUs, GPUs) of each of its least replicas, of one at least."""
+        return ((self.stage.num_cpus, self.stage.num_gpus),) * max(1, self.replicas[0])
