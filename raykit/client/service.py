@@ -23,7 +23,7 @@ from raykit.spec.service import TOKEN_FILE
 
 POLL_S = 1.0
 ANSWER_S = 60.0
-CONNECT_AGAIN_S = 0.2
+AGAIN_S = 0.2
 
 
 class Service:
@@ -85,14 +85,14 @@ class Service:
         return answer.json()
 
     def _post(self, http: httpx.Client, text: str, deadline_s: float) -> httpx.Response:
-        """Send it; an ingress that is on its way back has not taken it, and is asked again."""
+        """Send it, and once more when the ingress died meanwhile: a request may be answered twice, but is answered."""
         while True:
             left_s = deadline_s - time.monotonic()
             try:
                 return http.post(self.url, content=text, timeout=httpx.Timeout(max(0.1, left_s), connect=5.0))
             except httpx.TransportError as exc:
-                if isinstance(exc, httpx.ConnectError) and left_s > CONNECT_AGAIN_S:
-                    time.sleep(CONNECT_AGAIN_S)
+                if isinstance(exc, httpx.NetworkError | httpx.RemoteProtocolError) and left_s > AGAIN_S:
+                    time.sleep(AGAIN_S)
                     continue
                 raise ClusterLostError(
                     f"The service {self.name} did not answer ({type(exc).__name__}).", f"See what it does: %ray watch {self.name}"

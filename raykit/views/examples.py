@@ -45,6 +45,40 @@ def pipeline(num_stages: int = 4, seconds: int = 60) -> RunView:
     return view_of("labels", [*_stages(names, seconds), *told, (22, printed)])
 
 
+def service(seconds: int = 60) -> RunView:
+    """Give a service whose requests come in a wave, with a replica that was killed on purpose."""
+    lost = ev.ReplicaLost(stage="greet", replica="greet-1.1", cause="killed by signal 9", num_rows_again=7)
+    verdict = "another was there after 2.2 s; meanwhile 0 requests failed"
+    told: list[tuple[float, ev.Event]] = [
+        (0, ev.RunAccepted(run_kind="service", folder="", stages=("greet",), priority="high")),
+        (0.3, ev.ServiceOpened(url="http://127.0.0.1:8123/", slo_s=0.2)),
+        (1.9, ev.RunStarted()),
+        (31.2, ev.DrillStarted(action="kill-worker", target="greet-1.1", pid=5001)),
+        (31.3, lost),
+        (33.4, ev.DrillEnded(action="kill-worker", passed=True, verdict=verdict)),
+    ]
+    for at_s, slot, number in ((1.0, 1, 1), (14.0, 2, 2), (18.0, 3, 3), (32.6, 1, 4)):
+        name = f"greet-{slot}.{number}"
+        told.append((at_s + 0.8, ev.ReplicaStarted(stage="greet", replica=name, pid=5000 + number, node="node-1", start_s=0.7)))
+        if slot == number:
+            told.append((at_s - 0.5, ev.ReplicasWanted(count=number)))
+            told.append((at_s, ev.SlotsHeld(holder=f"slot {slot}", num_cpus=1, num_gpus=0)))
+    return view_of("greeter", [*told, *_requests(seconds)])
+
+
+def lending() -> RunView:
+    """Give a training of low priority that has given a slot to a service."""
+    low = ev.RunAccepted(run_kind="training", folder="", simulated_gpus=True, priority="low")
+    lent: list[tuple[float, ev.Event]] = [
+        (25.0, ev.SlotsLent(borrower="greeter", max_workers=2)),
+        (25.6, ev.SlotsReleased(holder="slot 3")),
+    ]
+    smaller = (25.5, ev.WorldFormed(generation=2, workers=("w1", "w2"), step=45))
+    return view_of(
+        "digits", [(0, low), *list(training(25))[1:], *lent, smaller, (25.6, ev.WorkerEnded(worker="w3")), *_steps(26, 34)]
+    )
+
+
 def training(seconds: int) -> Iterator[tuple[float, ev.Event]]:
     """Give what a training of three ranks and a spare tells in its first seconds."""
     yield 0, _TRAINING
@@ -113,6 +147,53 @@ def _steps(begin_s: int, end_s: int) -> Iterator[tuple[float, ev.Event]]:
         }
         event = ev.StepCommitted(step=step, epoch=step // 45, num_rows=step * 256, total_steps=180, metrics=metrics, step_s=0.5)
         yield (step + 5) / 2, event
+
+
+def _requests(seconds: int) -> Iterator[tuple[float, ev.Event]]:
+    """Give what is told of requests that come in a wave, which three replicas answer."""
+    done = 0
+    for second in range(2, seconds + 1):
+        rate_s = 120 * math.sin(second / 25) ** 2 + 12
+        done += round(rate_s)
+        num_waiting, num_open = int(rate_s / 40), int(rate_s / 20)
+        p99_s = 0.26 if second in {13, 17, 32} else 0.06
+        yield (
+            second,
+            ev.RequestsSampled(
+                rate_s=rate_s,
+                p50_s=0.04,
+                p95_s=0.05,
+                p99_s=p99_s,
+                num_waiting=num_waiting,
+                num_open=num_open,
+                num_done=done,
+                num_failed=0,
+                idle_s=None,
+            ),
+        )
+        yield (
+            second,
+            ev.StageSampled(
+                stage="greet",
+                num_replicas=1 + (second >= 15) + (second >= 19),  # noqa: PLR2004  (when they started)
+                rows_waiting=num_waiting,
+                rows_in=done + num_open,
+                rows_out=done,
+                word="balanced",
+            ),
+        )
+        yield (
+            second,
+            ev.ReplicaSampled(
+                stage="greet",
+                replica="greet-2.2",
+                rows_in=done // 2,
+                rows_out=done // 2,
+                busy_s=0.6 * second,
+                starved_s=0.4 * second,
+                blocked_s=0.0,
+            ),
+        )
 
 
 def _recovered() -> Iterator[tuple[float, ev.Event]]:

@@ -107,6 +107,9 @@ BAD = [
     ("%ray ups", "Did you mean up"),
     ("%ray train x", "%%ray"),
     ("%ray watch nobody", "There is no run nobody"),
+    ("%%ray serve\nx = 1", "defines 0 stages; one is served"),
+    ("%%ray serve --replicas 0\n@rk.stage()\ndef f(row):\n    return row", "as 0:4"),
+    ("%ray run x", "%%ray"),
 ]
 
 
@@ -128,6 +131,29 @@ def test_without_a_cluster_each_word_says_how_to_start_one(kernel, tmp_path, mon
     for cell in ("%ray status", "%%ray run\n1", "%ray watch x", "%ray stop x"):
         assert "Start one: %ray up" in mine.run(cell)
         assert not mine.ok
+
+
+SERVE = """%%ray serve greeter --replicas 0:1 --slo 200ms
+@rk.stage(cpus=0.1)
+def greet(row):
+    return {"said": f"Hello, {row['name']}"}"""
+
+
+def test_a_service_outlives_its_kernel_and_why_says_what_a_run_waits_for(kernel):
+    first = kernel()
+    first.run(UP)
+    assert "Service greeter is running at http://127.0.0.1:" in first.run(SERVE)
+    first.kill()
+    second = kernel()
+    second.run(UP)
+    assert "Hello, you" in second.run("print(rk.service('greeter')({'name': 'you'}))")
+    second.run("%%ray run --cpus 2 --detach\nimport time; time.sleep(60)")
+    second.run("%%ray run waiting --cpus 2 --detach\n1")
+    shown = second.run("%ray why waiting")
+    assert "waiting (normal priority) lacks 2 CPU slots" in shown
+    assert re.search(r"greeter +service +high +0.1 CPU slots +when it ends", shown), shown
+    assert "lacks nothing" in second.run("%ray why greeter")
+    second.run("%ray stop cell\n%ray stop waiting\n%ray stop greeter")
 
 
 def test_an_error_of_the_cell_points_at_the_cell_s_own_line(kernel):

@@ -29,8 +29,8 @@ def test_every_state_is_drawn_in_both_themes_wide_and_narrow_and_the_charts_foll
         if cell.cell_type == "code":
             assert notebook.run(index), notebook.cell(index).inner_text()
     widgets = page.locator(".raykit-run")
-    expect(widgets).to_have_count(len(examples()) + 1)
-    assert [widget.get_attribute("data-state") for widget in widgets.all()][:-1] == list(examples())
+    expect(widgets).to_have_count(len(examples()) + 3)
+    assert [widget.get_attribute("data-state") for widget in widgets.all()][:-3] == list(examples())
     page.screenshot(path=pictures / "gallery-light.png")
 
     done = page.locator('.raykit-run[data-state="done"]')

@@ -12,10 +12,11 @@ from raykit.render import to_html, to_text
 from raykit.render.face import face_of
 from raykit.render.text import WIDTH
 from raykit.views import CardView
-from raykit.views.examples import examples
+from raykit.views.examples import examples, lending, service
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
-EXAMPLES = examples()
+STATES = examples()
+EXAMPLES = STATES | {"serving": service(), "lending": lending()}
 
 
 def _message(view):
@@ -29,8 +30,8 @@ FACES = {"txt": to_text, "html": to_html, "message": _message}
 
 
 def test_there_is_an_example_of_every_state():
-    assert {state: view.state for state, view in EXAMPLES.items()} == {state: state for state in EXAMPLES}
-    assert set(EXAMPLES) == {
+    assert {state: view.state for state, view in STATES.items()} == {state: state for state in STATES}
+    assert set(STATES) == {
         *("waiting", "starting", "running", "recovering", "resizing", "stopping", "done", "failed", "stopped", "lost")
     }
 

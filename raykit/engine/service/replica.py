@@ -79,7 +79,8 @@ class ServiceReplica:
         if self._spec.batch_size is not None:
             answers = self._batch(batch_of([(list(rows), 0, len(rows))]))
         elif self._loop is not None:
-            answers = self._loop.run_until_complete(self._gathered(rows))
+            made = self._loop.run_until_complete(_gathered(self._call, rows))
+            answers = [self._failed(each) if isinstance(each, Exception) else self._written(each) for each in made]
         else:
             answers = [self._one(row) for row in rows]
         self._ended_s = time.monotonic()
@@ -103,18 +104,15 @@ class ServiceReplica:
     def _one(self, row: Row) -> Answer:
         try:
             made = self._call(row)
-            return Answer(json=as_json(list(made) if inspect.isgenerator(made) else made))
+            return self._written(list(made) if inspect.isgenerator(made) else made)
         except Exception as exc:
             return self._failed(exc)
 
-    async def _gathered(self, rows: Sequence[Row]) -> list[Answer]:
-        async def one(row: Row) -> Answer:
-            try:
-                return Answer(json=as_json(await self._call(row)))
-            except Exception as exc:
-                return self._failed(exc)
-
-        return await asyncio.gather(*map(one, rows))
+    def _written(self, made: Any) -> Answer:
+        try:
+            return Answer(json=as_json(made))
+        except Exception as exc:
+            return self._failed(exc)
 
     def _batch(self, batch: Any) -> list[Answer]:
         """Call the batch form; a batch that fails is halved, so that only those requests fail that fail alone."""
@@ -132,6 +130,11 @@ class ServiceReplica:
     def _failed(self, error: Exception) -> Answer:
         print(self._payload.traceback_of(error))  # noqa: T201  (into the replica's log)
         return Answer(error=describe(error))
+
+
+async def _gathered(call: Any, rows: Sequence[Row]) -> list[Any]:
+    """Call an async function for all rows at once. No method: a class with one would be an async actor to Ray."""
+    return await asyncio.gather(*map(call, rows), return_exceptions=True)
 
 
 def as_json(value: Any) -> str:

@@ -1,0 +1,238 @@
+"""A stage behind HTTP: its answers, its refusals, and what happens to requests when something dies."""
+
+import os
+import signal
+import threading
+import time
+
+import httpx
+import pytest
+
+import raykit as rk
+from raykit.cluster.record import processes
+from raykit.errors import OptionError, RequestError, RunFailedError, RunNameTakenError
+from tests.ray import loops
+
+pytestmark = pytest.mark.ray
+
+SAVE_S = 0.02
+
+
+@rk.stage(cpus=1, batch=4)
+def double(batch):
+    import time
+
+    time.sleep(0.02)
+    return {"y": 2 * batch["x"]}
+
+
+@pytest.fixture
+def serve(cluster, until):
+    """Serve, and end what is served with the test."""
+    served = []
+
+    def up(work, **options):
+        served.append(rk.serve(work, **options))
+        return served[-1]
+
+    yield up
+    for each in served:
+        each.stop()
+    until(lambda: all(each.run.refresh().ended for each in served))
+
+
+def ask_from_threads(service, *, num_threads=4, num_requests=40):
+    """Ask from several threads, and give the threads with what went wrong in them."""
+    wrong = []
+
+    def ask():
+        for number in range(num_requests):
+            try:
+                assert service({"x": number}) == {"y": 2 * number}
+            except Exception as exc:
+                wrong.append(exc)
+
+    threads = [threading.Thread(target=ask) for _ in range(num_threads)]
+    for thread in threads:
+        thread.start()
+    return threads, wrong
+
+
+def done(threads):
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_rows_and_lists_of_rows_are_answered_and_what_is_wrong_is_said(serve):
+    service = serve(double).wait()
+    assert service({"x": 2}) == {"y": 4}
+    assert service([{"x": number} for number in range(10)]) == [{"y": 2 * number} for number in range(10)]
+    with pytest.raises(RequestError, match="KeyError: 'x'"):
+        service({"z": 1})
+    known = {"Authorization": f"Bearer {service.token}"}
+    assert httpx.get(service.url).status_code == httpx.post(service.url, json={"x": 1}).status_code == 401
+    assert httpx.get(service.url, headers=known).json() == {"service": "double", "replicas": 1}
+    for wrong in ("{", "7", "[]", "[7]"):
+        answer = httpx.post(service.url, content=wrong, headers=known)
+        assert answer.status_code == 400
+        assert answer.json()["hint"].startswith("Send")
+    assert oct(os.stat(f"{service.run.view.folder}/service.token").st_mode)[-2:] == "00"
+
+
+def test_a_class_an_async_function_and_a_plain_one_are_served(serve):
+    class Model:
+        def __init__(self):
+            import numpy as np
+
+            self.weights = np.arange(3)
+
+        def __call__(self, row):
+            return {"scores": self.weights * row["x"], "first": self.weights[0]}
+
+    assert serve(Model, replicas=1).wait()({"x": 2}) == {"scores": [0, 2, 4], "first": 0}
+
+    @rk.stage(cpus=0, concurrency=8)
+    async def wait(row):
+        import asyncio
+
+        await asyncio.sleep(0.2)
+        return row["x"]
+
+    service = serve(wait).wait()
+    begun_s = time.monotonic()
+    assert service([{"x": number} for number in range(8)]) == list(range(8))
+    assert time.monotonic() - begun_s < 8 * 0.2  # they wait together
+
+
+def test_the_requests_of_a_replica_that_dies_are_answered_by_another(serve, until):
+    service = serve(double, replicas=2).wait()
+    threads, wrong = ask_from_threads(service)
+    service.run.drill("kill-worker")
+    done(threads)
+    assert wrong == []
+    until(lambda: len(service.run.refresh().cards) == 2)
+    lost, verdict = service.run.view.cards
+    assert lost.title.endswith("was lost")
+    assert verdict.good
+    assert service.run.view.stages[0].rows_out <= 160
+
+
+def test_an_ingress_that_dies_is_back_at_its_address_and_so_is_a_host_while_requests_go_on(serve, until):
+    service = serve(double).wait()
+    url = service.url
+    service.run.drill("kill-host")
+    threads, wrong = ask_from_threads(service, num_threads=2)
+    done(threads)
+    assert wrong == []
+    until(lambda: service.run.refresh().host_attempts == 2)
+    (ingress,) = (each for each in processes("shared") if each.name() == "ray::Ingress")
+    ingress.kill()
+    assert service({"x": 4}) == {"y": 8}
+    assert service.run.refresh().service.url == url
+    until(lambda: service.run.refresh().stages[0].rows_out == 81)
+    assert len([replica for replica in service.run.view.stages[0].replicas if not replica.gone]) == 1
+
+
+def test_a_request_that_kills_its_replicas_is_answered_with_an_error_and_the_others_are_not(serve):
+    @rk.stage(cpus=0, batch=4)
+    def fragile(batch):
+        import os
+        import time
+
+        if 13 in batch["x"]:
+            os._exit(1)
+        time.sleep(0.01)
+        return batch
+
+    service = serve(fragile).wait()
+    answers = {}
+
+    def ask(number):
+        try:
+            answers[number] = service({"x": number})
+        except RequestError as exc:
+            answers[number] = exc.problem
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in (11, 12, 13, 14, 15)]
+    for thread in threads:
+        thread.start()
+    done(threads)
+    assert answers.pop(13) == "3 replicas died while they answered this request"
+    assert answers == {number: {"x": number} for number in (11, 12, 14, 15)}
+
+
+def test_a_service_of_none_to_two_replicas_starts_with_its_first_request_and_grows(serve, until):
+    service = serve(double, replicas=(0, 2), slo_s=0.1).wait()
+    assert service.run.view.stages[0].replicas == ()
+    assert service({"x": 1}) == {"y": 2}
+    threads, wrong = ask_from_threads(service, num_threads=12)
+    until(lambda: service.run.refresh().stages[0].num_replicas == 2)
+    done(threads)
+    assert wrong == []
+
+
+def test_a_class_that_cannot_be_built_is_told_with_its_lines(serve):
+    class Broken:
+        def __init__(self):
+            raise ValueError("no weights here")
+
+        def __call__(self, row):
+            return row
+
+    with pytest.raises(RunFailedError, match="no weights here"):
+        serve(Broken).wait()
+
+
+def test_what_was_taken_is_answered_before_the_end(serve):
+    @rk.stage(cpus=0)
+    def slow(row):
+        import time
+
+        time.sleep(1)
+        return row
+
+    service = serve(slow).wait()
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(service({"x": 1})))
+    thread.start()
+    while httpx.get(service.url, headers={"Authorization": f"Bearer {service.token}"}).status_code != 200:
+        time.sleep(SAVE_S)
+    while not service.run.refresh().service.num_open:
+        time.sleep(SAVE_S)
+    service.stop()
+    done([thread])
+    assert answers == [{"x": 1}]
+
+
+def test_a_service_takes_a_slot_from_training_of_a_lower_priority_which_has_it_again(serve, until):
+    low = rk.train(loops.linear, 10_000, 0.02, workers=(1, 2), spares=0, name="background", priority="low")
+    until(lambda: low.refresh().world_size == 2)
+    service = serve(double, name="urgent").wait()
+    assert service({"x": 3}) == {"y": 6}
+    assert low.refresh().world_size == 1
+    service.stop()
+    until(lambda: low.refresh().world_size == 2)
+    low.stop()
+    until(lambda: low.refresh().ended)
+
+
+def test_a_name_that_serves_is_taken_and_one_that_was_ended_is_taken_up_again(serve, until):
+    service = serve(double, name="again").wait()
+    with pytest.raises(RunNameTakenError, match="%ray stop again"):
+        rk.serve(double, name="again")
+    service.stop()
+    until(lambda: service.run.refresh().ended)
+    resumed = rk.service(rk.resume("again").name).wait()
+    assert resumed({"x": 5}) == {"y": 10}
+    os.kill(next(replica.pid for replica in resumed.run.refresh().stages[0].replicas if not replica.gone), signal.SIGKILL)
+    assert resumed({"x": 6}) == {"y": 12}
+    resumed.stop()
+    until(lambda: resumed.run.refresh().ended)
+
+
+def test_options_that_cannot_be_are_refused_at_once(cluster):
+    with pytest.raises(OptionError, match="as the most, as 0:4"):
+        rk.serve(double, replicas=0)
+    with pytest.raises(OptionError, match="above 0"):
+        rk.serve(double, slo_s=0)
