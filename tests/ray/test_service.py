@@ -125,7 +125,7 @@ def test_an_ingress_that_dies_is_back_at_its_address_and_so_is_a_host_while_requ
     threads, wrong = ask_from_threads(service, num_threads=2)
     done(threads)
     assert wrong == []
-    until(lambda: service.run.refresh().host_attempts == 2)
+    until(lambda: service.run.refresh().host_attempts == 2 and service.run.view.stages[0].rows_out == 80)
     (ingress,) = (each for each in processes("shared") if each.name() == "ray::Ingress")
     ingress.kill()
     assert service({"x": 4}) == {"y": 8}
