@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 TARGET = 0.7  # the share of its time in which a replica may be at work: requests come in bursts
 IDLE_S = 60.0
@@ -13,29 +13,80 @@ EPSILON = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Calls:
+    """Sums over calls of replicas: their number, their requests, their seconds, the squares and products of these."""
+
+    num: float = 0.0
+    requests: float = 0.0
+    busy_s: float = 0.0
+    requests_squared: float = 0.0
+    requests_busy_s: float = 0.0
+
+    def with_call(self, requests: int, busy_s: float) -> Calls:
+        """Count a call."""
+        return self.plus(
+            Calls(num=1, requests=requests, busy_s=busy_s, requests_squared=requests**2, requests_busy_s=requests * busy_s)
+        )
+
+    def plus(self, other: Calls, *, times: float = 1.0) -> Calls:
+        """Add sums, or take them away."""
+        return Calls(**{each.name: getattr(self, each.name) + times * getattr(other, each.name) for each in fields(self)})
+
+    @property
+    def cost(self) -> Cost | None:
+        """Fit a line through the calls (least squares); None while there are none."""
+        if self.num < 1:
+            return None
+        mean_requests, mean_s = self.requests / self.num, self.busy_s / self.num
+        spread = self.requests_squared / self.num - mean_requests**2
+        # Of calls that are all alike it is not known what a larger one would take: as much as its requests one by one.
+        most_s = mean_s / mean_requests
+        slope_s = (self.requests_busy_s / self.num - mean_requests * mean_s) / spread if spread > EPSILON else most_s
+        request_s = min(max(slope_s, 0.0), most_s)
+        return Cost(call_s=mean_s - request_s * mean_requests, request_s=request_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a call takes of a replica's time: ``call_s`` whatever it holds, and ``request_s`` for each request."""
+
+    call_s: float
+    request_s: float
+
+    def capacity_s(self, *, batch_size: int, slo_s: float) -> float:
+        """Give how many requests a second a replica can answer within ``slo_s``.
+
+        A request waits for the call that goes on and is answered with the next: two calls have to fit. Infinite for
+        what costs nothing.
+        """
+        room_s = slo_s / 2 - self.call_s
+        batch = min(batch_size, max(1, int(room_s / self.request_s + EPSILON) if self.request_s else batch_size))
+        call_s = self.call_s + batch * self.request_s
+        return batch / call_s if call_s else math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """What a service has to do.
 
-    ``rate_s`` requests a second, ``num_open`` that wait or are being answered, ``cost_s`` seconds of a replica for each of them
-    (None while it is not known), ``idle_s`` since the last one came (None before the first).
+    ``rate_s`` requests a second, ``num_open`` that wait or are being answered, ``idle_s`` since the last one came (None
+    before the first).
     """
 
     rate_s: float
     num_open: int
-    cost_s: float | None
     idle_s: float | None
 
 
-def replicas_needed(load: Load, *, least: int, most: int, slo_s: float) -> int:
+def replicas_needed(load: Load, *, capacity_s: float, least: int, most: int, slo_s: float) -> int:
     """Say how many replicas answer what comes, and what has come within ``slo_s``.
 
-    By the utilization law (rate times cost is how many replicas are at work at once). Who was asked in the last minute
-    keeps one.
+    By the utilization law: so many are at work at once as what comes is of what one can answer (``capacity_s``, requests a
+    second). Who was asked in the last minute keeps one.
     """
     if not load.num_open and (load.idle_s is None or load.idle_s > IDLE_S):
         return least
-    cost_s = load.cost_s or 0.0
-    at_work = max(load.rate_s * cost_s / TARGET, load.num_open * cost_s / slo_s)
+    at_work = max(load.rate_s / capacity_s / TARGET, load.num_open / capacity_s / slo_s)
     return min(most, max(least, 1, math.ceil(at_work - EPSILON)))
 
 

@@ -46,6 +46,7 @@ def test_the_notebook_that_is_shared_has_no_outputs(path):
         ("00_tour", ("espresso", "tripod", "cat", "was lost", "Drill kill-worker: passed")),
         ("01_batch_inference", ("was lost", "chelsea is a cat", "in quarantine", "is an espresso too")),
         ("03_documents", ("The language is right for 5 of 5", "Speech or not is right for")),
+        ("04_sharing_gpus", ("4 ranks train; lost: 0", "the service holds 3 GPUs, training 1", "nobody")),
         ("06_language_model", ("612 of 612 answers are those of plain greedy decoding",)),
     ],
 )

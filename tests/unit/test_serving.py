@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from raykit.policy.serving import HOLD_S, IDLE_S, Load, Steady, replicas_needed
+from raykit.policy.serving import HOLD_S, IDLE_S, Calls, Cost, Load, Steady, replicas_needed
 
 
-def needed(*, rate_s=0.0, num_open=0, cost_s=0.1, idle_s=0.0, least=0, most=8, slo_s=1.0) -> int:
-    return replicas_needed(
-        Load(rate_s=rate_s, num_open=num_open, cost_s=cost_s, idle_s=idle_s), least=least, most=most, slo_s=slo_s
-    )
+def needed(*, rate_s=0.0, num_open=0, capacity_s=10.0, idle_s=0.0, least=0, most=8, slo_s=1.0) -> int:
+    load = Load(rate_s=rate_s, num_open=num_open, idle_s=idle_s)
+    return replicas_needed(load, capacity_s=capacity_s, least=least, most=most, slo_s=slo_s)
 
 
 def test_a_service_that_nobody_asked_yet_has_its_least():
@@ -19,7 +20,7 @@ def test_a_service_that_nobody_asked_yet_has_its_least():
 
 
 def test_the_first_request_wants_a_replica_though_its_cost_is_not_known():
-    assert needed(num_open=1, cost_s=None) == 1
+    assert needed(num_open=1, capacity_s=math.inf) == 1
 
 
 @pytest.mark.parametrize(("rate_s", "count"), [(1, 1), (7, 1), (7.1, 2), (20, 3), (1000, 8)])
@@ -48,3 +49,46 @@ def test_less_is_believed_only_when_it_was_enough_for_a_while():
     assert steady.take(1.0, 4) == 4
     assert steady.take(1.0 + HOLD_S, 1) == 4
     assert steady.take(1.1 + HOLD_S, 1) == 1
+
+
+def calls(*made: tuple[int, float]) -> Calls:
+    found = Calls()
+    for requests, busy_s in made:
+        found = found.with_call(requests, busy_s)
+    return found
+
+
+def test_the_cost_of_a_call_and_of_a_request_is_learned_from_calls_of_several_lengths():
+    cost = calls((1, 0.11), (4, 0.14), (8, 0.18)).cost
+    assert (cost.call_s, cost.request_s) == pytest.approx((0.1, 0.01))
+
+
+def test_of_calls_that_are_all_alike_a_larger_one_is_thought_to_take_as_long_as_its_requests_one_by_one():
+    assert calls((2, 0.1), (2, 0.1)).cost == Cost(call_s=0.0, request_s=0.05)
+
+
+def test_noise_makes_no_cost_negative():
+    falling = calls((1, 0.2), (8, 0.1)).cost
+    assert falling.request_s == 0
+    rising = calls((1, 0.0), (8, 0.8)).cost
+    assert rising.call_s >= 0
+    assert Calls().cost is None
+
+
+def test_older_calls_count_less_and_what_was_counted_is_taken_away():
+    both = calls((1, 0.1)).plus(calls((1, 0.3)), times=0.5)
+    assert both.busy_s == pytest.approx(0.25)
+    assert both.plus(both, times=-1).num == 0
+
+
+@pytest.mark.parametrize(
+    ("cost", "slo_s", "capacity_s"),
+    [
+        (Cost(call_s=0.1, request_s=0.0), 0.25, 80.0),  # a full batch fits twice
+        (Cost(call_s=0.05, request_s=0.025), 0.25, 3 / 0.125),  # three requests fit
+        (Cost(call_s=1.0, request_s=0.1), 0.25, 1 / 1.1),  # not even one does: it is answered as soon as can be
+        (Cost(call_s=0.0, request_s=0.0), 0.25, math.inf),
+    ],
+)
+def test_a_replica_can_answer_what_its_batches_hold_as_far_as_two_calls_fit_the_objective(cost, slo_s, capacity_s):
+    assert cost.capacity_s(batch_size=8, slo_s=slo_s) == pytest.approx(capacity_s)

@@ -25,7 +25,7 @@ MAX_WAITING = 10_000
 MAX_BODY_BYTES = 64 * 2**20
 MAX_DEATHS = 3  # of replicas on one request, the last of them on it alone: it is to blame
 WINDOW_S = 10.0
-BURST_S = 2.0
+RATE_S = 4.0
 SAMPLE_S = 0.5
 
 logger = logging.getLogger(__name__)
@@ -228,15 +228,14 @@ class Ingress:
             self._reporter.sample("requests", self._sample(time.monotonic()))
 
     def _sample(self, now_s: float) -> RequestsSampled:
-        while self._arrivals and self._arrivals[0] < now_s - WINDOW_S:
+        while self._arrivals and self._arrivals[0] < now_s - RATE_S:
             self._arrivals.popleft()
         while self._answered and self._answered[0][0] < now_s - WINDOW_S:
             self._answered.popleft()
-        burst = sum(at_s > now_s - BURST_S for at_s in self._arrivals)
         took = [took_s for _, took_s in self._answered]
         p50, p95, p99 = map(float, np.quantile(took, (0.5, 0.95, 0.99))) if took else (None, None, None)
         return RequestsSampled(
-            rate_s=max(len(self._arrivals) / WINDOW_S, burst / BURST_S),
+            rate_s=len(self._arrivals) / RATE_S,
             p50_s=p50,
             p95_s=p95,
             p99_s=p99,

@@ -20,6 +20,7 @@ from raykit.engine.reporter import Reporter, captured
 from raykit.engine.run import describe
 from raykit.engine.threads import limit_threads
 from raykit.events import ReplicaSampled, ReplicaStarted
+from raykit.policy.serving import Calls
 from raykit.spec import StageSpec
 from raykit.wire.payload import Payload
 
@@ -38,8 +39,8 @@ class ServiceReplica:
     """What runs in the actor of a replica."""
 
     def __init__(self, host: Any, folder: Path, spec: StageSpec, name: str) -> None:
-        self._spec, self._name = spec, name
-        self._reporter = Reporter(host, name, folder / "logs" / f"{name}.log").start()
+        self._spec, self._name, self._calls = spec, name, Calls()
+        self._reporter = Reporter(host, name, folder / "logs" / f"{name}.log", pulse=lambda: self._calls).start()
         self._payload = Payload.from_bytes((folder / "payload").read_bytes())
         self._rows_in = self._rows_out = 0
         self._busy_s = self._starved_s = 0.0
@@ -85,6 +86,7 @@ class ServiceReplica:
             answers = [self._one(row) for row in rows]
         self._ended_s = time.monotonic()
         self._busy_s += self._ended_s - begun_s
+        self._calls = self._calls.with_call(len(rows), self._ended_s - begun_s)
         self._rows_in += len(rows)
         self._rows_out += sum(not answer.error for answer in answers)
         self._reporter.sample("counts", self._counts())

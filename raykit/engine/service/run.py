@@ -7,6 +7,7 @@ comes back finds them by those names.
 from __future__ import annotations
 
 import itertools
+import math
 import secrets
 import time
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ from raykit.events import (
     ServiceOpened,
     StageSampled,
 )
-from raykit.policy.serving import Load, Steady, replicas_needed
+from raykit.policy.serving import Calls, Load, Steady, replicas_needed
 from raykit.spec import ServiceSpec
 from raykit.spec.service import TOKEN_FILE
 from raykit.views import RunView
@@ -48,7 +49,7 @@ TICK_S = 0.05
 SAMPLE_S = 1.0
 DRAIN_S = 30.0
 MAX_START_DEATHS = 3
-KEPT = 0.8  # of what is known of a request's cost, at each new count: the newest calls say most
+KEPT = 0.98  # of what is known of calls, at each new count
 
 
 @dataclass(slots=True)
@@ -78,7 +79,8 @@ class ServiceRun:
         self._before = (0, 0)  # requests done and failed, as an ingress counted that is gone
         self._told: tuple[Event, ...] = ()
         self._counts: dict[str, ReplicaSampled] = {}
-        self._rows = self._busy_s = 0.0
+        self._calls = Calls()
+        self._calls_of: dict[str, Calls] = {}
         self._start_deaths = 0
         self._sampled_s = 0.0
         self._drill: tuple[float, Drill] | None = None
@@ -119,24 +121,26 @@ class ServiceRun:
         else:
             raise RunError(f"{self._context.name} is a service, which cannot do that.", "It knows stop and drill kill-worker.")
 
-    def report(self, source: str, events: Sequence[Event], pulse: Any) -> list[Event]:  # noqa: ARG002  (as all kinds of run)
+    def report(self, source: str, events: Sequence[Event], pulse: Any) -> list[Event]:
         """Count what ingress and replicas tell; their counts are written down with the next sample of the whole."""
+        if isinstance(pulse, Calls):
+            self._count(source, pulse)
         kept: list[Event] = []
         for event in events:
             if isinstance(event, RequestsSampled):
                 self._requests = self._summed(event)
             elif isinstance(event, ReplicaSampled):
-                self._count(event)
+                self._counts[event.replica] = event
             else:
                 kept.append(event)
         return kept
 
-    def _count(self, event: ReplicaSampled) -> None:
-        before = self._counts.get(event.replica)
-        self._counts[event.replica] = event
-        rows, busy_s = (before.rows_in, before.busy_s) if before else (0, 0.0)
-        self._rows = KEPT * self._rows + event.rows_in - rows
-        self._busy_s = KEPT * self._busy_s + event.busy_s - busy_s
+    def _count(self, replica: str, calls: Calls) -> None:
+        """Know what calls cost, of late more than before."""
+        new = calls.plus(self._calls_of.get(replica, Calls()), times=-1)
+        self._calls_of[replica] = calls
+        if new.num:
+            self._calls = new.plus(self._calls, times=KEPT)
 
     def _summed(self, event: RequestsSampled) -> RequestsSampled:
         """Count on where an ingress began anew."""
@@ -199,17 +203,18 @@ class ServiceRun:
         requests = self._requests
         needed = max(least, len(self._members))  # those of an earlier host stay until the ingress has told
         if requests is not None:
-            load = Load(
-                rate_s=requests.rate_s,
-                num_open=requests.num_open,
-                cost_s=self._busy_s / self._rows if self._rows else None,
-                idle_s=requests.idle_s,
-            )
-            needed = replicas_needed(load, least=least, most=most, slo_s=self._spec.slo_s)
+            load = Load(rate_s=requests.rate_s, num_open=requests.num_open, idle_s=requests.idle_s)
+            needed = replicas_needed(load, capacity_s=self._capacity_s, least=least, most=most, slo_s=self._spec.slo_s)
         wanted = self._steady.take(time.monotonic(), needed)
         if wanted != self._wanted:
             self._wanted = wanted
             self._context.emit(ReplicasWanted(count=wanted))
+
+    @property
+    def _capacity_s(self) -> float:
+        """How many requests a second a replica can answer; infinite until one has answered some."""
+        stage, cost = self._spec.stage, self._calls.cost
+        return cost.capacity_s(batch_size=stage.batch_size or stage.concurrency, slo_s=self._spec.slo_s) if cost else math.inf
 
     def _start(self, slot: int, slots: Slots) -> None:
         spec = self._spec.stage
