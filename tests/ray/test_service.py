@@ -163,10 +163,17 @@ def test_a_request_that_kills_its_replicas_is_answered_with_an_error_and_the_oth
 
 
 def test_a_service_of_none_to_two_replicas_starts_with_its_first_request_and_grows(serve, until):
-    service = serve(double, replicas=(0, 2), slo_s=0.1).wait()
+    @rk.stage(cpus=1)
+    def slow(row):
+        import time
+
+        time.sleep(0.1)
+        return {"y": 2 * row["x"]}
+
+    service = serve(slow, replicas=(0, 2), slo_s=0.1).wait()
     assert service.run.view.stages[0].replicas == ()
     assert service({"x": 1}) == {"y": 2}
-    threads, wrong = ask_from_threads(service, num_threads=12)
+    threads, wrong = ask_from_threads(service, num_threads=12, num_requests=10)
     until(lambda: service.run.refresh().stages[0].num_replicas == 2)
     done(threads)
     assert wrong == []
