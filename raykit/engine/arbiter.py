@@ -92,7 +92,13 @@ class Arbiter:
         free = await asyncio.to_thread(free_slots)
         wanted = loans(lenders(parties), wants(parties, time.time()), free)
         commands = [lend(party, wanted.get(party.view.name)) for party in parties]
-        await asyncio.gather(*(self._tell(command.run, command) for command in commands if command is not None))
+        await asyncio.gather(*(self._command(command) for command in commands if command is not None))
+
+    async def _command(self, command: Lend) -> None:
+        try:
+            await self._tell(command.run, command)
+        except RunError as exc:  # it ended since, or its host is away: the next look sees which
+            logger.info("%s was not told whom it lends to: %s", command.run, exc)
 
     def parties(self) -> list[Party]:
         """Give the runs that go on, the oldest first."""

@@ -27,6 +27,11 @@ class ServiceSpec:
         check_range("--replicas", *self.replicas, least=0)
         if self.replicas[1] < 1:
             raise OptionError("--replicas is 0.", "Give at least one as the most, as 0:4.")
+        unknown = {"memory": self.stage.memory_bytes, "timeout_s": self.stage.timeout_s, "max_cost": self.stage.max_cost}
+        if given := [name for name, value in unknown.items() if value]:
+            raise OptionError(
+                f"The stage {self.stage.name} has {given[0]}, which services do not know.", "Leave it out of @rk.stage."
+            )
         if self.slo_s <= 0:
             raise OptionError(f"--slo is {self.slo_s:g} s.", "Give a time above 0, as 200ms or 2s.")
 

@@ -10,7 +10,7 @@ import pytest
 
 import raykit as rk
 from raykit.cluster.record import processes
-from raykit.errors import OptionError, RequestError, RunFailedError, RunNameTakenError
+from raykit.errors import OptionError, RequestError, RunError, RunFailedError, RunNameTakenError
 from tests.ray import loops
 
 pytestmark = pytest.mark.ray
@@ -243,3 +243,7 @@ def test_options_that_cannot_be_are_refused_at_once(cluster):
         rk.serve(double, replicas=0)
     with pytest.raises(OptionError, match="above 0"):
         rk.serve(double, slo_s=0)
+    with pytest.raises(OptionError, match="has timeout_s, which services do not know"):
+        rk.serve(rk.stage(timeout_s=3)(lambda row: row))
+    with pytest.raises(RunError, match="There is no run nobody"):
+        rk.service("nobody")
