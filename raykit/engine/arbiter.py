@@ -58,13 +58,12 @@ class Party:
 
     @property
     def num_held(self) -> int:
-        return sum(slot.released_at_unix_s is None for slot in self.view.slots)
+        return len(self.view.held)
 
     @property
     def held(self) -> Slots:
         """What its slots are together."""
-        held = [slot for slot in self.view.slots if slot.released_at_unix_s is None]
-        return sum(slot.num_cpus for slot in held), sum(slot.num_gpus for slot in held)
+        return sum(slot.num_cpus for slot in self.view.held), sum(slot.num_gpus for slot in self.view.held)
 
 
 class Arbiter:

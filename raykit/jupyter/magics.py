@@ -15,7 +15,7 @@ from raykit.jupyter import cells
 from raykit.jupyter.display import Said, beside, nodes_of
 from raykit.jupyter.table import Table
 from raykit.policy.accounts import account
-from raykit.render.why import HOLDER_HEADERS, holder_rows, why_words
+from raykit.render.why import HOLDER_HEADERS, LEASE_HEADERS, holder_rows, lease_rows, why_words
 from raykit.spec import ClusterSpec, TaskSpec, TrainSpec
 from raykit.spec.cluster import shown
 from raykit.spec.lines import (
@@ -103,6 +103,10 @@ def _pick(*_: Any) -> ClusterPicker:
 def _runs(_: Any, line: ClusterLine) -> Table:
     rows = [(view.name, view.run_kind, view.state, _progress(view), _error(view)) for view in session.runs(line.name)]
     return Table(("run", "kind", "state", "progress", "error"), rows, empty="No run was started yet.")
+
+
+def _leases(_: Any, line: ClusterLine) -> Table:
+    return Table(LEASE_HEADERS, list(lease_rows(session.runs(line.name))), empty="No run goes on.")
 
 
 def _audit(_: Any, line: ClusterLine) -> Table:
@@ -248,6 +252,7 @@ _LINES = {
     "stop": _Word((RunLine,), _stop, "end a run at its next commit or batch"),
     "resume": _Word((RunLine, Viewing), _resume, "start a run again where it was"),
     "resize": _Word((ResizeLine,), _resize, "train on with another number of ranks"),
+    "leases": _Word((ClusterLine,), _leases, "who holds what, and who gives way to whom"),
     "why": _Word((RunLine,), _why, "what a run waits for, who holds it, and what would start it now"),
     "advise": _Word((RunLine,), _advise, "what would make a pipeline faster"),
     "apply": _Word((RunLine,), _apply, "do what the advice says"),

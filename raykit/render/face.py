@@ -279,8 +279,7 @@ def _stage_lane(stage: StageView, slots: Sequence[SlotView], used: Sequence[str]
 def _slots_of(stage: StageView, view: RunView) -> list[SlotView]:
     """Give what a stage holds: its replicas' slots, all of a service's."""
     there = {replica.replica for replica in stage.replicas if not replica.gone}
-    held = [slot for slot in view.slots if slot.released_at_unix_s is None]
-    return held if view.run_kind == "service" else [slot for slot in held if slot.holder in there]
+    return [slot for slot in view.held if view.run_kind == "service" or slot.holder in there]
 
 
 def _operator_lane(stage: StageView) -> Lane:
@@ -350,7 +349,7 @@ def _cards(view: RunView) -> Iterator[Card]:
 
 def _held(view: RunView) -> str:
     """Slots are logical: held, not used."""
-    held = [slot for slot in view.slots if slot.released_at_unix_s is None]
+    held = view.held
     if not held:
         return ""
     gpus = sum(slot.num_gpus for slot in held)

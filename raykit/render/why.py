@@ -1,13 +1,15 @@
-"""Puts into words why a run waits."""
+"""Puts into words who holds what, and why a run waits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from raykit.render.face import duration
 from raykit.spec.priority import RANKS
+from raykit.views import RunView
 from raykit.views.why import HolderView, WhyView
 
+LEASE_HEADERS = ("run", "kind", "priority", "holds", "waits", "gives way to")
 HOLDER_HEADERS = ("run", "kind", "priority", "holds", "gives")
 
 
@@ -30,6 +32,14 @@ def holder_rows(view: WhyView) -> Iterator[tuple[str, ...]]:
         yield holder.run, holder.run_kind, holder.priority, held, _gives(holder, view)
     if view.others_cpus or view.others_gpus:
         yield "other work in Ray", "", "", slots_words(view.others_cpus, view.others_gpus), "not known"
+
+
+def lease_rows(views: Iterable[RunView]) -> Iterator[tuple[str, ...]]:
+    """Give what each run that goes on holds, waits for, and for whose sake it has less than it asks for."""
+    for view in views:
+        if not view.ended:
+            held = slots_words(sum(slot.num_cpus for slot in view.held), sum(slot.num_gpus for slot in view.held))
+            yield view.name, view.run_kind, view.priority, held, view.reason, view.loan.borrower if view.loan else ""
 
 
 def slots_words(cpus: float, gpus: float) -> str:

@@ -328,6 +328,11 @@ class RunView:
         return self.state in ENDED
 
     @property
+    def held(self) -> tuple[SlotView, ...]:
+        """The slots that it holds."""
+        return tuple(slot for slot in self.slots if slot.released_at_unix_s is None)
+
+    @property
     def elapsed_s(self) -> float | None:
         """From acceptance to the last event."""
         if self.accepted_at_unix_s is None or self.updated_at_unix_s is None:

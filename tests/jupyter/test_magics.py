@@ -153,6 +153,7 @@ def test_a_service_outlives_its_kernel_and_why_says_what_a_run_waits_for(kernel)
     assert "waiting (normal priority) lacks 2 CPU slots" in shown
     assert re.search(r"greeter +service +high +0.1 CPU slots +when it ends", shown), shown
     assert "lacks nothing" in second.run("%ray why greeter")
+    assert re.search(r"cell +task +normal +2 CPU slots", second.run("%ray leases"))
     second.run("%ray stop cell\n%ray stop waiting\n%ray stop greeter")
 
 

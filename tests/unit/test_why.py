@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from raykit.engine.why import why
-from raykit.events import RunStarted, RunWaited, SlotsHeld
-from raykit.render.why import holder_rows, why_words
+from raykit.events import RunEnded, RunStarted, RunWaited, SlotsHeld, SlotsLent
+from raykit.render.why import holder_rows, lease_rows, why_words
 from raykit.spec import TaskSpec, TrainSpec
 from tests.unit.test_lending import party
 
@@ -45,6 +45,16 @@ def test_a_training_that_would_start_with_fewer_ranks_is_told_how_many():
     assert words.endswith("With fewer ranks it would start now: %ray resize high 2")
     words, _ = asked(LOW, party(TrainSpec(name="high", workers=(4, 8))))
     assert "resize" not in words
+
+
+def test_leases_are_of_those_that_go_on():
+    lent = party(TrainSpec(name="low", workers=(1, 4)), RunStarted(), *HELD, SlotsLent(borrower="high", max_workers=1))
+    waiting = party(TaskSpec(name="high", num_cpus=2), RunWaited(reason="2 CPUs are asked, 0 are free"), priority="high")
+    over = party(TaskSpec(name="over"), RunEnded(state="done"))
+    assert list(lease_rows(each.view for each in (lent, waiting, over))) == [
+        ("low", "training", "low", "2 CPU slots", "", "high"),
+        ("high", "training", "high", "none", "2 CPUs are asked, 0 are free", ""),
+    ]
 
 
 def test_a_run_that_has_all_lacks_nothing():

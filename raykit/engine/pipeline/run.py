@@ -143,7 +143,7 @@ class PipelineRun:
         view = self._context.view()
         gone = [(stage.name, each.replica) for stage in view.stages for each in stage.replicas if not each.gone]
         self._context.emit(*(ReplicaEnded(stage=stage, replica=replica) for stage, replica in gone))
-        self._context.emit(*(SlotsReleased(holder=slot.holder) for slot in view.slots if slot.released_at_unix_s is None))
+        self._context.emit(*(SlotsReleased(holder=slot.holder) for slot in view.held))
 
     def _open_source(self) -> Source:
         payload = self._context.payload()

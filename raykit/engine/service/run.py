@@ -89,7 +89,7 @@ class ServiceRun:
 
     def execute(self) -> None:
         spec, view = self._spec, self._context.view()
-        held = frozenset(slot.holder for slot in view.slots if slot.released_at_unix_s is None)
+        held = frozenset(slot.holder for slot in view.held)
         slots = Slots(self._context, num_cpus=spec.stage.num_cpus, num_gpus=spec.stage.num_gpus, already_held=held)
         ingress = self._ingress()
         try:

@@ -155,7 +155,7 @@ class TrainingRun:
             if gone:
                 self._begin_recovery(gone, Loss(worker=gone[0], cause=GONE, kind="died"))
                 self._losses_since_commit = len(gone)
-        return frozenset(slot.holder for slot in view.slots if slot.released_at_unix_s is None)
+        return frozenset(slot.holder for slot in view.held)
 
     def _wait_for_slots(self, slots: Slots) -> None:
         slots.look()

@@ -51,7 +51,7 @@ class Earlier:
         left: list[Event] = []
         if context.attempt > 1:
             left += [WorkerLost(worker=each.worker, rank=each.rank, cause=HOST_DIED) for each in view.ranks if not each.lost]
-            left += [SlotsReleased(holder=slot.holder) for slot in view.slots if slot.released_at_unix_s is None]
+            left += [SlotsReleased(holder=slot.holder) for slot in view.held]
         return Earlier(
             num_workers=sum(isinstance(event, WorkerStarted) for event in events),
             generation=max((event.generation for event in events if isinstance(event, WorldFormed)), default=0),
