@@ -70,7 +70,7 @@ def test_two_replicas_of_two_ranks_learn_what_one_process_learns(alone, kind):
     assert run.result[0] == pytest.approx(alone[0], rel=1e-9, abs=1e-11)
 
 
-@pytest.mark.parametrize("kind", ["fsdp", "tensor"])
+@pytest.mark.parametrize("kind", ["fsdp", pytest.param("tensor", marks=pytest.mark.slow)])
 def test_a_lost_rank_takes_its_replica_out_and_a_spare_replica_joins(alone, until, kind):
     rk.use("groups")
     run = rk.train(learn, kind, 0.15, workers=(2, 4), group=2, name=f"{kind}-hurt")

@@ -158,7 +158,7 @@ def test_two_ranks_that_die_at_once_cost_no_committed_step(until):
     assert all(card.good for card in run.view.cards)
 
 
-@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize("rank", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_rank_that_dies_while_the_run_is_made_smaller_does_not_hold_the_others(until, rank):
     run = rk.train(loops.linear, 80, 0.01, workers=(1, 4), name=f"smaller-{rank}")
     until(lambda: _whole(run, 4))
