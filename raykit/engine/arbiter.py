@@ -85,7 +85,7 @@ class Arbiter:
     async def _look(self) -> None:
         views = await asyncio.to_thread(self._registry.views)
         going_on = [view for view in reversed(views) if not view.ended]  # the oldest first
-        if not any(view.loan for view in going_on) and len({view.priority for view in going_on}) < 2:  # noqa: PLR2004  (two differ)
+        if not any(view.loan for view in going_on) and len(going_on) < 2:  # noqa: PLR2004  (one is alone)
             return
         parties = self._parties(going_on)
         free = await asyncio.to_thread(free_slots)
@@ -133,7 +133,8 @@ def wants(parties: Sequence[Party], now_unix_s: float) -> list[Want]:
     for party in parties:
         is_patient = not party.tells_slots and now_unix_s - (party.view.accepted_at_unix_s or now_unix_s) <= PATIENCE_S
         if max(lacks := lacks_of(party)) > 0 and not is_patient:
-            found.append(Want(run=party.view.name, priority=party.priority, lacks=lacks))
+            needs = _needs(party, lacks)
+            found.append(Want(run=party.view.name, priority=party.priority, lacks=lacks, needs=needs, held=party.held))
     return found
 
 
@@ -149,6 +150,17 @@ def lacks_of(party: Party) -> Slots:
     if party.has_started:
         return 0.0, 0.0
     return sum(slot[0] for slot in spec.demand), sum(slot[1] for slot in spec.demand)
+
+
+def _needs(party: Party, lacks: Slots) -> Slots:
+    """Give with how much more it could do something: a training with another replica, or with its least to start."""
+    spec = party.spec
+    if isinstance(spec, ServiceSpec):
+        return spec.stage.num_cpus, spec.stage.num_gpus
+    if isinstance(spec, TrainSpec) and party.is_elastic:
+        count = spec.group * (1 if party.has_started else _asked(spec, party.view)[0] - party.num_held)
+        return count * spec.cpus_per_worker, count * spec.gpus_per_worker
+    return lacks
 
 
 def lend(party: Party, loan: Loan | None) -> Lend | None:

@@ -54,4 +54,4 @@ def _gives(holder: HolderView, view: WhyView) -> str:
         return f"{slots_words(holder.gives_cpus, holder.gives_gpus)} at its next commit{step}"
     left = "" if holder.left_s is None else f", in about {duration(holder.left_s)}"
     comes_first = holder.lends and RANKS[holder.priority] < RANKS[view.priority]
-    return f"{'keeps its least until it ends' if comes_first else 'when it ends'}{left}"
+    return f"{'cannot spare enough before it ends' if comes_first else 'when it ends'}{left}"

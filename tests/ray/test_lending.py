@@ -66,3 +66,15 @@ def test_a_waiting_training_leaves_the_first_place_to_a_higher_priority(cluster,
     high.wait()
     assert low.refresh().started_at_unix_s is None or low.view.started_at_unix_s > high.view.ended_at_unix_s
     assert low.wait().result["step"] == 20
+
+
+def test_equals_share_and_one_that_ends_leaves_all_to_the_other(cluster, until):
+    first = rk.train(loops.linear, 10_000, 0.02, workers=(1, 2), spares=0, name="first")
+    until(lambda: first.refresh().world_size == 2)
+    second = rk.train(loops.linear, 10, 0.01, workers=(1, 2), spares=0, name="second")
+    until(lambda: second.refresh().world_size == 1)
+    assert first.refresh().world_size == 1
+    second.wait()
+    until(lambda: first.refresh().world_size == 2)
+    first.stop()
+    until(lambda: first.refresh().ended)

@@ -20,8 +20,8 @@ def lender(run: str = "low", *, priority: int = 0, num_held: int = 4, least: int
     return Lender(run=run, priority=priority, slot=slot, num_held=num_held, least=least)
 
 
-def want(num_cpus: float, num_gpus: float = 0, *, run: str = "high", priority: int = 2) -> Want:
-    return Want(run=run, priority=priority, lacks=(num_cpus, num_gpus))
+def want(num_cpus: float, num_gpus: float = 0, *, run: str = "high", priority: int = 2, needs=(1.0, 0.0), held=(0.0, 0.0)) -> Want:
+    return Want(run=run, priority=priority, lacks=(num_cpus, num_gpus), needs=needs, held=held)
 
 
 def test_who_waits_gets_from_a_lower_priority_what_is_not_free():
@@ -32,8 +32,22 @@ def test_a_lender_keeps_its_least():
     assert loans([lender(least=3)], [want(8)], (0.0, 0.0))["low"].most == 3
 
 
-def test_nobody_lends_to_its_equals_or_to_lower_ones():
-    assert loans([lender(priority=1)], [want(2, priority=1), want(2, run="lower", priority=0)], (0.0, 0.0)) == {}
+def test_nobody_lends_to_lower_ones():
+    assert loans([lender(priority=1)], [want(2, run="lower", priority=0)], (0.0, 0.0)) == {}
+
+
+def test_equals_lend_until_the_other_has_as_much():
+    assert loans([lender(num_held=8, priority=2)], [want(7)], (0.0, 0.0))["low"].most == 4
+    assert loans([lender(num_held=8, priority=2)], [want(7, held=(3.0, 0.0))], (0.0, 0.0))["low"].most == 6
+    assert loans([lender(num_held=4, priority=2)], [want(7, held=(3.0, 0.0))], (0.0, 0.0))["low"].most == 4
+    assert loans([lender(num_held=3, priority=2)], [want(7, held=(3.0, 0.0))], (0.0, 0.0)) == {}
+    assert loans([lender(num_held=8, priority=2)], [want(1, run="cell")], (0.0, 0.0))["low"].most == 7
+
+
+def test_nothing_is_taken_for_a_run_that_could_not_use_it():
+    assert loans([lender(num_held=2)], [want(2, needs=(2.0, 0.0))], (0.0, 0.0))["low"].most == 2
+    assert loans([lender(num_held=2)], [want(2, needs=(2.0, 0.0))], (1.0, 0.0))["low"].most == 1
+    assert loans([lender(num_held=4)], [want(0, 1, needs=(0.0, 1.0))], (0.0, 0.0)) == {}
 
 
 def test_the_lowest_priority_lends_first():
@@ -51,45 +65,50 @@ def test_a_lender_gets_no_more_while_what_it_gave_back_is_free_but_not_taken_yet
 
 
 def test_slots_that_are_worth_nothing_to_the_borrower_are_not_asked_back():
-    assert loans([lender()], [want(0, 1)], (0.0, 0.0)) == {}
-    assert loans([lender()], [want(1, 1)], (1.0, 0.0))["low"].most == 4
+    assert loans([lender()], [want(0, 1, needs=(0.0, 1.0))], (0.0, 0.0)) == {}
+    assert loans([lender()], [want(1, 1, needs=(1.0, 1.0))], (1.0, 0.0))["low"].most == 4
 
 
 def test_fractions_of_a_gpu_are_rounded_up_to_whole_slots():
     halves = lender(slot=(0.5, 0.5), num_held=4)
-    assert loans([halves], [want(0, 0.6)], (0.0, 0.0))["low"].most == 2
-    assert loans([halves], [want(0, 0.1 + 0.2)], (0.0, 0.3))["low"].most == 4
+    assert loans([halves], [want(0, 0.6, needs=(0.0, 0.6))], (0.0, 0.0))["low"].most == 2
+    assert loans([halves], [want(0, 0.1 + 0.2, needs=(0.0, 0.3))], (0.0, 0.3))["low"].most == 4
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_carried_out_step_by_step_nobody_of_a_higher_priority_is_left_waiting_for_what_a_lower_one_could_spare(seed):
+def test_carried_out_step_by_step_higher_priorities_have_what_lower_ones_could_spare_and_equals_have_alike(seed):
     chance = random.Random(seed)
     size = chance.randrange(2, 30)
     asked = {
         f"run-{number}": (chance.randrange(3), least := chance.randrange(1, 4), least + chance.randrange(8)) for number in range(5)
     }
     held = dict.fromkeys(asked, 0)
-    for _ in range(50):
-        free = size - sum(held.values())
+    for _ in range(60):
         found = loans(
             [lender(run, priority=rank, num_held=held[run], least=least) for run, (rank, least, _) in asked.items() if held[run]],
-            [want(most - held[run], run=run, priority=rank) for run, (rank, _, most) in asked.items() if most > held[run]],
-            (float(free), 0.0),
+            [
+                want(most - held[run], run=run, priority=rank, held=(held[run], 0), needs=(1 if held[run] else least, 0))
+                for run, (rank, least, most) in asked.items()
+                if most > held[run]
+            ],
+            (float(size - sum(held.values())), 0.0),
         )
         capped = {run: found[run].most if run in found else most for run, (*_, most) in asked.items()}
+        before = dict(held)
         for run, (_, least, _) in asked.items():
             assert capped[run] >= min(least, held[run])
             held[run] = min(held[run], capped[run])  # what is asked back is given back
         free = size - sum(held.values())
         for run in chance.sample(list(asked), len(asked)):  # Ray gives what is free in an order of its own
-            least = 1 if held[run] else asked[run][1]
-            if (more := min(capped[run] - held[run], free)) >= least:
+            if (more := min(capped[run] - held[run], free)) >= (1 if held[run] else asked[run][1]):
                 held[run] += more
                 free -= more
+    assert held == before, "it comes to rest"
     for run, (rank, _, most) in asked.items():
-        lacks = most - held[run] if held[run] else 0
-        spare = sum(held[other] - asked[other][1] for other in asked if asked[other][0] < rank and held[other])
-        assert not (lacks and spare > 0), (held, asked)
+        for other, (other_rank, other_least, _) in asked.items():
+            spare = held[other] - other_least
+            if held[run] and held[run] < most and spare > 0:
+                assert other_rank > rank or (other_rank == rank and held[other] <= held[run] + 1) or other == run, (held, asked)
 
 
 TRAIN = TrainSpec(name="low", workers=(1, 4), priority="low")

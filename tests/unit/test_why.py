@@ -19,18 +19,23 @@ def asked(*parties, run="high", free=(0.0, 0.0), whole=(3.0, 0.0)):
 
 def test_who_waits_is_told_what_is_lacking_who_holds_it_and_who_gives_it():
     same = party(TaskSpec(name="same"), RunStarted(), SlotsHeld(holder="cell", num_cpus=1, num_gpus=0), priority="high")
-    words, rows = asked(LOW, same, party(TaskSpec(name="high", num_cpus=2), priority="high"))
-    assert words == "high (high priority) lacks 2 CPU slots; free: none."
+    words, rows = asked(LOW, same, party(TaskSpec(name="high"), priority="high"))
+    assert words == "high (high priority) lacks 1 CPU slot; free: none."
     assert rows == [
         ("low", "training", "low", "2 CPU slots", "1 CPU slot at its next commit"),
         ("same", "training", "high", "1 CPU slot", "when it ends"),
     ]
 
 
+def test_a_training_that_could_spare_too_little_says_so():
+    _, rows = asked(LOW, party(TaskSpec(name="high", num_cpus=2), priority="high"), whole=(2.0, 0.0))
+    assert rows == [("low", "training", "low", "2 CPU slots", "cannot spare enough before it ends")]
+
+
 def test_a_training_at_its_least_keeps_it():
     least = party(TrainSpec(name="low", workers=(2, 2), priority="low"), RunStarted(), *HELD)
     _, rows = asked(least, party(TaskSpec(name="high"), priority="high"), whole=(2.0, 0.0))
-    assert rows == [("low", "training", "low", "2 CPU slots", "keeps its least until it ends")]
+    assert rows == [("low", "training", "low", "2 CPU slots", "cannot spare enough before it ends")]
 
 
 def test_what_others_in_ray_hold_is_told_too():
