@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import ast
 import linecache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raykit.client.capture import capture_cell, check_names, with_extra
 from raykit.client.pipeline import MARK, Pipeline
 from raykit.client.run import Run, start
-from raykit.client.service import Service, service_spec, start_service
+from raykit.client.service import service_spec, start_service
 from raykit.errors import CellError, OptionError
-from raykit.jupyter.display import QUIET_S, Said, follow
+from raykit.jupyter.display import QUIET_S, Said, follow, watched
 from raykit.spec import TaskSpec, TrainSpec
 from raykit.spec.lines import PipelineLine, ServeLine, Viewing
 from raykit.spec.training import ON_LOSS
 from raykit.wire.loop import check_cell
 
+if TYPE_CHECKING:
+    from raykit.jupyter.widget import RunWidget
 
-def run_cell(shell: Any, cell: str, spec: TaskSpec, viewing: Viewing) -> Said | None:
+    Shown = RunWidget | Said | None
+
+
+def run_cell(shell: Any, cell: str, spec: TaskSpec, viewing: Viewing) -> Shown:
     """Run a cell on a node."""
     payload = capture_cell(_numbered(cell), shell.user_ns, title=_title(shell), inputs=spec.inputs)
     return view(shell, start(spec, payload, on=viewing.on), detach=viewing.detach)
 
 
-def train_cell(shell: Any, cell: str, spec: TrainSpec, viewing: Viewing) -> Said | None:
+def train_cell(shell: Any, cell: str, spec: TrainSpec, viewing: Viewing) -> Shown:
     """Run a cell on every worker of an elastic training run, or the loop of Ray Train that it defines."""
     payload = capture_cell(_numbered(cell), shell.user_ns, title=_title(shell))
     if spec.engine == "ray-train":
@@ -36,7 +41,7 @@ def train_cell(shell: Any, cell: str, spec: TrainSpec, viewing: Viewing) -> Said
     return view(shell, start(spec, payload, on=viewing.on), detach=viewing.detach)
 
 
-def pipeline_cell(shell: Any, cell: str, line: PipelineLine, viewing: Viewing) -> Said | None:
+def pipeline_cell(shell: Any, cell: str, line: PipelineLine, viewing: Viewing) -> Shown:
     """Run a cell in the notebook, and the stages that it defines in the cluster."""
     defined = _define(shell, cell)
     stages = [_named(shell, name) for name in line.stages] if line.stages else defined
@@ -55,7 +60,7 @@ def pipeline_cell(shell: Any, cell: str, line: PipelineLine, viewing: Viewing) -
     return view(shell, start(spec, payload, on=viewing.on), detach=viewing.detach)
 
 
-def serve_cell(shell: Any, cell: str, line: ServeLine, viewing: Viewing) -> Service:
+def serve_cell(shell: Any, cell: str, line: ServeLine, viewing: Viewing) -> Shown:
     """Run a cell in the notebook, and serve the stage that it defines; comes back when it takes requests."""
     defined = _define(shell, cell)
     stages = [_named(shell, line.stage)] if line.stage else defined
@@ -65,13 +70,19 @@ def serve_cell(shell: Any, cell: str, line: ServeLine, viewing: Viewing) -> Serv
         )
     spec = service_spec(stages[0], name=line.name, replicas=line.replicas, slo_s=line.slo_s, priority=line.priority)
     service = start_service(spec, stages[0], on=viewing.on)
-    return service if viewing.detach else service.wait()
+    print(service if viewing.detach else service.wait())  # noqa: T201  (its address is what was asked for)
+    return watched(service.run)
 
 
-def view(shell: Any, run: Run, *, detach: bool = False, quiet_s: float = QUIET_S) -> Said | None:
-    """Show a run until it is over and bring its outputs into the notebook; or leave it, when that was asked."""
+def view(shell: Any, run: Run, *, detach: bool = False, quiet_s: float = QUIET_S) -> Shown:
+    """Show a run until it is over and bring its outputs into the notebook; or leave it, when that was asked.
+
+    A service is shown, and not waited for.
+    """
     if detach:
         return Said(f"The run {run.name} goes on by itself. See it: %ray watch {run.name}")
+    if run.view.run_kind == "service":
+        return watched(run)
     follow(run, quiet_s=quiet_s)
     for output in run.view.outputs:
         shell.user_ns[output.name] = run.result if run.view.run_kind == "pipeline" else run.output(output.name)

@@ -49,8 +49,7 @@ class Face(Protocol):
 def follow(run: Run, *, quiet_s: float = QUIET_S) -> None:
     """Show a run until it is over, and raise if it did not end well; one that is done within ``quiet_s`` only prints.
 
-    An interrupt asks the run to end at its next commit or batch; a second one leaves it alone. A service goes on, and is no
-    more looked at.
+    An interrupt asks the run to end at its next commit or batch; a second one leaves it alone.
 
     Raises:
         RunFailedError: the user's code raised.
@@ -61,8 +60,6 @@ def follow(run: Run, *, quiet_s: float = QUIET_S) -> None:
     try:
         _show_until_over(run, face)
     except KeyboardInterrupt:
-        if run.view.run_kind == "service":
-            return
         run.stop()
         _show_until_over(run, face)
     finally:
@@ -79,6 +76,15 @@ def beside(run: Run) -> Callable[[], None]:
         (face.finish if view.ended else face.show)(view)
 
     return news
+
+
+def watched(run: Run) -> RunWidget | Said:
+    """Show a run that goes on for ever, such as a service: live where there is a notebook, and no cell waits."""
+    if not _in_notebook():
+        return Said(to_text(run.refresh()))
+    widget = _widget(run)
+    widget.ask(run.refresh)
+    return widget
 
 
 def nodes_of(cluster: Cluster) -> ClusterWidget | Table:

@@ -35,6 +35,7 @@ from raykit.spec.parse import HelpAsked, complete, nearest, parse_all
 from raykit.views import RunView
 
 if TYPE_CHECKING:
+    from raykit.jupyter.cells import Shown
     from raykit.jupyter.cluster_widget import ClusterWidget
     from raykit.jupyter.picker import ClusterPicker
 
@@ -127,7 +128,7 @@ def _audit(_: Any, line: ClusterLine) -> Table:
     return Table(headers, rows, empty="No run was started yet.")
 
 
-def _watch(shell: Any, line: RunLine) -> Said | None:
+def _watch(shell: Any, line: RunLine) -> Shown:
     return cells.view(shell, session.watch(line.name), quiet_s=0)
 
 
@@ -135,7 +136,7 @@ def _logs(_: Any, line: LogsLine) -> None:
     print(session.watch(line.name).logs(source=line.source, tail=line.tail))  # noqa: T201  (what was asked for)
 
 
-def _resume(shell: Any, line: RunLine, viewing: Viewing) -> Said | None:
+def _resume(shell: Any, line: RunLine, viewing: Viewing) -> Shown:
     return cells.view(shell, session.resume(line.name, on=viewing.on), detach=viewing.detach, quiet_s=0)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import traitlets
 
 from raykit.codec import encode
+from raykit.errors import RaykitError
 from raykit.jupyter.answering import STATIC, Answering
 from raykit.render import to_html, to_text
 from raykit.render.face import face_of
@@ -28,6 +30,7 @@ class RunWidget(Answering):
     now = traitlets.Dict().tag(sync=True)
     past = traitlets.Dict().tag(sync=True)
     cards = traitlets.Tuple().tag(sync=True)
+    asks = traitlets.Bool().tag(sync=True)
 
     def __init__(self, view: RunView) -> None:
         super().__init__(**_parts(view))
@@ -43,6 +46,18 @@ class RunWidget(Answering):
             if view.ended or at_s - self._past_sent_s >= PAST_S:
                 self._past_sent_s = at_s
                 self.past, self.cards = parts["past"], parts["cards"]
+
+    def ask(self, look: Callable[[], RunView]) -> None:
+        """Let the page ask for news while somebody looks at it; for a run that no cell follows."""
+        self.asks = True
+
+        def look_again() -> None:
+            try:
+                self.show(look())
+            except RaykitError as exc:
+                self.said = str(exc)
+
+        self.on_look(look_again)
 
     def faces(self) -> dict[str, str]:
         return {"text/html": to_html(self._view), "text/plain": to_text(self._view)}

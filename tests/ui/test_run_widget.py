@@ -84,6 +84,30 @@ def double(row):
     return {"y": 2 * row["x"]}"""
 
 
+SERVE = """%%ray serve doubler --replicas 0:1
+@rk.stage(cpus=0.1)
+def double(row):
+    return 2 * row["x"]"""
+
+
+def test_a_service_is_shown_live_while_no_cell_waits_and_is_ended_by_a_click(lab, opened, pictures):
+    notebook = opened(lab.write("serve.ipynb", [UP, SERVE, "print(rk.service('doubler')({'x': 3}))", "%ray watch doubler"]))
+    assert notebook.run(0)
+    assert notebook.run(1), notebook.cell(1).inner_text()
+    expect(notebook.cell(1)).to_contain_text("Service doubler is running at http://127.0.0.1:")
+    widget = notebook.cell(1).locator(".raykit-run")
+    expect(widget.locator(".raykit-progress")).to_have_text("0 requests answered, 0 open")
+    assert notebook.run(2), notebook.cell(2).inner_text()
+    expect(notebook.cell(2)).to_contain_text("6")
+    expect(widget.locator(".raykit-progress")).to_have_text("1 requests answered, 0 open")
+    assert notebook.run(3)
+    expect(notebook.cell(3).locator(".raykit-progress")).to_have_text("1 requests answered, 0 open")
+    notebook.page.screenshot(path=pictures / "service.png")
+    widget.get_by_role("button", name="Stop").click()
+    widget.get_by_role("button", name="Stop the run?").click()
+    expect(widget).to_have_attribute("data-state", "stopped")
+
+
 NUM_QUICK = 19
 TWENTY = """%%ray pipeline twenty --source numbers
 import itertools, time

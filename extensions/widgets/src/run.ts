@@ -9,15 +9,21 @@ import { Bar, drawPairs, keepKeys, make, say, setShown, setText, withChildren } 
 import type { Face } from "./face";
 import { Lanes } from "./lanes";
 import { Logs } from "./logs";
+import { Look } from "./look";
 import { Timeline } from "./timeline";
 import { Zoom } from "./zoom";
 
-/** The face comes in parts, so that a tick sends only what changed; `said` is what became of the last click. */
+/**
+ * The face comes in parts, so that a tick sends only what changed; `said` is what became of the last click. Where no cell
+ * follows the run the page `asks` for news, and `looks` counts the questions that were answered.
+ */
 interface Model {
   now: Omit<Face, "past" | "cards">;
   past: Face["past"];
   cards: Face["cards"];
   said: string;
+  asks: boolean;
+  looks: number;
 }
 
 class RunFace {
@@ -100,12 +106,17 @@ function render({ model, el }: RenderProps<Model>): () => void {
     cancelAnimationFrame(frame);
     frame = requestAnimationFrame(draw);
   };
+  const look = model.get("asks") ? new Look(face.element, () => model.send({ command: "look" })) : undefined;
+  const answered = (): void => look?.answered();
   el.append(face.element);
   draw();
   model.on("change", drawSoon);
+  model.on("change:looks", answered);
   return () => {
     model.off("change", drawSoon);
+    model.off("change:looks", answered);
     cancelAnimationFrame(frame);
+    look?.close();
     face.close();
   };
 }
