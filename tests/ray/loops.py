@@ -28,6 +28,11 @@ def linear(epochs: int, pause_s: float = 0.0) -> dict[str, object]:
 
 def alone(epochs: int) -> list[float]:
     """The same fit in one process with plain torch, over the same batches."""
+    return alone_for(epochs * 20)
+
+
+def alone_for(num_steps: int) -> list[float]:
+    """The first steps of the same fit."""
     import torch
     from torch.nn import functional
 
@@ -38,7 +43,7 @@ def alone(epochs: int) -> list[float]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     x = torch.randn(1000, 10)
     y = (x.sum(1) > 0).long()
-    for step in range(epochs * 20):
+    for step in range(num_steps):
         at = torch.from_numpy(global_batch(1000, 50, 0, step))
         optimizer.zero_grad()
         functional.cross_entropy(model(x[at]), y[at]).backward()

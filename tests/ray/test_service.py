@@ -191,6 +191,45 @@ def test_a_class_that_cannot_be_built_is_told_with_its_lines(serve):
         serve(Broken).wait()
 
 
+def test_a_replica_that_cannot_be_built_later_is_tried_again_while_the_others_answer(serve, until, tmp_path):
+    class Picky:
+        def __init__(self):
+            if (tmp_path / "broken").exists():
+                raise ValueError("no weights now")
+
+        def __call__(self, row):
+            return row
+
+    service = serve(Picky, replicas=(1, 1)).wait()
+    (tmp_path / "broken").touch()
+    service.run.drill("kill-worker")
+    until(lambda: any("ValueError: no weights now" in str(card.facts) for card in service.run.refresh().cards))
+    (tmp_path / "broken").unlink()
+    assert service({"x": 1}) == {"x": 1}
+
+
+def test_a_host_that_is_killed_while_a_replica_is_built_takes_it_up(serve, until, tmp_path):
+    class Slow:
+        def __init__(self):
+            import os
+            import time
+
+            (tmp_path / str(os.getpid())).touch()
+            while not (tmp_path / "go").exists():
+                time.sleep(0.05)
+
+        def __call__(self, row):
+            return row
+
+    service = serve(Slow)
+    until(lambda: list(tmp_path.iterdir()))
+    service.run.drill("kill-host")
+    until(lambda: service.run.refresh().host_attempts == 2)
+    (tmp_path / "go").touch()
+    assert service.wait()({"x": 1}) == {"x": 1}
+    assert len(list(tmp_path.iterdir())) == 2  # one replica, and the word to go
+
+
 def test_what_was_taken_is_answered_before_the_end(serve):
     @rk.stage(cpus=0)
     def slow(row):

@@ -48,6 +48,7 @@ from raykit.views import RunView
 TICK_S = 0.05
 SAMPLE_S = 1.0
 DRAIN_S = 30.0
+DISMISS_S = 5.0
 MAX_START_DEATHS = 3
 KEPT = 0.98  # of what is known of calls, at each new count
 
@@ -101,8 +102,9 @@ class ServiceRun:
                 self._begin()
             while not self._context.stop_asked.is_set():
                 self._look(slots, ingress)
-            with suppress(ray.exceptions.RayError):
-                ray.get(ingress.close.remote(), timeout=DRAIN_S)
+            closed, deadline_s = ingress.close.remote(), time.monotonic() + DRAIN_S
+            while not ray.wait([closed], timeout=0)[0] and time.monotonic() < deadline_s:
+                self._look(slots, ingress)
         finally:
             for member in list(self._members.values()):
                 self._end(member)
@@ -166,18 +168,22 @@ class ServiceRun:
         return actor.remote(self._context.host, folder, self._spec, token_file.read_text())
 
     def _find(self, view: RunView) -> None:
-        """Take up the replicas of an earlier host; one that died meanwhile is lost."""
-        for replica in (each for stage in view.stages for each in stage.replicas if not each.gone):
-            slot, _, number = replica.replica.rpartition("-")[2].partition(".")
-            self._numbers = itertools.count(max(next(self._numbers), int(number) + 1))
-            try:
-                handle = ray.get_actor(self._actor_name(replica.replica), namespace=NAMESPACE)
-            except ValueError:
-                self._context.emit(ReplicaEnded(stage=self._spec.stage.name, replica=replica.replica))
-                continue
-            self._members[replica.replica] = _Member(
-                name=replica.replica, slot=int(slot) - 1, handle=handle, ready=handle.ready.remote()
-            )
+        """Take up the replicas of an earlier host, also those that were being built."""
+        prefix, last = self._actor_name(""), 0
+        for named in ray.util.list_named_actors(all_namespaces=True):
+            if named["namespace"] == NAMESPACE and named["name"].startswith(prefix):
+                name = named["name"].removeprefix(prefix)
+                slot, number = map(int, name.rpartition("-")[2].split("."))
+                handle = ray.get_actor(named["name"], namespace=NAMESPACE)
+                self._members[name] = _Member(name=name, slot=slot - 1, handle=handle, ready=handle.ready.remote())
+                last = max(last, number)
+        for replica in (each.replica for stage in view.stages for each in stage.replicas):
+            last = max(last, int(replica.rpartition(".")[2]))
+        gone = [
+            each.replica for stage in view.stages for each in stage.replicas if not each.gone and each.replica not in self._members
+        ]
+        self._context.emit(*(ReplicaEnded(stage=self._spec.stage.name, replica=replica) for replica in gone))
+        self._numbers = itertools.count(last + 1)
 
     def _look(self, slots: Slots, ingress: Any) -> None:
         """Take in what has happened, and have as many replicas as are needed; blocking up to a tick."""
@@ -250,8 +256,8 @@ class ServiceRun:
                 continue
             try:
                 answer = ray.get(ref)
-            except ray.exceptions.RayActorError as exc:
-                self._lose(member, exc, ingress)
+            except ray.exceptions.RayActorError:
+                self._lose(member, "its process was killed, or crashed in native code", ingress)
                 continue
             if ref is member.ready:
                 self._built(member, answer, ingress)
@@ -259,7 +265,11 @@ class ServiceRun:
 
     def _built(self, member: _Member, ready: Ready, ingress: Any) -> None:
         if ready.failure is not None:
-            raise UserCodeError(*ready.failure)
+            if not self._has_started:
+                raise UserCodeError(*ready.failure)
+            self._lose(member, ready.failure[1], ingress)
+            ray.kill(member.handle)
+            return
         self._start_deaths = 0
         member.ready, member.pid = None, ready.pid
         ingress.admit.remote(member.name, member.handle)
@@ -276,23 +286,29 @@ class ServiceRun:
             self._has_started = True
             self._context.emit(RunStarted())
 
-    def _lose(self, member: _Member, error: Exception, ingress: Any) -> None:
+    def _lose(self, member: _Member, cause: str, ingress: Any) -> None:
+        """Have another in its place; a service whose replicas cannot be built, one after the other, has failed."""
+        stage = self._spec.stage.name
         if member.ready is not None:
             self._start_deaths += 1
             if self._start_deaths >= MAX_START_DEATHS:
-                raise UserCodeError(
-                    self._spec.stage.name, f"its replicas died {self._start_deaths} times while they were built", str(error)
-                ) from error
+                raise UserCodeError(stage, f"{self._start_deaths} replicas were lost while they were built: {cause}", "")
         again = 0
         with suppress(ray.exceptions.RayError):  # an ingress that died too has nothing to give to others
-            again = ray.get(ingress.dismiss.remote(member.name))
-        cause = "its process was killed, or crashed in native code"
-        self._context.emit(ReplicaLost(stage=self._spec.stage.name, replica=member.name, cause=cause, num_rows_again=again))
-        del self._members[member.name]
+            again = ray.get(ingress.dismiss.remote(member.name), timeout=DISMISS_S)
+        self._context.emit(ReplicaLost(stage=stage, replica=member.name, cause=cause, num_rows_again=again))
+        self._forget(member)
 
     def _end(self, member: _Member) -> None:
         ray.kill(member.handle)
         self._context.emit(ReplicaEnded(stage=self._spec.stage.name, replica=member.name))
+        self._forget(member)
+
+    def _forget(self, member: _Member) -> None:
+        """Write its last counts down, and keep nothing of it."""
+        self._calls_of.pop(member.name, None)
+        if (counts := self._counts.pop(member.name, None)) is not None:
+            self._context.emit(counts)
         del self._members[member.name]
 
     def _seat(self, ingress: Any) -> None:
