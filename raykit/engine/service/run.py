@@ -66,6 +66,15 @@ class _Member:
     pid: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Struck:
+    """A replica that a drill has killed, and how many requests had failed before."""
+
+    slot: int
+    at_s: float
+    num_failed: int
+
+
 class ServiceRun:
     """Drives a service from its start to its stop."""
 
@@ -85,7 +94,7 @@ class ServiceRun:
         self._start_deaths = 0
         self._sampled_s = 0.0
         self._drill: tuple[float, Drill] | None = None
-        self._struck: tuple[float, int] | None = None
+        self._struck: _Struck | None = None
         self._numbers = itertools.count(1)
 
     def execute(self) -> None:
@@ -274,11 +283,11 @@ class ServiceRun:
         member.ready, member.pid = None, ready.pid
         ingress.admit.remote(member.name, member.handle)
         self._begin()
-        if self._struck is not None:
-            (struck_s, failed_before), self._struck = self._struck, None
-            failed = (self._requests.num_failed if self._requests else 0) - failed_before
-            verdict = f"another was there after {time.monotonic() - struck_s:.1f} s; meanwhile {failed} requests failed"
+        if self._struck is not None and member.slot == self._struck.slot:
+            failed = self._num_failed - self._struck.num_failed
+            verdict = f"another was there after {time.monotonic() - self._struck.at_s:.1f} s; meanwhile {failed} requests failed"
             self._context.emit(DrillEnded(action="kill-worker", passed=not failed, verdict=verdict))
+            self._struck = None
 
     def _begin(self) -> None:
         """Say that it takes requests, once."""
@@ -339,9 +348,13 @@ class ServiceRun:
             rows_waiting=requests.num_waiting if requests else 0,
             rows_in=requests.num_done + requests.num_failed + requests.num_open if requests else 0,
             rows_out=requests.num_done if requests else 0,
-            num_bad=requests.num_failed if requests else 0,
+            num_bad=self._num_failed,
             word="bottleneck" if requests and requests.num_waiting and self._wanted == self._spec.replicas[1] else "balanced",
         )
+
+    @property
+    def _num_failed(self) -> int:
+        return self._requests.num_failed if self._requests else 0
 
     def _strike(self) -> None:
         """Carry out a drill whose time has come."""
@@ -352,5 +365,5 @@ class ServiceRun:
             return
         self._drill = None
         self._context.emit(DrillStarted(action="kill-worker", target=member.name, pid=member.pid))
-        self._struck = time.monotonic(), self._requests.num_failed if self._requests else 0
+        self._struck = _Struck(slot=member.slot, at_s=time.monotonic(), num_failed=self._num_failed)
         ray.kill(member.handle)
