@@ -241,6 +241,7 @@ def train(
     checkpoint_to: str = "",
     checkpoints_kept: int = 2,
     hang_after_s: float = 300.0,
+    lend_within_s: float = 30.0,
     engine: Any = "raykit",
     priority: Priority = "normal",
     **kwargs: Any,
@@ -267,6 +268,8 @@ def train(
         checkpoint_to: folder or fsspec URL of the checkpoints; the run's own folder if not given.
         checkpoints_kept: how many checkpoints are kept.
         hang_after_s: end a rank that works, but keeps the others waiting for so long.
+        lend_within_s: end a rank that has not come to a commit so long after a run that comes first wanted its slot; the
+            others do the step again without it.
         engine: ``raykit``, or ``ray-train``.
         priority: ``"low"``, ``"normal"`` or ``"high"``: it lends what it can spare to runs of a higher one that wait, and
             takes what it asks for from elastic training of a lower one.
@@ -292,6 +295,7 @@ def train(
         checkpoint_to=checkpoint_to,
         checkpoints_kept=checkpoints_kept,
         hang_after_s=hang_after_s,
+        lend_within_s=lend_within_s,
         engine=engine,
         priority=priority,
         outputs=("result", "checkpoint") if engine == "ray-train" else ("result",),

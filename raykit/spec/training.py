@@ -9,8 +9,8 @@ from raykit.errors import OptionError
 from raykit.spec.options import amount, check_range, count, counts, counts_by_word, names, option, seconds
 from raykit.spec.priority import Priority, check_priority, priority_option
 
-LossCause = Literal["died", "hung", "node", "memory"]
-"""Why a worker was lost: its process ended, it hung, its node went, or its node ran out of memory."""
+LossCause = Literal["died", "hung", "node", "memory", "reclaimed"]
+"""Why a worker was lost: its process ended, it hung, its node went or ran out of memory, or its slot was taken by force."""
 
 ON_LOSS = ("shrink", "wait", "stop")
 
@@ -92,6 +92,10 @@ class TrainSpec:
     hang_after_s: float = option(
         "--hang-after", default=300.0, help="end a rank that works but keeps the others waiting for so long", read=seconds,
         metavar="5m",
+    )  # fmt: skip
+    lend_within_s: float = option(
+        "--lend-within", default=30.0, read=seconds, metavar="30s",
+        help="end a rank that has not come to a commit so long after a run that comes first wanted its slot",
     )  # fmt: skip
     outputs: tuple[str, ...] = option("-o", default=(), help="names that come back, from the first rank", read=names)
     priority: Priority = priority_option()  # noqa: RUF009  (it makes a field)

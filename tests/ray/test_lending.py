@@ -59,6 +59,33 @@ def test_a_loan_is_kept_when_host_and_hub_are_killed(cluster, until):
     until(lambda: low.refresh().ended)
 
 
+def test_a_rank_that_does_not_come_to_a_commit_is_ended_after_a_while_and_no_committed_step_is_lost(cluster, until, tmp_path):
+    def stubborn():
+        import time
+
+        import torch
+
+        import raykit as rk
+
+        model = torch.nn.Linear(4, 1)
+        job = rk.elastic(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.01))
+        for batch in job.batches({"x": torch.ones(64, 4)}, batch_size=8, epochs=2):
+            model(batch["x"]).sum().backward()
+            (tmp_path / str(job.step)).touch()
+            while job.step == 5 and not (tmp_path / "go").exists():
+                time.sleep(0.05)
+            job.commit()
+        return job.step
+
+    low = rk.train(stubborn, workers=(1, 2), spares=0, name="stubborn", priority="low", lend_within_s=1, on_loss="stop")
+    until(lambda: (tmp_path / "5").exists() and low.refresh().world_size == 2)
+    assert rk.run(lambda: 42, name="urgent").wait().result == 42
+    assert low.refresh().step == 5
+    (tmp_path / "go").touch()
+    assert low.wait().result == 16
+    assert "within 1 s after its slot was wanted" in str(low.view.cards[0].facts)
+
+
 def test_a_waiting_training_leaves_the_first_place_to_a_higher_priority(cluster, until):
     holder = rk.run(time.sleep, 5, name="holder", cpus=2, priority="high")
     until(lambda: holder.refresh().started_at_unix_s)

@@ -60,6 +60,7 @@ class TrainingRun:
         self._spec: TrainSpec = context.spec
         self._min_replicas, self._max_replicas = self._spec.min_replicas, self._spec.max_replicas
         self._lent_down_to: int | None = None
+        self._lend_by_s = 0.0
         self._has_started = False
         own_node_id = ray.get_runtime_context().get_node_id()
         self._vigil = Vigil(own_node_id=own_node_id, hang_after_s=self._spec.hang_after_s)
@@ -144,6 +145,7 @@ class TrainingRun:
         self._step = view.step
         if view.loan is not None:
             self._lent_down_to = view.loan.max_workers // self._spec.group
+            self._lend_by_s = time.monotonic() + self._spec.lend_within_s
         if view.resized_to is not None:
             self._min_replicas, self._max_replicas = (workers // self._spec.group for workers in view.resized_to)
         if latest is not None:
@@ -195,7 +197,7 @@ class TrainingRun:
             is_concluding=self._concluding is not None,
             replicas=(*gone, *self._crew.states),
             on_loss=self._answer,
-            losses=self._crew.losses,
+            losses={kind: count for kind, count in self._crew.losses.items() if kind != "reclaimed"},
             max_losses=dict(self._spec.max_losses),
             losses_since_commit=self._losses_since_commit,
             broken_for_s=None if self._broken_at_s is None else time.monotonic() - self._broken_at_s,
@@ -214,6 +216,7 @@ class TrainingRun:
         """Take in what has happened since the last look; blocking up to a tick."""
         died = self._crew.hear(HURRIED_TICK_S if self._is_in_a_hurry else TICK_S)
         self._end_hung()  # before the deaths are taken in: who hangs is named so before it is ended
+        self._end_late()
         for loss in died:
             self._lose(loss)
         while not self._reported.empty():
@@ -264,7 +267,7 @@ class TrainingRun:
         most = None if command.max_workers is None else command.max_workers // self._spec.group
         if most == self._lent_down_to:
             return
-        self._lent_down_to = most
+        self._lent_down_to, self._lend_by_s = most, time.monotonic() + self._spec.lend_within_s
         self._context.emit(SlotsLent(borrower=command.borrower, max_workers=command.max_workers))
         slots.ask(self._most)
 
@@ -290,6 +293,18 @@ class TrainingRun:
         for hung in self._vigil.look({hand.worker: hand.place for hand in self._crew.hands if hand.place}):
             self._lose(Loss(worker=hung.worker, cause=hung.cause, kind=hung.kind, stack=hung.stack))
 
+    def _end_late(self) -> None:
+        """Take slots by force from who was to leave and has not come to a commit in time."""
+        if self._lent_down_to is None or time.monotonic() < self._lend_by_s:
+            return
+        standing = {replica_of(worker) for worker in self._standing}
+        for replica in self._crew.living:
+            if replica.slot is not None and replica.name in standing and replica.name not in self._world:
+                cause = f"it did not come to a commit within {self._spec.lend_within_s:g} s after its slot was wanted"
+                self._lose(Loss(worker=replica.hands[0].worker, cause=cause, kind="reclaimed"))
+                for hand in replica.hands:
+                    ray.kill(hand.handle)
+
     def _lose(self, loss: Loss) -> None:
         ranks = self._standing or self._crew.workers_of(self._world)
         name = self._crew.lose(loss, ranks)
@@ -301,7 +316,8 @@ class TrainingRun:
             self._must_hurry = True
         if stands or name in self._world:
             rank = ranks.index(loss.worker) if stands else None
-            self._answer = self._on_loss.to(loss.worker, rank, loss.cause)
+            if loss.kind != "reclaimed":  # that was raykit's own doing: the user's policy is not asked
+                self._answer = self._on_loss.to(loss.worker, rank, loss.cause)
             self._begin_recovery([hand.worker for hand in self._crew.replicas[name].hands], loss)
 
     def _begin_recovery(self, lost: list[str], loss: Loss) -> None:
