@@ -16,7 +16,7 @@ import ray
 
 from raykit.commands import Command, Lend
 from raykit.engine.registry import Registry
-from raykit.errors import RaykitError, RunError
+from raykit.errors import RunError
 from raykit.policy.lending import Lender, Loan, Slots, Want, loans
 from raykit.spec import RunSpec, ServiceSpec, TrainSpec
 from raykit.spec.priority import RANKS
@@ -78,7 +78,7 @@ class Arbiter:
         while True:
             try:
                 await self._look()
-            except (RaykitError, ray.exceptions.RayError):
+            except Exception:
                 logger.exception("a look at who lends to whom broke off")
             await asyncio.sleep(LOOK_S)
 
@@ -128,11 +128,11 @@ def lenders(parties: Sequence[Party]) -> list[Lender]:
 
 
 def wants(parties: Sequence[Party], now_unix_s: float) -> list[Want]:
-    """Say who lacks what; a run that is no training is given a while to start by itself."""
+    """Say who lacks what; who does not tell its slots at once is given a while to start by itself."""
     found = []
     for party in parties:
         is_patient = not party.tells_slots and now_unix_s - (party.view.accepted_at_unix_s or now_unix_s) <= PATIENCE_S
-        if max(lacks := lacks_of(party)) > 0 and not is_patient:
+        if max(lacks := lacks_of(party)) > 0 and not is_patient and party.view.state != "stopping":
             needs = _needs(party, lacks)
             found.append(Want(run=party.view.name, priority=party.priority, lacks=lacks, needs=needs, held=party.held))
     return found
@@ -145,7 +145,7 @@ def lacks_of(party: Party) -> Slots:
         missing = (_asked(spec, party.view)[1] - party.num_held) * spec.group
         return missing * spec.cpus_per_worker, missing * spec.gpus_per_worker
     if isinstance(spec, ServiceSpec):
-        missing = (party.view.service.wanted if party.view.service else max(1, spec.replicas[0])) - party.num_held
+        missing = (party.view.service.wanted if party.view.service else spec.replicas[0]) - party.num_held
         return missing * spec.stage.num_cpus, missing * spec.stage.num_gpus
     if party.has_started:
         return 0.0, 0.0

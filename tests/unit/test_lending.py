@@ -8,9 +8,9 @@ import pytest
 
 from raykit.commands import Lend
 from raykit.engine.arbiter import Party, lend, lenders, wants
-from raykit.events import Record, Resized, RunAccepted, RunStarted, SlotsHeld, SlotsLent
+from raykit.events import Record, ReplicasWanted, Resized, RunAccepted, RunStarted, SlotsHeld, SlotsLent, StopAsked
 from raykit.policy.lending import Lender, Loan, Want, loans
-from raykit.spec import PipelineSpec, StageSpec, TaskSpec, TrainSpec
+from raykit.spec import PipelineSpec, ServiceSpec, StageSpec, TaskSpec, TrainSpec
 from raykit.views import RunView, fold_all
 
 CPU = (1.0, 0.0)
@@ -145,6 +145,14 @@ def test_a_training_wants_its_most_and_others_what_they_cannot_start_without_aft
     ]
     assert [(each.run, each.lacks) for each in wants(parties, 101.0)] == [("low", (3, 0))]
     assert [(each.run, each.lacks) for each in wants(parties, 110.0)] == [("low", (3, 0)), ("cell", (2, 0)), ("pages", (1.5, 1))]
+
+
+def test_a_service_wants_what_its_requests_need_and_who_stops_wants_nothing():
+    spec = ServiceSpec(name="asked", stage=StageSpec(name="s", num_cpus=0.5, num_gpus=1), replicas=(0, 4))
+    held = SlotsHeld(holder="slot 1", num_cpus=0.5, num_gpus=1)
+    (found,) = wants([party(spec, ReplicasWanted(count=3), held)], 101.0)
+    assert (found.lacks, found.needs, found.held) == ((1, 2), (0.5, 1), (0.5, 1))
+    assert wants([party(spec), party(TRAIN, RunStarted(), StopAsked())], 110.0) == []
 
 
 def test_a_command_is_given_once_and_taken_back_when_nobody_waits():
