@@ -22,7 +22,7 @@ import raykit as rk
 
 sys.path.append(str(Path(__file__).parents[1]))  # the laboratory is the tests'
 from raykit.cluster.record import cluster_folder
-from raykit.events import Record, StepCommitted
+from raykit.events import Record, StageSampled, StepCommitted
 from raykit.store.log import Log
 from tests.ui.lab import Lab, Notebook, browser
 
@@ -119,7 +119,7 @@ class _Frames:
 
 def _throughput(lab: Lab, page: Any, rounds: int, seconds: float) -> dict[str, Figure]:
     """Run one pipeline with its view in the page and without, in turns; its stage takes one of the two cores."""
-    num_rows = round(seconds * 150)
+    num_rows = round(seconds * 300)
     cells = [UP]
     for number in range(rounds):
         for name, detach in ((f"seen-{number}", ""), (f"unseen-{number}", "--detach")):
@@ -132,7 +132,7 @@ def _throughput(lab: Lab, page: Any, rounds: int, seconds: float) -> dict[str, F
         sides = [("seen", 1 + 2 * number), ("unseen", 2 + 2 * number)]
         for side, index in sides if number % 2 else sides[::-1]:
             assert notebook.run(index, timeout_s=20 * seconds + 60), notebook.cell(index).inner_text()
-            rates[side] = _rate(page, f"{side}-{number}", num_rows)
+            rates[side] = _rate(page, f"{side}-{number}")
         ratios.append(rates["seen"] / rates["unseen"])
         print(
             f"round {number + 1} of {rounds}:", ", ".join(f"{side} {rate:.1f} rows/s" for side, rate in rates.items()), flush=True
@@ -143,13 +143,19 @@ def _throughput(lab: Lab, page: Any, rounds: int, seconds: float) -> dict[str, F
     }
 
 
-def _rate(page: Any, name: str, num_rows: int) -> float:
-    """Wait for the end of a run, and give the rows a second between its first and its last sample."""
+def _rate(page: Any, name: str) -> float:
+    """Wait for the end of a run, and give the rows a second between its first and its last sample that has rows."""
     run = rk.watch(name)
     while not run.refresh().ended:
         page.wait_for_timeout(500)
     assert run.view.state == "done", run.view.error
-    return num_rows / (run.view.ended_at_unix_s - run.view.started_at_unix_s)
+    samples = [
+        (record.at_unix_s, record.event.rows_out)
+        for record in _records(name)
+        if isinstance(record.event, StageSampled) and record.event.rows_out
+    ]
+    (begun_s, first), (ended_s, last) = samples[0], samples[-1]
+    return (last - first) / (ended_s - begun_s)
 
 
 def _traffic(lab: Lab, page: Any, frames: _Frames, seconds: float) -> dict[str, Figure]:

@@ -32,7 +32,7 @@ SETTLE_S = 6.0  # the first lists of processes and users are behind
 
 
 def sampler_figures(rounds: int, seconds: float) -> dict[str, Figure]:
-    """Give the share of a core that the sampler takes; an idle Ray process and the hub stand beside it."""
+    """Give the share of a core that the sampler takes; the hub stands beside it."""
     with _cluster() as stand_in:
         run = rk.Pipeline([nap]).run(range(10_000_000), name="napping")
         pids = [replica.pid for replica in _replicas(run)]
@@ -40,7 +40,7 @@ def sampler_figures(rounds: int, seconds: float) -> dict[str, Figure]:
         stand_in.tell(*(gpu(index, 50, 4_000_000_000) for index in range(NUM_REPLICAS)), *users)
         time.sleep(SETTLE_S)
         assert all(replica.use and replica.use.num_gpus for replica in run.refresh().stages[0].replicas), "it does not sample"
-        watched = {"sampler": _process("ray::NodeSampler"), "idle Ray process": _idle(), "hub": _process("ray::Hub")}
+        watched = {"sampler": _process("ray::NodeSampler"), "hub": _process("ray::Hub")}
         shares: dict[str, list[float]] = {name: [] for name in watched}
         for number in range(rounds):
             before = {name: (_spent_s(process), time.monotonic()) for name, process in watched.items()}
@@ -56,10 +56,7 @@ def sampler_figures(rounds: int, seconds: float) -> dict[str, Figure]:
         "sampler, share of a core, median": Figure(value=statistics.median(shares["sampler"]), goal="<= 0.01"),
         "sampler, share of a core, worst": Figure(value=max(shares["sampler"])),
     }
-    beside = {
-        f"{name}, share of a core, median": Figure(value=statistics.median(shares[name])) for name in ("idle Ray process", "hub")
-    }
-    return figures | beside
+    return figures | {"hub, share of a core, median": Figure(value=statistics.median(shares["hub"]))}
 
 
 @contextmanager
@@ -87,11 +84,6 @@ def _replicas(run):
 
 def _process(name: str) -> psutil.Process:
     return next(each for each in processes_with({MARK: str(cluster_folder(NAME))}) if each.name().startswith(name))
-
-
-def _idle() -> psutil.Process:
-    """Give a process of Ray that waits for work and gets none."""
-    return next(each for each in processes_with({MARK: str(cluster_folder(NAME))}) if each.name() == "ray::IDLE")
 
 
 def _spent_s(process: psutil.Process) -> float:

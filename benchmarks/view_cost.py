@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
-from _measure import ROUNDS, end_in_order, report
+from _measure import ROUNDS, Figure, end_in_order, report
 from _view_fold import fold_figures
 from _view_page import page_figures
 from _view_sampler import sampler_figures
@@ -18,9 +19,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one short round: only whether it runs")
     quick = parser.parse_args().quick
-    figures = fold_figures(ROUNDS)
-    figures |= page_figures(*((1, 4.0) if quick else (PAGE_ROUNDS, PAGE_S)))
-    figures |= sampler_figures(*((1, 3.0) if quick else (ROUNDS, SAMPLER_S)))
+    parts: tuple[Callable[[], dict[str, Figure]], ...] = (
+        lambda: fold_figures(ROUNDS),
+        lambda: page_figures(*((1, 4.0) if quick else (PAGE_ROUNDS, PAGE_S))),
+        lambda: sampler_figures(*((1, 3.0) if quick else (ROUNDS, SAMPLER_S))),
+    )
+    figures: dict[str, Figure] = {}
+    for part in parts:
+        for name, figure in part().items():
+            figures[name] = figure
+            print(f"{name}: {figure.value:.3g}", flush=True)
     report("view_cost", {} if quick else figures)
 
 
