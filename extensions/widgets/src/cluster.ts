@@ -57,6 +57,7 @@ class ClusterPage {
 
   draw(face: ClusterFace, said: string): void {
     this.face = face;
+    this.map.draw(face, this.owner); // first: it measures, and nothing has been changed yet that had to be laid out for that
     this.element.setAttribute("aria-label", `cluster ${face.name}`);
     setText(this.name, face.name);
     say(this.said, said);
@@ -66,7 +67,6 @@ class ClusterPage {
     this.waiting.draw(WAITING_HEADERS, face.waiting);
     this.nodes.draw(face.domains.flatMap((domain) => domain.nodes.map((node) => node.name)), face.node);
     this.owners.draw(face.owners, this.owner);
-    this.map.draw(face, this.owner);
     this.rows.draw(face.headers, face.rows);
   }
 

@@ -25,6 +25,8 @@ export class HeatMap {
   private domains: ClusterFace["domains"] | undefined;
   private layout: MapLayout = { cell: 0, height: 1, titles: [], boxes: [] };
   private width = 0;
+  private ground = "";
+  private looks: number[] = [];
 
   constructor(choose: (node: string) => void) {
     this.canvas.setAttribute("role", "img");
@@ -52,7 +54,10 @@ export class HeatMap {
     const width = element.clientWidth;
     if (!face || !width) return;
     const scale = window.devicePixelRatio;
-    if (face.domains !== this.domains || width !== this.width || this.canvas.width !== Math.round(width * scale)) {
+    const colors = this.swatches.map((swatch) => getComputedStyle(swatch).backgroundColor);
+    const ground = `${getComputedStyle(this.element).color} ${colors} ${face.node}`;
+    const isNew = face.domains !== this.domains || width !== this.width || this.canvas.width !== Math.round(width * scale);
+    if (isNew) {
       this.layout = layOut(face.domains, width);
       [this.domains, this.width] = [face.domains, width];
       [this.canvas.width, this.canvas.height] = [Math.round(width * scale), Math.round(this.layout.height * scale)];
@@ -60,11 +65,14 @@ export class HeatMap {
     }
     const context = this.canvas.getContext("2d")!;
     context.setTransform(scale, 0, 0, scale, 0, 0);
-    context.clearRect(0, 0, width, this.layout.height);
-    this.paintTitles(context);
-    this.paintCells(context, face);
-    const chosen = this.layout.boxes.find((box) => box.name === face.node);
-    if (chosen) context.strokeRect(chosen.x - 2.5, chosen.y - 2.5, chosen.width + 5, chosen.height + 5);
+    if (isNew || ground !== this.ground) {
+      [this.ground, this.looks] = [ground, []];
+      context.clearRect(0, 0, width, this.layout.height);
+      this.paintTitles(context);
+      const chosen = this.layout.boxes.find((box) => box.name === face.node);
+      if (chosen) context.strokeRect(chosen.x - 2.5, chosen.y - 2.5, chosen.width + 5, chosen.height + 5);
+    }
+    this.paintCells(context, face, colors);
   }
 
   private paintTitles(context: CanvasRenderingContext2D): void {
@@ -74,27 +82,27 @@ export class HeatMap {
     for (const title of this.layout.titles) context.fillText(title.name, title.x, title.y);
   }
 
-  /** Paint all cells of a kind in one path: that is what keeps thousands of them quick. */
-  private paintCells(context: CanvasRenderingContext2D, face: ClusterFace): void {
+  /** Paint the cells that look otherwise than before, look by look: to change the colour takes longer than to fill a cell. */
+  private paintCells(context: CanvasRenderingContext2D, face: ClusterFace, colors: readonly string[]): void {
     const only = face.owners.indexOf(this.owner);
-    const paths = new Map<string, Path2D>();
-    for (const box of this.layout.boxes) {
+    const { cell, boxes } = this.layout;
+    const changed: number[][] = KINDS.flatMap(() => [[], []]); // of each kind those that shine, and those that are dimmed
+    for (const box of boxes) {
       for (let place = 0; place < box.numCells; place++) {
         const at = box.first + place;
-        const alpha = only < 0 || face.owner_of[at] === only ? 1 : DIMMED;
-        const key = `${kindOf(face, box, at)} ${alpha}`;
-        if (!paths.has(key)) paths.set(key, new Path2D());
-        const [x, y] = cellAt(box, place, this.layout.cell);
-        paths.get(key)!.rect(x, y, this.layout.cell, this.layout.cell);
+        const look = 2 * kindOf(face, box, at) + (only < 0 || face.owner_of[at] === only ? 0 : 1);
+        if (this.looks[at] !== look) changed[look]!.push(...cellAt(box, place, cell));
+        this.looks[at] = look;
       }
     }
-    const colors = this.swatches.map((swatch) => getComputedStyle(swatch).backgroundColor);
-    for (const [key, path] of paths) {
-      const [kind, alpha] = key.split(" ").map(Number) as [number, number];
-      context.globalAlpha = alpha;
-      context.fillStyle = colors[kind]!;
-      context.fill(path);
-    }
+    changed.forEach((corners, look) => {
+      context.globalAlpha = look % 2 ? DIMMED : 1;
+      context.fillStyle = colors[look >> 1]!;
+      for (let at = 0; at < corners.length; at += 2) {
+        context.clearRect(corners[at]!, corners[at + 1]!, cell, cell);
+        context.fillRect(corners[at]!, corners[at + 1]!, cell, cell);
+      }
+    });
     context.globalAlpha = 1;
   }
 
