@@ -36,18 +36,14 @@ def fold_all(view: RunView, records: Iterable[ev.Record]) -> RunView:
         if record.number <= number:
             continue
         number = record.number
-        if view.ended and isinstance(record.event, ev.UseSampled):  # it was on its way when the run ended
+        if isinstance(record.event, ev.UseSampled) and view.ended:  # it was on its way when the run ended
             continue
         updated_at_unix_s = record.at_unix_s
-        view = _in_state(_STEPS[type(record.event)](view, record.event, updated_at_unix_s), updated_at_unix_s)
+        view = _STEPS[type(record.event)](view, record.event, updated_at_unix_s)
+        if not view.spans or view.spans[-1].state != view.state:
+            begun = SpanView(state=view.state, from_unix_s=updated_at_unix_s)
+            view = changed(view, spans=(*view.spans, begun)[-MAX_SPANS:])
     return changed(view, number=number, updated_at_unix_s=updated_at_unix_s)
-
-
-def _in_state(view: RunView, at_unix_s: float) -> RunView:
-    """Note when the view's state began, if it did just now."""
-    if view.spans and view.spans[-1].state == view.state:
-        return view
-    return changed(view, spans=(*view.spans, SpanView(state=view.state, from_unix_s=at_unix_s))[-MAX_SPANS:])
 
 
 def _run_accepted(view: RunView, event: ev.RunAccepted, at_unix_s: float) -> RunView:

@@ -9,11 +9,11 @@ from raykit.views.values import AdviceView, CardView, MarkView, ReplicaView, Run
 
 
 def _on_stage(view: RunView, name: str, change: Callable[[StageView], StageView]) -> RunView:
-    stages = list(view.stages)
+    stages = view.stages
     for place, stage in enumerate(stages):
         if stage.name == name:
-            stages[place] = change(stage)
-    return changed(view, stages=tuple(stages))
+            return changed(view, stages=(*stages[:place], change(stage), *stages[place + 1 :]))
+    return view
 
 
 def _replica_started(view: RunView, event: ev.ReplicaStarted, _: float) -> RunView:
@@ -22,19 +22,21 @@ def _replica_started(view: RunView, event: ev.ReplicaStarted, _: float) -> RunVi
 
 
 def _replica_sampled(view: RunView, event: ev.ReplicaSampled, _: float) -> RunView:
-    def count(replica: ReplicaView) -> ReplicaView:
-        if replica.replica != event.replica:
-            return replica
-        return changed(
-            replica,
-            rows_in=event.rows_in,
-            rows_out=event.rows_out,
-            busy_s=event.busy_s,
-            starved_s=event.starved_s,
-            blocked_s=event.blocked_s,
-        )
+    def count(stage: StageView) -> StageView:
+        replicas = list(stage.replicas)
+        for place, replica in enumerate(replicas):
+            if replica.replica == event.replica:
+                replicas[place] = changed(
+                    replica,
+                    rows_in=event.rows_in,
+                    rows_out=event.rows_out,
+                    busy_s=event.busy_s,
+                    starved_s=event.starved_s,
+                    blocked_s=event.blocked_s,
+                )
+        return changed(stage, replicas=tuple(replicas))
 
-    return _on_stage(view, event.stage, lambda stage: changed(stage, replicas=tuple(map(count, stage.replicas))))
+    return _on_stage(view, event.stage, count)
 
 
 def _replica_gone(view: RunView, event: ev.ReplicaEnded | ev.ReplicaLost, _: float) -> RunView:
