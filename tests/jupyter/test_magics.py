@@ -147,13 +147,14 @@ def test_a_service_outlives_its_kernel_and_why_says_what_a_run_waits_for(kernel)
     second = kernel()
     second.run(UP)
     assert "Hello, you" in second.run("print(rk.service('greeter')({'name': 'you'}))")
-    second.run("%%ray run --cpus 2 --detach\nimport time; time.sleep(60)")
+    second.run("%%ray run --cpus 1 --detach\nimport time; time.sleep(60)")
+    second.run("while not rk.watch('cell').view.held:\n    pass")
     second.run("%%ray run waiting --cpus 2 --detach\n1")
     shown = second.run("%ray why waiting")
     assert "waiting (normal priority) lacks 2 CPU slots" in shown
     assert re.search(r"greeter +service +high +0.1 CPU slots +when it ends", shown), shown
     assert "lacks nothing" in second.run("%ray why greeter")
-    assert re.search(r"cell +task +normal +2 CPU slots", second.run("%ray leases"))
+    assert re.search(r"cell +task +normal +1 CPU slot", second.run("%ray leases"))
     second.run("%ray stop cell\n%ray stop waiting\n%ray stop greeter")
 
 
