@@ -24,7 +24,11 @@ def test_a_training_gives_way_to_one_of_a_higher_priority_and_ends_as_if_undistu
     learned = low.state_dict()["weight"].flatten().tolist()
     assert learned == pytest.approx(loops.alone_for(low.view.checkpoint_step), abs=1e-4)
     assert low.view.cards == ()
-    assert [mark.words for mark in low.view.marks] == ["urgent comes first", "urgent has what it needs", "a stop was asked"]
+    assert [mark.words for mark in low.view.marks] == [
+        f"{high.name} comes first",
+        f"{high.name} has what it needs",
+        "a stop was asked",
+    ]
 
 
 def test_a_cell_and_a_pipeline_borrow_what_they_cannot_start_without(cluster, until):
