@@ -147,9 +147,11 @@ def lacks_of(party: Party) -> Slots:
     if isinstance(spec, ServiceSpec):
         missing = (party.view.service.wanted if party.view.service else spec.replicas[0]) - party.num_held
         return missing * spec.stage.num_cpus, missing * spec.stage.num_gpus
-    if party.has_started:
+    # A pipeline has started before its stages have their first replicas.
+    if party.has_started and all(stage.replicas for stage in party.view.stages):
         return 0.0, 0.0
-    return sum(slot[0] for slot in spec.demand), sum(slot[1] for slot in spec.demand)
+    cpus, gpus = (sum(slot[kind] for slot in spec.demand) - party.held[kind] for kind in (0, 1))
+    return max(0.0, cpus), max(0.0, gpus)
 
 
 def _needs(party: Party, lacks: Slots) -> Slots:
