@@ -70,6 +70,7 @@ class Service:
 
         Raises:
             RequestError: the user's code raised, or too many requests wait.
+            RunFailedError: its class could not be built.
             RunError: it is over.
         """
         if self._http is None:
@@ -91,6 +92,8 @@ class Service:
             try:
                 return http.post(self.url, content=text, timeout=httpx.Timeout(max(0.1, left_s), connect=5.0))
             except httpx.TransportError as exc:
+                self.run.refresh()
+                self.run.raise_if_failed()
                 if isinstance(exc, httpx.NetworkError | httpx.RemoteProtocolError) and left_s > AGAIN_S:
                     time.sleep(AGAIN_S)
                     continue

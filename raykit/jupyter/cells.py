@@ -61,7 +61,10 @@ def pipeline_cell(shell: Any, cell: str, line: PipelineLine, viewing: Viewing) -
 
 
 def serve_cell(shell: Any, cell: str, line: ServeLine, viewing: Viewing) -> Shown:
-    """Run a cell in the notebook, and serve the stage that it defines; comes back when it takes requests."""
+    """Run a cell in the notebook, and serve the stage that it defines; comes back when it takes requests.
+
+    An interrupt before that ends it, as it ends the run of another cell.
+    """
     defined = _define(shell, cell)
     stages = [_named(shell, line.stage)] if line.stage else defined
     if len(stages) != 1:
@@ -70,7 +73,13 @@ def serve_cell(shell: Any, cell: str, line: ServeLine, viewing: Viewing) -> Show
         )
     spec = service_spec(stages[0], name=line.name, replicas=line.replicas, slo_s=line.slo_s, priority=line.priority)
     service = start_service(spec, stages[0], on=viewing.on)
-    print(service if viewing.detach else service.wait())  # noqa: T201  (its address is what was asked for)
+    if not viewing.detach:
+        try:
+            service.wait()
+        except KeyboardInterrupt:
+            service.stop()
+            service.run.wait()
+    print(service)  # noqa: T201  (its address is what was asked for)
     return watched(service.run)
 
 

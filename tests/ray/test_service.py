@@ -230,6 +230,19 @@ def test_a_host_that_is_killed_while_a_replica_is_built_takes_it_up(serve, until
     assert len(list(tmp_path.iterdir())) == 2  # one replica, and the word to go
 
 
+def test_who_asks_a_service_whose_class_cannot_be_built_is_told_why_and_does_not_wait_for_nothing(serve):
+    class Broken:
+        def __init__(self):
+            raise ValueError("no weights here")
+
+        def __call__(self, row):
+            return row
+
+    service = serve(Broken, name="hopeless", replicas=(0, 1)).wait()
+    with pytest.raises(RunFailedError, match="no weights here"):
+        service({"x": 1})
+
+
 def test_what_was_taken_is_answered_before_the_end(serve):
     @rk.stage(cpus=0)
     def slow(row):

@@ -8,7 +8,7 @@ import pytest
 
 from raykit.commands import Lend
 from raykit.engine.arbiter import Party, lend, lenders, wants
-from raykit.events import Record, ReplicasWanted, Resized, RunAccepted, RunStarted, SlotsHeld, SlotsLent, StopAsked
+from raykit.events import Record, ReplicaStarted, ReplicasWanted, Resized, RunAccepted, RunStarted, SlotsHeld, SlotsLent, StopAsked
 from raykit.policy.lending import Lender, Loan, Want, loans
 from raykit.spec import PipelineSpec, ServiceSpec, StageSpec, TaskSpec, TrainSpec
 from raykit.views import RunView, fold_all
@@ -153,6 +153,22 @@ def test_a_service_wants_what_its_requests_need_and_who_stops_wants_nothing():
     (found,) = wants([party(spec, ReplicasWanted(count=3), held)], 101.0)
     assert (found.lacks, found.needs, found.held) == ((1, 2), (0.5, 1), (0.5, 1))
     assert wants([party(spec), party(TRAIN, RunStarted(), StopAsked())], 110.0) == []
+
+
+def test_a_pipeline_that_has_started_wants_slots_until_each_stage_has_had_a_replica():
+    spec = PipelineSpec(name="pages", stages=(StageSpec(name="a", num_cpus=1), StageSpec(name="b", num_cpus=2)))
+    started = (RunAccepted(run_kind="pipeline", folder="", stages=("a", "b")), RunStarted())
+    first = (
+        SlotsHeld(holder="a-1", num_cpus=1, num_gpus=0),
+        ReplicaStarted(stage="a", replica="a-1", pid=1, node="n", start_s=0.1),
+    )
+    second = (
+        SlotsHeld(holder="b-1", num_cpus=2, num_gpus=0),
+        ReplicaStarted(stage="b", replica="b-1", pid=2, node="n", start_s=0.1),
+    )
+    assert [each.lacks for each in wants([party(spec, *started)], 110.0)] == [(3, 0)]
+    assert [each.lacks for each in wants([party(spec, *started, *first)], 110.0)] == [(2, 0)]
+    assert wants([party(spec, *started, *first, *second)], 110.0) == []
 
 
 def test_a_command_is_given_once_and_taken_back_when_nobody_waits():

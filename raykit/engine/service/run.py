@@ -112,7 +112,7 @@ class ServiceRun:
             while not self._context.stop_asked.is_set():
                 self._look(slots, ingress)
             closed, deadline_s = ingress.close.remote(), time.monotonic() + DRAIN_S
-            while not ray.wait([closed], timeout=0)[0] and time.monotonic() < deadline_s:
+            while not ray.wait([closed], timeout=TICK_S)[0] and time.monotonic() < deadline_s:
                 self._look(slots, ingress)
         finally:
             for member in list(self._members.values()):
@@ -274,7 +274,7 @@ class ServiceRun:
 
     def _built(self, member: _Member, ready: Ready, ingress: Any) -> None:
         if ready.failure is not None:
-            if not self._has_started:
+            if not self._has_started or self._start_deaths + 1 >= MAX_START_DEATHS:
                 raise UserCodeError(*ready.failure)
             self._lose(member, ready.failure[1], ingress)
             ray.kill(member.handle)
