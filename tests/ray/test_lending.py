@@ -5,6 +5,7 @@ import time
 import pytest
 
 import raykit as rk
+from raykit.cluster.record import processes
 from tests.ray import loops
 
 pytestmark = pytest.mark.ray
@@ -54,6 +55,8 @@ def test_a_loan_is_kept_when_host_and_hub_are_killed(cluster, until):
     low.drill("kill-host")
     until(lambda: high.refresh().started_at_unix_s)
     until(lambda: low.refresh().host_attempts == 2)
+    (hub,) = (each for each in processes("shared") if each.name() == "ray::Hub")
+    hub.kill()
     step = low.view.step
     until(lambda: low.refresh().step > step)
     assert low.view.world_size == 1
