@@ -61,13 +61,14 @@ class RunContext:
 
     def view(self) -> RunView:
         """Read the run's view from the log, from its last acceptance on: what earlier hosts left."""
-        log = Log(self.cluster.log_path)
+        log, view = Log(self.cluster.log_path), RunView(name=self.name)
         try:
-            records = list(log.read_all(run=self.name))
+            for page in log.pages(run=self.name):  # never all at once: the log of a week is larger than its host
+                begun = max((place for place, record in enumerate(page) if isinstance(record.event, RunAccepted)), default=None)
+                view = fold_all(view if begun is None else RunView(name=self.name), page[begun:])
         finally:
             log.close()
-        begun = max(place for place, record in enumerate(records) if isinstance(record.event, RunAccepted))
-        return fold_all(RunView(name=self.name), records[begun:])
+        return view
 
 
 class RunKind(Protocol):

@@ -79,10 +79,15 @@ class Log:
         ]
 
     def read_all(self, *, run: str | None = None, kinds: Sequence[type] = ()) -> Iterator[Record]:
-        """Give all records of a run, or of all runs, page by page."""
+        """Give all records of a run, or of all runs."""
+        for page in self.pages(run=run, kinds=kinds):
+            yield from page
+
+    def pages(self, *, run: str | None = None, kinds: Sequence[type] = ()) -> Iterator[list[Record]]:
+        """Give all records of a run, or of all runs, as many at a time as one read gives."""
         after = 0
         while page := self.read(after=after, run=run, kinds=kinds):
-            yield from page
+            yield page
             after = page[-1].number
 
     def version(self) -> int:

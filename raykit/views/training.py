@@ -6,6 +6,7 @@ from raykit import events as ev
 from raykit.views.values import CardView, LoanView, MarkView, RankView, RunState, RunView, SeriesView, Step, changed
 
 MAX_CURVES = 8
+MAX_LOST = 20  # of those who are gone; all are in the cards and in the log
 AT_WORK: tuple[RunState, ...] = ("running", "resizing")
 
 
@@ -74,6 +75,8 @@ def _worker_lost(view: RunView, event: ev.WorkerLost, _: float) -> RunView:
     ranks = tuple(
         changed(each, lost=True, rank=None, busy_with="", use=None) if each.worker == event.worker else each for each in view.ranks
     )
+    too_old = [each for each in ranks if each.lost][:-MAX_LOST]
+    ranks = tuple(each for each in ranks if each not in too_old)
     recovering = event.rank is not None and view.state in AT_WORK
     return changed(view, ranks=ranks, state="recovering" if recovering else view.state)
 

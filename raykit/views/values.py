@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -37,6 +37,18 @@ def total(amounts: Iterable[Amount | None]) -> Amount | None:
     """Add amounts up; None where one of them is unknown, or there is none."""
     known = list(amounts)
     return None if None in known or not known else sum(amount for amount in known if amount is not None)
+
+
+def together(worker: str, uses: Sequence[ev.ProcessUse]) -> ev.ProcessUse:
+    """Give what several use, under one name."""
+    return ev.ProcessUse(
+        worker=worker,
+        num_cpus=total(use.num_cpus for use in uses),
+        memory_bytes=total(use.memory_bytes for use in uses),
+        num_gpus=total(use.num_gpus for use in uses),
+        gpu_memory_bytes=total(use.gpu_memory_bytes for use in uses),
+        gpu_fault=next((use.gpu_fault for use in uses if use.gpu_fault), ""),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,16 +162,7 @@ class StageView:
     def use(self) -> ev.ProcessUse | None:
         """What the replicas that are there use together, unknown where it is of one of them; None while there are none."""
         uses = [replica.use or ev.ProcessUse(worker=replica.replica) for replica in self.replicas if not replica.gone]
-        if not uses:
-            return None
-        return ev.ProcessUse(
-            worker=self.name,
-            num_cpus=total(use.num_cpus for use in uses),
-            memory_bytes=total(use.memory_bytes for use in uses),
-            num_gpus=total(use.num_gpus for use in uses),
-            gpu_memory_bytes=total(use.gpu_memory_bytes for use in uses),
-            gpu_fault=next((use.gpu_fault for use in uses if use.gpu_fault), ""),
-        )
+        return together(self.name, uses) if uses else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -277,12 +277,12 @@ def test_a_service_takes_a_slot_from_training_of_a_lower_priority_which_has_it_a
 
 
 def test_a_name_that_serves_is_taken_and_one_that_was_ended_is_taken_up_again(serve, until):
-    service = serve(double, name="again").wait()
-    with pytest.raises(RunNameTakenError, match="%ray stop again"):
-        rk.serve(double, name="again")
+    service = serve(double, name="twice-asked").wait()
+    with pytest.raises(RunNameTakenError, match="%ray stop twice-asked"):
+        rk.serve(double, name="twice-asked")
     service.stop()
     until(lambda: service.run.refresh().ended)
-    resumed = rk.service(rk.resume("again").name).wait()
+    resumed = rk.service(rk.resume("twice-asked").name).wait()
     assert resumed({"x": 5}) == {"y": 10}
     os.kill(next(replica.pid for replica in resumed.run.refresh().stages[0].replicas if not replica.gone), signal.SIGKILL)
     assert resumed({"x": 6}) == {"y": 12}

@@ -109,7 +109,7 @@ def test_a_stage_shows_what_it_uses_until_it_ends(sampled, stand_in, until):
     assert use.memory_bytes > 10_000_000
     assert (use.num_gpus, use.gpu_memory_bytes) == (0.6, GB)
     assert until(lambda: rk.status().nodes[0].use.gpus[0].users == (f"burning {replica.replica}",))
-    tags = {"run": "burning", "stage": "burn", "worker": replica.replica, "rank": ""}
+    tags = {"run": "burning", "stage": "burn", "rank": ""}
     until(lambda: any(tags.items() <= series.items() for series in _exported("ray_raykit_process_gpu_memory_bytes")))
     run.stop()
     until(lambda: run.refresh().ended)

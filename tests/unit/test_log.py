@@ -3,10 +3,13 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 
 import pytest
 
-from raykit.events import CLUSTER, NodeSampled, RunEnded, RunStarted, StepCommitted, StopAsked, UseSampled
+from raykit.engine.run import RunContext
+from raykit.engine.setting import ClusterSetting
+from raykit.events import CLUSTER, NodeSampled, RunAccepted, RunEnded, RunStarted, StepCommitted, StopAsked, UseSampled
 from raykit.store.log import Log, LogError
 from raykit.store.samples import KEPT_EVERY_S, Samples
 
@@ -115,3 +118,34 @@ def test_a_reader_sees_each_sample_that_it_comes_in_time_for(tmp_path):
             after = record.number
             seen.append(record.event.num_cpus)
     assert seen == [0, 1, 2, 3, 4]
+
+
+def _context(folder):
+    setting = ClusterSetting(name="c", address="", port=0, token_file="", folder=str(folder))
+    return RunContext(name="a", spec=None, cluster=setting, emit=lambda *events: None, attempt=2, resumed=False, host=None)
+
+
+def _steps(first, count):
+    return [StepCommitted(step=step, epoch=0, num_rows=step, total_steps=None) for step in range(first, first + count)]
+
+
+def test_a_host_that_comes_back_sees_the_run_since_it_was_last_accepted(tmp_path):
+    log = Log(tmp_path / "log.sqlite")
+    accepted = RunAccepted(run_kind="training", folder="/f", resumed=False)
+    log.append("a", [accepted, *_steps(1, 5), RunEnded(state="stopped")])
+    log.append("a", [RunAccepted(run_kind="training", folder="/f", resumed=True), *_steps(5, 3)])
+    view = _context(tmp_path).view()
+    assert (view.state, view.step, view.resumed, [point for _, point in view.work.points]) == ("running", 7, True, [5, 6, 7])
+
+
+def test_what_a_host_that_comes_back_reads_does_not_grow_with_the_log(tmp_path):
+    log = Log(tmp_path / "log.sqlite")
+    log.append("a", [RunAccepted(run_kind="training", folder="/f"), *_steps(1, 4000)])
+    peaks = []
+    for _ in range(2):
+        tracemalloc.start()
+        _context(tmp_path).view()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        log.append("a", _steps(4001, 20_000))
+    assert peaks[1] < 1.5 * peaks[0]

@@ -6,7 +6,10 @@ import sys
 import psutil
 import pytest
 
+from raykit.engine.telemetry.metrics import series
 from raykit.engine.telemetry.processes import LIST_S, Processes
+from raykit.engine.telemetry.sampler import Followed
+from raykit.events import ProcessUse, UseSampled
 
 # Starts a child that burns CPU time and stays until it is told; then another, which ends by itself.
 PROGRAM = """
@@ -95,3 +98,16 @@ def test_a_look_a_minute_gives_use_too(program, clock):
     for _ in range(2):
         clock.now_s += 60
         assert processes.look([program.pid])[program.pid].num_cpus is not None
+
+
+def test_the_replicas_of_a_stage_on_a_node_are_one_series_whatever_their_names():
+    def told(*names):
+        uses = tuple(ProcessUse(worker=name, num_cpus=0.5, memory_bytes=10) for name in names)
+        followed = [Followed(run="r", stage="decode", worker=name, pid=1) for name in names]
+        return dict(series([("r", UseSampled(node="n", uses=uses))], followed))
+
+    first, later = told("decode-1", "decode-2"), told("decode-3", "decode-4")
+    assert first == later
+    assert first["raykit_process_cpus", ("r", "decode", "", "n")] == 1.0
+    assert first["raykit_process_memory_bytes", ("r", "decode", "", "n")] == 20
+    assert first["raykit_process_gpus", ("r", "decode", "", "n")] is None

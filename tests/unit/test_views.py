@@ -17,6 +17,7 @@ from raykit.render import to_html, to_text
 from raykit.render.face import face_of
 from raykit.render.text import WIDTH
 from raykit.views import RunView, fold, fold_all
+from raykit.views.training import MAX_LOST
 from raykit.views.values import MAX_POINTS
 
 EVENTS = [
@@ -192,6 +193,17 @@ def test_everything_that_a_user_wrote_is_escaped_and_the_page_needs_no_script_or
     assert not any(f"<{tag}" in html for tag in ("script", "style", "svg", "b>"))
     assert "class=" not in html
     assert "style=" not in html
+
+
+def test_a_run_that_loses_a_thousand_ranks_shows_those_that_are_there_and_the_newest_lost():
+    def life(number):
+        yield ev.WorkerStarted(worker=f"w{number}", pid=number, node="n", device="cpu")
+        yield ev.WorkerLost(worker=f"w{number}", rank=None, cause="killed")
+
+    events = [*(event for number in range(1, 1001) for event in life(number)), *itertools.islice(life(1001), 1)]
+    view = fold_all(RunView(name="r"), [Record(number=n, at_unix_s=n, run="r", event=each) for n, each in enumerate(events, 1)])
+    assert [rank.worker for rank in view.ranks] == [f"w{number}" for number in range(1001 - MAX_LOST, 1002)]
+    assert [rank.lost for rank in view.ranks] == [True] * MAX_LOST + [False]
 
 
 def test_the_recovery_card_says_what_was_lost_and_how_long_until_work_went_on():

@@ -8,16 +8,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from ray.util.metrics import Gauge
 
 from raykit.engine.telemetry.sampler import Followed
-from raykit.events import GpuUse, NodeSampled, UseSampled
+from raykit.events import GpuUse, NodeSampled, ProcessUse, UseSampled
 from raykit.store.samples import Told
+from raykit.views.values import together
 
-PROCESS_TAGS = ("run", "stage", "worker", "rank", "node")
+PROCESS_TAGS = ("run", "stage", "rank", "node")  # of no worker: a series is kept for ever, and workers come and go
 GPU_TAGS = ("node", "gpu")
 PROCESS_GAUGES = {
-    "raykit_process_cpus": "Cores that the process of a replica or rank keeps at work, with those that it started",
-    "raykit_process_memory_bytes": "Resident memory of the process, with those that it started",
-    "raykit_process_gpus": "GPUs that the process keeps at work",
-    "raykit_process_gpu_memory_bytes": "Memory of GPUs that the process holds",
+    "raykit_process_cpus": "Cores that a rank, or a stage's replicas on a node, keep at work, with the processes that they started",
+    "raykit_process_memory_bytes": "Resident memory of the same processes",
+    "raykit_process_gpus": "GPUs that they keep at work",
+    "raykit_process_gpu_memory_bytes": "Memory of GPUs that they hold",
 }
 GPU_GAUGES = {
     "raykit_gpu_utilization": "Share of time in which the GPU works, 0 to 1",
@@ -66,7 +67,11 @@ def _of_gpu(gpu: GpuUse, tags: Tags) -> Iterator[tuple[Series, float | None]]:
 
 
 def _of_processes(sample: UseSampled, followed: Sequence[Followed]) -> Iterator[tuple[Series, float | None]]:
+    by_tags: dict[Tags, list[ProcessUse]] = {}
     for use, about in zip(sample.uses, followed, strict=True):
-        tags = (about.run, about.stage, about.worker, "" if about.rank is None else str(about.rank), sample.node)
+        rank = "" if about.rank is None else str(about.rank)
+        by_tags.setdefault((about.run, about.stage, rank, sample.node), []).append(use)
+    for tags, uses in by_tags.items():
+        use = together(sample.node, uses)
         values = (use.num_cpus, use.memory_bytes, use.num_gpus, use.gpu_memory_bytes)
         yield from (((name, tags), value) for name, value in zip(PROCESS_GAUGES, values, strict=True))

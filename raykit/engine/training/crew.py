@@ -42,12 +42,13 @@ class Hand:
 
 @dataclass(slots=True, kw_only=True)
 class Replica:
-    """Workers that come and go together, in the order of their ranks."""
+    """Workers that come and go together, in the order of their ranks. One that went silent may be heard again."""
 
     name: str
     slot: int | None
     hands: list[Hand] = field(default_factory=list)
     lost: bool = False
+    may_return: bool = False
 
     @property
     def ready(self) -> bool:
@@ -217,7 +218,7 @@ class Crew:
         if found is None or found[0].lost:
             return None
         replica, _ = found
-        replica.lost = True
+        replica.lost, replica.may_return = True, loss.kind == "node"
         self.losses[loss.kind] += 1
         for hand in replica.hands:
             self._vigil.forget(hand.worker)
@@ -229,6 +230,10 @@ class Crew:
             if not is_it:
                 ray.kill(hand.handle)
         return replica.name
+
+    def forget_lost(self, world: tuple[str, ...]) -> None:
+        """Let go of those who were lost for good and are in the world no more: a run of weeks loses thousands."""
+        self.replicas = {name: each for name, each in self.replicas.items() if not each.lost or each.may_return or name in world}
 
     def end(self, name: str) -> None:
         """Let a replica go that the run has outgrown: it has ``LEAVE_TIMEOUT_S`` for what the user wants done before."""

@@ -388,6 +388,7 @@ class TrainingRun:
             if replicas[name].slot is None and free:
                 replicas[name].slot = free.pop(0)  # a spare takes the place of who was lost
         self._world = world
+        self._crew.forget_lost(world)
         workers = self._crew.workers_of(world)
         self._tell(
             Generation(
