@@ -1,5 +1,6 @@
 """A world that breaks while works are in flight, its ranks in threads of this process, over real gloo."""
 
+import socket
 import threading
 
 import pytest
@@ -53,3 +54,26 @@ def test_who_leaves_a_broken_world_waits_for_nobody_and_wakes_those_who_wait_for
         if thread.name == "raykit-leave":
             thread.join(30)
             assert not thread.is_alive()
+
+
+def test_who_meets_in_a_world_whose_store_dies_at_that_moment_goes_on_to_the_next():
+    listener = socket.create_server((HOST, 0))
+    dead = threading.Event()
+
+    def die():  # its port is still there when it is looked for, and gone when torch asks
+        listener.accept()[0].close()
+        listener.close()
+        dead.set()
+
+    threading.Thread(target=die, daemon=True).start()
+    with pytest.raises(BrokenWorldError, match="a newer world was published"):
+        Group(
+            store=listener.getsockname(),
+            host=HOST,
+            prefix="world",
+            rank=0,
+            world_size=2,
+            device=torch.device("cpu"),
+            outdated=dead.is_set,
+            given_up=dead.is_set,
+        )

@@ -7,6 +7,7 @@ lie on GPUs: those go by NCCL, which was not tried on one yet.
 
 from __future__ import annotations
 
+import queue
 import socket
 import threading
 import time
@@ -42,17 +43,32 @@ def open_store(host: str) -> tuple[Any, Address]:
     return store, (host, port)
 
 
-def join_store(store: Address) -> Any:
+def join_store(store: Address, outdated: Callable[[], bool]) -> Any:
     """Be a client of a rendezvous store.
 
+    Torch asks an owner that has just died again and again, for up to twice its timeout, and nothing stops it: it does so
+    in a thread that is left behind.
+
     Raises:
-        BrokenWorldError: nobody serves it: torch itself would try again until its timeout.
+        BrokenWorldError: nobody serves it, or this world will not be.
     """
-    try:
-        socket.create_connection(store, timeout=FORM_TIMEOUT.total_seconds()).close()
-    except OSError as exc:
-        raise BrokenWorldError(f"the store's owner is gone: {exc}") from exc
-    return dist.TCPStore(*store, is_master=False, wait_for_workers=False, timeout=FORM_TIMEOUT)
+    joined: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def join() -> None:
+        try:
+            socket.create_connection(store, timeout=FORM_TIMEOUT.total_seconds()).close()
+            joined.put(dist.TCPStore(*store, is_master=False, wait_for_workers=False, timeout=FORM_TIMEOUT))
+        except (OSError, RuntimeError) as exc:
+            joined.put(exc)
+
+    threading.Thread(target=join, name="raykit-join", daemon=True).start()
+    while not outdated():
+        with suppress(queue.Empty):
+            client = joined.get(timeout=MEET_S)
+            if isinstance(client, Exception):
+                raise BrokenWorldError(f"the store's owner is gone: {client}") from client
+            return client
+    raise BrokenWorldError("a newer world was published")
 
 
 class Group:
@@ -88,7 +104,7 @@ class Group:
         self.rank, self.world_size, self.device = rank, world_size, device
         self._given_up, self._is_broken = given_up, False
         try:
-            keys = dist.PrefixStore(prefix, join_store(store))
+            keys = dist.PrefixStore(prefix, join_store(store, outdated))
             gloo_device, mine = sockets.open_device(host)
             keys.set(f"device {rank}", f"{mine[0]} {mine[1]}")
             keys.add("arrived", 1)

@@ -19,7 +19,7 @@ MEET_TIMEOUT = OPERATION_TIMEOUT  # the others may still import; if one dies the
 
 def join_replica(leader: Address, place: int, group_size: int, member: Member) -> Any:
     """Meet the other ranks of the replica; blocking. Gives a process group of the same ranks, for checkpoints."""
-    store = join_store(leader)
+    store = join_store(leader, outdated=lambda: False)
     store.set_timeout(MEET_TIMEOUT)
     backend = "cpu:gloo,cuda:nccl" if member.device.type == "cuda" else "gloo"
     dist.init_process_group(
