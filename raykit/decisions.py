@@ -44,6 +44,13 @@ class End:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StandBy:
+    """Give the slots of these replicas back: they are in no world, and wait with all they have loaded for others."""
+
+    replicas: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GiveUp:
     """End the run: it cannot go on, and nobody is left who could save its state."""
 
@@ -135,4 +142,4 @@ class SuspendCluster:
     reason: str
 
 
-Decision = Start | Form | Conclude | End | GiveUp | Scale | Try | Advise | WarnIdle | SuspendCluster
+Decision = Start | Form | Conclude | End | StandBy | GiveUp | Scale | Try | Advise | WarnIdle | SuspendCluster

@@ -116,6 +116,7 @@ def serve(
     name: str | None = None,
     replicas: int | tuple[int, int] = 1,
     slo_s: float = 1.0,
+    warm: int | None = None,
     priority: Priority = "high",
     on: str | None = None,
 ) -> Service:
@@ -129,6 +130,9 @@ def serve(
         name: how it is called, if not by the name of the function.
         replicas: how many, or (least, most): as many as its requests need; with 0 as the least none when there are none.
         slo_s: how soon requests shall be answered.
+        warm: how many more replicas are built ahead and hold no slot, as far as ``replicas`` allows: they are at work as soon
+            as there is a slot for them. If not given, one where the number of replicas is not fixed. Not where slots are real
+            GPUs, on which nothing is loaded ahead.
         priority: elastic training of a lower one lends what it needs.
         on: the cluster; the current one if not given.
 
@@ -136,7 +140,7 @@ def serve(
         OptionError: the cluster is not on this machine.
     """
     least_most = (replicas, replicas) if isinstance(replicas, int) else replicas
-    spec = service_spec(work, name=name, replicas=least_most, slo_s=slo_s, priority=priority)
+    spec = service_spec(work, name=name, replicas=least_most, slo_s=slo_s, num_warm=warm, priority=priority)
     return start_service(spec, work, on=on)
 
 

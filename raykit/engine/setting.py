@@ -32,6 +32,10 @@ class ClusterSetting:
     def log_path(self) -> Path:
         return Path(self.folder) / "log.sqlite"
 
+    def has_real_gpus(self, num_gpus: float) -> bool:
+        """Say whether a slot of so many GPUs is a device: who has used one keeps memory on it for as long as it lives."""
+        return num_gpus > 0 and not self.simulated_gpus
+
     def run_folder(self, run: str) -> Path:
         """The folder of a run; ``digits#2`` lies in ``digits-2``."""
         return Path(self.folder) / "runs" / run.replace("#", "-")

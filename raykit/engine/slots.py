@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykit.engine.run import RunContext
 from raykit.events import SlotsHeld, SlotsReleased
@@ -31,7 +32,7 @@ class Slots:
         self._context = context
         self._num_cpus, self._num_gpus, self._group = num_cpus, num_gpus, group
         self._groups: dict[int, Any] = {}
-        self._held: dict[int, Any] = {}
+        self._held: dict[int, tuple[str, ...]] = {}
         self._already_held = already_held
         self._prefix = f"slot:{context.name}"
 
@@ -67,20 +68,32 @@ class Slots:
                     self._context.emit(SlotsReleased(holder=_holder(number)))
 
     def look(self) -> None:
-        """Take note of slots that have come, and of those that went with their node."""
+        """Take note of slots that have come, and of those that went with their node; one may have come again elsewhere."""
         for number, group in self._groups.items():
-            is_there = placement_group_table(group)["state"] == "CREATED"
-            if is_there and number not in self._held:
-                self._held[number] = group
-                if _holder(number) not in self._already_held:
-                    self._context.emit(self._held_event(number))
-            elif not is_there and self._held.pop(number, None) is not None:
+            table = placement_group_table(group)
+            is_there = table["state"] == "CREATED"
+            nodes = tuple(table["bundles_to_node_id"][bundle] for bundle in range(self._group)) if is_there else ()
+            if number in self._held and self._held[number] != nodes:
+                del self._held[number]
                 self._already_held -= {_holder(number)}
                 self._context.emit(SlotsReleased(holder=_holder(number)))
+            if is_there and number not in self._held:
+                self._held[number] = nodes
+                if _holder(number) not in self._already_held:
+                    self._context.emit(self._held_event(number))
 
-    def group(self, number: int) -> Any:
-        """Give the placement group of a slot that is held."""
-        return self._held[number]
+    def place(self, number: int, bundle: int = 0, *, within: bool) -> dict[str, Any]:
+        """Give the options of an actor in a slot that is held.
+
+        Args:
+            number: the slot's.
+            bundle: which of its bundles.
+            within: the actor has what the bundle reserves, and ends with the slot; else it is only on the same node, and
+                outlives the slot.
+        """
+        if within:
+            return {"placement_group": self._groups[number], "placement_group_bundle_index": bundle}
+        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(self._held[number][bundle], soft=False)}
 
     def release(self) -> None:
         """Give all slots back, also those that never came."""

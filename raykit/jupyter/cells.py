@@ -71,7 +71,8 @@ def serve_cell(shell: Any, cell: str, line: ServeLine, viewing: Viewing) -> Show
         raise CellError(
             f"The cell defines {len(stages)} stages; one is served.", "Mark one with @rk.stage(...), or name one by --stage."
         )
-    spec = service_spec(stages[0], name=line.name, replicas=line.replicas, slo_s=line.slo_s, priority=line.priority)
+    options = {"replicas": line.replicas, "slo_s": line.slo_s, "num_warm": line.warm, "priority": line.priority}
+    spec = service_spec(stages[0], name=line.name, **options)
     service = start_service(spec, stages[0], on=viewing.on)
     if not viewing.detach:
         try:

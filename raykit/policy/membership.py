@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from raykit.decisions import Conclude, Decision, End, Form, GiveUp, LossAnswer, Start
+from raykit.decisions import Conclude, Decision, End, Form, GiveUp, LossAnswer, StandBy, Start
 
 MAX_LOSSES_WITHOUT_COMMIT = 5
 SILENT_S = 0.75  # three pulses
@@ -31,6 +31,7 @@ class ReplicaState:
 class Membership:
     """What is true: the replicas, the world as it was last asked for, and the slots that are held and wanted.
 
+    ``num_standing_by`` replicas may wait, beside the spares, for slots that others have now.
     ``is_formed`` says that the ranks of the world have met, ``is_settling`` that they did a moment ago and have yet to
     commit a step. ``broken_for_s`` is the time since a rank said that it cannot reach its peers, None while they all can.
     ``must_hurry``: the world that was asked for last is to be entered at a commit, but in the world before it somebody is
@@ -41,6 +42,7 @@ class Membership:
     min_replicas: int
     num_slots: int
     num_spares: int
+    num_standing_by: int = 0
     world: tuple[str, ...] = ()
     is_formed: bool = True
     is_settling: bool = False
@@ -88,12 +90,20 @@ def _worlds(now: Membership, alive: list[ReplicaState]) -> list[Decision]:
     least = max(now.min_replicas, min(len(now.world), now.num_slots)) if now.on_loss == "wait" else now.min_replicas
     world = _next_world(now, alive, least)
     if now.is_formed and world == now.world:
-        outside = [each for each in alive if each.replica not in world and each.holds_slot and each.ready]
-        leavers = tuple(each.replica for each in outside if not each.silent)
-        decisions += [End(replicas=leavers)] if leavers else []
+        decisions += _part(now, alive)
     if (world != now.world or _must_meet_again(now) or now.must_hurry) and len(world) >= least:
         decisions.append(Form(replicas=world))
     return decisions
+
+
+def _part(now: Membership, alive: list[ReplicaState]) -> list[Decision]:
+    """End those outside of the world who are too many, first those who hold a slot; the others wait without one."""
+    outside = [each for each in alive if each.replica not in now.world and each.ready and not each.silent]
+    outside.sort(key=lambda each: not each.holds_slot)
+    num_too_many = max(0, len(alive) - now.num_slots - now.num_spares - now.num_standing_by)
+    leavers = tuple(each.replica for each in outside[:num_too_many])
+    waiting = tuple(each.replica for each in outside[num_too_many:] if each.holds_slot)
+    return [*([End(replicas=leavers)] if leavers else []), *([StandBy(replicas=waiting)] if waiting else [])]
 
 
 def _next_world(now: Membership, alive: list[ReplicaState], least: int) -> tuple[str, ...]:

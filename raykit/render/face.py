@@ -163,7 +163,9 @@ def _figures(view: RunView) -> Iterator[tuple[str, str]]:
         yield "half within", number(view.service.p50_s, " s")
         yield "99 % within", f"{number(view.service.p99_s, ' s')}, {view.service.slo_s:g} s wanted"
         there = sum(stage.num_replicas or 0 for stage in view.stages)
-        yield "replicas", f"{there} of {view.service.wanted}" if view.service.wanted != there else f"{there}"
+        num_warm = sum(not replica.gone for stage in view.stages for replica in stage.replicas) - there
+        at_work = f"{there} of {view.service.wanted}" if view.service.wanted != there else f"{there}"
+        yield "replicas", f"{at_work}, {num_warm} warm" if num_warm > 0 else at_work
         yield "failed", f"{view.service.num_failed:,} requests"
 
 

@@ -127,6 +127,9 @@ class ServeLine:
         "--replicas", default=(1, 1), help="how many, or least:most; as many as its requests need", read=counts, metavar="0:4"
     )
     slo_s: float = option("--slo", default=1.0, help="how soon requests shall be answered", read=seconds, metavar="200ms")
+    warm: int | None = option(
+        "--warm", default=None, help="how many more are built ahead and hold no slot; 1 where --replicas has a range", read=count
+    )
     priority: Priority = priority_option(default="high")  # noqa: RUF009  (it makes a field)
 
 

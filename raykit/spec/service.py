@@ -14,12 +14,17 @@ TOKEN_FILE = "service.token"  # noqa: S105  (its name; in the run's folder)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSpec:
-    """A stage behind HTTP, with ``replicas`` from least to most as its requests need; ``slo_s`` is how soon they are answered."""
+    """A stage behind HTTP, with ``replicas`` from least to most as its requests need; ``slo_s`` is how soon they are answered.
+
+    ``num_warm`` replicas more are built ahead, without a slot, as far as the most allows; None is one where the number is not
+    fixed, and none where it is.
+    """
 
     name: str = "service"
     stage: StageSpec = field(default_factory=lambda: StageSpec(name="service"))
     replicas: tuple[int, int] = (1, 1)
     slo_s: float = 1.0
+    num_warm: int | None = None
     priority: Priority = "high"
 
     def __post_init__(self) -> None:
@@ -32,6 +37,8 @@ class ServiceSpec:
             raise OptionError(
                 f"The stage {self.stage.name} has {given[0]}, which services do not know.", "Leave it out of @rk.stage."
             )
+        if self.num_warm is not None and self.num_warm < 0:
+            raise OptionError(f"--warm is {self.num_warm}.", "Give how many replicas are built ahead, 0 for none.")
         if self.slo_s <= 0:
             raise OptionError(f"--slo is {self.slo_s:g} s.", "Give a time above 0, as 200ms or 2s.")
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raykit.decisions import End, Form, GiveUp, Start
+from raykit.decisions import End, Form, GiveUp, StandBy, Start
 from raykit.engine.training.feed import Cut, epoch_order, global_batch, share, steps_per_epoch
 from raykit.engine.training.rows import Rows, to_device
 from raykit.errors import InputError
@@ -66,6 +66,21 @@ def test_a_smaller_size_lets_the_last_ranks_leave_at_a_commit_and_ends_them_when
     assert decide(shrink) == [Form(replicas=("w1", "w2"))]
     assert decide(replace(shrink, world=("w1", "w2"), is_formed=False)) == []
     assert decide(replace(shrink, world=("w1", "w2"))) == [End(replicas=("w3",))]
+
+
+def test_ranks_whose_slots_are_lent_stand_by_without_them_and_join_again_when_a_slot_is_back():
+    ranks = [ReplicaState(replica=f"w{n}", ready=True, holds_slot=True) for n in (1, 2, 3)]
+    lent = _now(*ranks, world=("w1", "w2"), num_slots=2, num_spares=0, num_standing_by=1)
+    assert decide(lent) == [StandBy(replicas=("w3",))]
+    waits = replace(lent, replicas=(*ranks[:2], replace(ranks[2], holds_slot=False)))
+    assert decide(waits) == []
+    assert decide(replace(waits, num_slots=3, num_standing_by=0)) == [Form(replicas=("w1", "w2", "w3"))]
+
+
+def test_who_stands_by_is_ended_when_a_person_asks_for_fewer():
+    ranks = [ReplicaState(replica=f"w{n}", ready=True, holds_slot=n < 3) for n in (1, 2, 3, 4)]
+    fewer = _now(*ranks, world=("w1", "w2"), num_slots=2, num_spares=1, num_standing_by=0)
+    assert decide(fewer) == [End(replicas=("w3",))]
 
 
 def test_below_the_least_number_nothing_is_formed():

@@ -1,29 +1,23 @@
-"""The host's side of a service: has as many replicas as its requests need, and ends them when they are not needed.
-
-Ingress and replicas are detached actors with names, so that requests are answered while the host is away; a host that
-comes back finds them by those names.
-"""
+"""The host's side of a service: has as many replicas at work as its requests need, in slots that it asks for and gives back."""
 
 from __future__ import annotations
 
-import itertools
 import math
 import secrets
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykit.cluster.home import write_secret
 from raykit.commands import Command, Drill, Stop
 from raykit.engine.pipeline.calls import Ready
 from raykit.engine.run import RunContext, StoppedError, UserCodeError
 from raykit.engine.service.ingress import Ingress
-from raykit.engine.service.replica import ServiceReplica
+from raykit.engine.service.replicas import Member, Replicas
 from raykit.engine.setting import NAMESPACE
 from raykit.engine.slots import Slots
 from raykit.errors import RunError
@@ -31,8 +25,6 @@ from raykit.events import (
     DrillEnded,
     DrillStarted,
     Event,
-    ReplicaEnded,
-    ReplicaLost,
     ReplicaSampled,
     ReplicasWanted,
     RequestsSampled,
@@ -43,27 +35,14 @@ from raykit.events import (
 from raykit.policy.serving import Calls, Load, Steady, replicas_needed
 from raykit.spec import ServiceSpec
 from raykit.spec.service import TOKEN_FILE
-from raykit.views import RunView
 
 TICK_S = 0.05
+HURRIED_TICK_S = 0.005  # while a slot is on its way: each tick delays the answers
+HURRY_S = 2.0
 SAMPLE_S = 1.0
 DRAIN_S = 30.0
-DISMISS_S = 5.0
 MAX_START_DEATHS = 3
 KEPT = 0.98  # of what is known of calls, at each new count
-
-
-@dataclass(slots=True)
-class _Member:
-    """A replica: being built (``ready``), at work, or leaving. ``ping`` is an answer that breaks when it dies."""
-
-    name: str
-    slot: int
-    handle: Any
-    ready: Any = None
-    ping: Any = None
-    leaving: Any = None
-    pid: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,9 +60,8 @@ class ServiceRun:
     def __init__(self, context: RunContext) -> None:
         self._context = context
         self._spec: ServiceSpec = context.spec
-        self._members: dict[str, _Member] = {}
         self._steady = Steady()
-        self._wanted = 0
+        self._wanted, self._wanted_at_s = 0, 0.0
         self._has_started = False
         self._requests: RequestsSampled | None = None
         self._before = (0, 0)  # requests done and failed, as an ingress counted that is gone
@@ -95,28 +73,30 @@ class ServiceRun:
         self._sampled_s = 0.0
         self._drill: tuple[float, Drill] | None = None
         self._struck: _Struck | None = None
-        self._numbers = itertools.count(1)
 
     def execute(self) -> None:
         spec, view = self._spec, self._context.view()
         held = frozenset(slot.holder for slot in view.held)
         slots = Slots(self._context, num_cpus=spec.stage.num_cpus, num_gpus=spec.stage.num_gpus, already_held=held)
         ingress = self._ingress()
+        self._replicas = replicas = Replicas(self._context, ingress)
         try:
             slots.take_up()
-            self._find(view)
+            slots.look()
+            replicas.take_up(view, slots)
             self._context.emit(ServiceOpened(url=ray.get(ingress.url.remote()), slo_s=spec.slo_s))
             self._has_started = view.started_at_unix_s is not None
             if not spec.replicas[0]:
                 self._begin()
             while not self._context.stop_asked.is_set():
-                self._look(slots, ingress)
+                self._look(slots)
             closed, deadline_s = ingress.close.remote(), time.monotonic() + DRAIN_S
             while not ray.wait([closed], timeout=TICK_S)[0] and time.monotonic() < deadline_s:
-                self._look(slots, ingress)
+                self._look(slots)
         finally:
-            for member in list(self._members.values()):
-                self._end(member)
+            for member in replicas:
+                replicas.end(member)
+                self._forget(member)
             ray.kill(ingress, no_restart=True)
             slots.release()
             if self._drill or self._struck:
@@ -176,53 +156,55 @@ class ServiceRun:
         )
         return actor.remote(self._context.host, folder, self._spec, token_file.read_text())
 
-    def _find(self, view: RunView) -> None:
-        """Take up the replicas of an earlier host, also those that were being built."""
-        prefix, last = self._actor_name(""), 0
-        for named in ray.util.list_named_actors(all_namespaces=True):
-            if named["namespace"] == NAMESPACE and named["name"].startswith(prefix):
-                name = named["name"].removeprefix(prefix)
-                slot, number = map(int, name.rpartition("-")[2].split("."))
-                handle = ray.get_actor(named["name"], namespace=NAMESPACE)
-                self._members[name] = _Member(name=name, slot=slot - 1, handle=handle, ready=handle.ready.remote())
-                last = max(last, number)
-        for replica in (each.replica for stage in view.stages for each in stage.replicas):
-            last = max(last, int(replica.rpartition(".")[2]))
-        gone = [
-            each.replica for stage in view.stages for each in stage.replicas if not each.gone and each.replica not in self._members
-        ]
-        self._context.emit(*(ReplicaEnded(stage=self._spec.stage.name, replica=replica) for replica in gone))
-        self._numbers = itertools.count(last + 1)
-
-    def _look(self, slots: Slots, ingress: Any) -> None:
+    def _look(self, slots: Slots) -> None:
         """Take in what has happened, and have as many replicas as are needed; blocking up to a tick."""
         self._want()
         slots.ask(self._wanted)
         slots.look()
-        used = {member.slot for member in self._members.values()}
-        staying = sorted((each for each in self._members.values() if each.leaving is None), key=lambda each: each.ready is not None)
-        for number in [number for number in slots.held if number not in used][: max(0, self._wanted - len(staying))]:
-            self._start(number, slots)
-        for member in staying[self._wanted :]:
-            member.leaving = ingress.dismiss.remote(member.name)
-        slots.give_back(self._wanted, used={member.slot for member in self._members.values()})
-        self._hear(ingress)
+        self._staff(slots)
+        slots.give_back(self._wanted, used=self._replicas.slots_used)
+        is_soon = len(slots.held) < self._wanted and time.monotonic() - self._wanted_at_s < HURRY_S
+        self._hear(HURRIED_TICK_S if is_soon else TICK_S)
         self._strike()
         if time.monotonic() - self._sampled_s > SAMPLE_S:
             self._sampled_s = time.monotonic()
-            self._seat(ingress)
+            self._replicas.look()
             self._sample()
+
+    def _staff(self, slots: Slots) -> None:
+        """Fill the slots that are there, from those who are warm if there are any, and have others get warm."""
+        replicas = self._replicas
+        seated = [each for each in replicas.staying if each.slot is not None]
+        for member in seated[self._wanted :]:
+            if member.is_built:
+                replicas.unseat(member)
+            else:
+                member.slot = None
+        free = [slot for slot in slots.held if slot not in replicas.slots_used][: max(0, self._wanted - len(seated))]
+        waiting = [each for each in replicas.staying if each.slot is None]
+        for member, slot in zip(waiting, free, strict=False):
+            self._seat(member, slot)
+        for slot in free[len(waiting) :]:
+            replicas.start(slot, slots)
+        num_all = min(self._spec.replicas[1], self._wanted + replicas.num_warm_wanted)
+        for member in replicas.staying[num_all:]:
+            if member.slot is None:
+                replicas.end(member)
+                self._forget(member)
+        # One at a time: who gets warm takes CPUs from those at work.
+        if len(replicas) < num_all and replicas.num_warm_wanted and all(each.is_built for each in replicas):
+            replicas.start(None, slots)
 
     def _want(self) -> None:
         least, most = self._spec.replicas
         requests = self._requests
-        needed = max(least, len(self._members))  # those of an earlier host stay until the ingress has told
+        needed = max(least, len(self._replicas.slots_used))  # those of an earlier host stay until the ingress has told
         if requests is not None:
             load = Load(rate_s=requests.rate_s, num_open=requests.num_open, idle_s=requests.idle_s)
             needed = replicas_needed(load, capacity_s=self._capacity_s, least=least, most=most, slo_s=self._spec.slo_s)
         wanted = self._steady.take(time.monotonic(), needed)
         if wanted != self._wanted:
-            self._wanted = wanted
+            self._wanted, self._wanted_at_s = wanted, time.monotonic()
             self._context.emit(ReplicasWanted(count=wanted))
 
     @property
@@ -231,57 +213,12 @@ class ServiceRun:
         stage, cost = self._spec.stage, self._calls.cost
         return cost.capacity_s(batch_size=stage.batch_size or stage.concurrency, slo_s=self._spec.slo_s) if cost else math.inf
 
-    def _start(self, slot: int, slots: Slots) -> None:
-        spec = self._spec.stage
-        name = f"{spec.name}-{slot + 1}.{next(self._numbers)}"
-        options: dict[str, Any] = {"runtime_env": spec.runtime_env} if spec.runtime_env else {}
-        actor = ray.remote(
-            num_cpus=spec.num_cpus,
-            num_gpus=spec.num_gpus,
-            name=self._actor_name(name),
-            namespace=NAMESPACE,
-            lifetime="detached",
-            scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=slots.group(slot)),
-            **options,
-        )(ServiceReplica)
-        handle = actor.remote(self._context.host, self._context.folder, spec, name)
-        self._members[name] = _Member(name=name, slot=slot, handle=handle, ready=handle.ready.remote())
+    def _seat(self, member: Member, slot: int) -> None:
+        self._replicas.seat(member, slot)
+        if member.is_built:
+            self._is_at_work(member)
 
-    def _actor_name(self, replica: str) -> str:
-        return f"replica:{self._context.name}:{replica}"
-
-    def _hear(self, ingress: Any) -> None:
-        waits = {ref: member for member in self._members.values() for ref in (member.ready, member.ping, member.leaving) if ref}
-        if not waits:
-            self._context.stop_asked.wait(TICK_S)
-            return
-        over, _ = ray.wait(list(waits), num_returns=len(waits), timeout=TICK_S)
-        for ref in over:
-            member = waits[ref]
-            if member.name not in self._members:
-                continue
-            if ref is member.leaving:
-                self._end(member)
-                continue
-            try:
-                answer = ray.get(ref)
-            except ray.exceptions.RayActorError:
-                self._lose(member, "its process was killed, or crashed in native code", ingress)
-                continue
-            if ref is member.ready:
-                self._built(member, answer, ingress)
-            member.ping = None
-
-    def _built(self, member: _Member, ready: Ready, ingress: Any) -> None:
-        if ready.failure is not None:
-            if not self._has_started or self._start_deaths + 1 >= MAX_START_DEATHS:
-                raise UserCodeError(*ready.failure)
-            self._lose(member, ready.failure[1], ingress)
-            ray.kill(member.handle)
-            return
-        self._start_deaths = 0
-        member.ready, member.pid = None, ready.pid
-        ingress.admit.remote(member.name, member.handle)
+    def _is_at_work(self, member: Member) -> None:
         self._begin()
         if self._struck is not None and member.slot == self._struck.slot:
             failed = self._num_failed - self._struck.num_failed
@@ -289,49 +226,46 @@ class ServiceRun:
             self._context.emit(DrillEnded(action="kill-worker", passed=not failed, verdict=verdict))
             self._struck = None
 
+    def _hear(self, timeout_s: float) -> None:
+        built, died = self._replicas.hear(timeout_s)
+        for member in died:
+            self._lose(member, "its process was killed, or crashed in native code")
+        for member, ready in built:
+            self._built(member, ready)
+
+    def _built(self, member: Member, ready: Ready) -> None:
+        if ready.failure is not None:
+            if not self._has_started or self._start_deaths + 1 >= MAX_START_DEATHS:
+                raise UserCodeError(*ready.failure)
+            self._start_deaths += 1
+            self._lose(member, ready.failure[1])
+            return
+        self._start_deaths = 0
+        if member.slot is not None:
+            self._replicas.admit(member)
+            self._is_at_work(member)
+
     def _begin(self) -> None:
         """Say that it takes requests, once."""
         if not self._has_started:
             self._has_started = True
             self._context.emit(RunStarted())
 
-    def _lose(self, member: _Member, cause: str, ingress: Any) -> None:
+    def _lose(self, member: Member, cause: str) -> None:
         """Have another in its place; a service whose replicas cannot be built, one after the other, has failed."""
-        stage = self._spec.stage.name
-        if member.ready is not None:
+        if not member.is_built:
             self._start_deaths += 1
             if self._start_deaths >= MAX_START_DEATHS:
+                stage = self._spec.stage.name
                 raise UserCodeError(stage, f"{self._start_deaths} replicas were lost while they were built: {cause}", "")
-        again = 0
-        with suppress(ray.exceptions.RayError):  # an ingress that died too has nothing to give to others
-            again = ray.get(ingress.dismiss.remote(member.name), timeout=DISMISS_S)
-        self._context.emit(ReplicaLost(stage=stage, replica=member.name, cause=cause, num_rows_again=again))
+        self._replicas.lose(member, cause)
         self._forget(member)
 
-    def _end(self, member: _Member) -> None:
-        ray.kill(member.handle)
-        self._context.emit(ReplicaEnded(stage=self._spec.stage.name, replica=member.name))
-        self._forget(member)
-
-    def _forget(self, member: _Member) -> None:
+    def _forget(self, member: Member) -> None:
         """Write its last counts down, and keep nothing of it."""
         self._calls_of.pop(member.name, None)
         if (counts := self._counts.pop(member.name, None)) is not None:
             self._context.emit(counts)
-        del self._members[member.name]
-
-    def _seat(self, ingress: Any) -> None:
-        """Ask each replica whether it is there, and tell an ingress that came back of those that are."""
-        for member in self._members.values():
-            if member.ready is None and member.ping is None:
-                member.ping = member.handle.ping.remote()
-        try:
-            seated = ray.get(ingress.seated.remote(), timeout=SAMPLE_S)
-        except ray.exceptions.RayError:  # it is on its way back
-            return
-        for member in self._members.values():
-            if member.ready is None and member.leaving is None and member.name not in seated:
-                ingress.admit.remote(member.name, member.handle)
 
     def _sample(self) -> None:
         """Write down what has changed."""
@@ -344,7 +278,7 @@ class ServiceRun:
         requests = self._requests
         return StageSampled(
             stage=self._spec.stage.name,
-            num_replicas=sum(member.ready is None for member in self._members.values()),
+            num_replicas=sum(member.is_at_work for member in self._replicas),
             rows_waiting=requests.num_waiting if requests else 0,
             rows_in=requests.num_done + requests.num_failed + requests.num_open if requests else 0,
             rows_out=requests.num_done if requests else 0,
@@ -360,8 +294,8 @@ class ServiceRun:
         """Carry out a drill whose time has come."""
         if self._drill is None or time.monotonic() < self._drill[0]:
             return
-        member = next((member for member in self._members.values() if member.ready is None and member.leaving is None), None)
-        if member is None:
+        member = next((each for each in self._replicas.staying if each.is_at_work), None)
+        if member is None or member.slot is None:
             return
         self._drill = None
         self._context.emit(DrillStarted(action="kill-worker", target=member.name, pid=member.pid))

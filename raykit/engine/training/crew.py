@@ -77,6 +77,7 @@ class Crew:
         self._spec: TrainSpec = context.spec
         self._num_named = 0
         self._leaving: dict[Any, tuple[Replica, float]] = {}
+        self._holds_gpus = context.cluster.has_real_gpus(self._spec.gpus_per_worker)
         self.replicas: dict[str, Replica] = {}
         self.losses: Counter[str] = Counter()
 
@@ -162,8 +163,8 @@ class Crew:
         for place in range(size):
             options: dict[str, Any] = {}
             if slot is not None:
-                options = {"placement_group": slots.group(slot), "placement_group_bundle_index": place}
-                if not self._context.cluster.simulated_gpus:
+                options = slots.place(slot, place, within=self._holds_gpus)
+                if self._holds_gpus:
                     options["num_gpus"] = self._spec.gpus_per_worker
             elif away:
                 options = {"scheduling_strategy": NodeAffinitySchedulingStrategy(away, soft=True)}
@@ -244,6 +245,13 @@ class Crew:
         self._leaving[replica.hands[0].handle.leave.remote()] = replica, time.monotonic() + LEAVE_TIMEOUT_S
         for hand in replica.hands[1:]:
             hand.handle.leave.remote()
+
+    def stand_by(self, name: str) -> None:
+        """Have a replica wait without its slot."""
+        replica = self.replicas[name]
+        replica.slot = None
+        for hand in replica.hands:
+            hand.handle.stand_by.remote()
 
     def end_all(self) -> None:
         """End every worker."""

@@ -13,7 +13,7 @@ import ray
 
 from raykit.codec import encode
 from raykit.commands import Command, Drill, Lend, Resize, Stop
-from raykit.decisions import Conclude, Decision, End, Form, GiveUp, LossAnswer, Start
+from raykit.decisions import Conclude, Decision, End, Form, GiveUp, LossAnswer, StandBy, Start
 from raykit.engine.run import RunContext, StoppedError, UserCodeError
 from raykit.engine.slots import Slots
 from raykit.engine.training.answer import Answer
@@ -187,10 +187,12 @@ class TrainingRun:
     def _membership(self, slots: Slots) -> Membership:
         lost_by_earlier_host = [name for name in self._world if name not in self._crew.replicas]
         gone = tuple(replace(_NOBODY, replica=name) for name in lost_by_earlier_host)
+        num_slots = min(len(slots.held), self._most)
         return Membership(
             min_replicas=self._min_replicas,
-            num_slots=min(len(slots.held), self._most),
+            num_slots=num_slots,
             num_spares=self._num_spares,
+            num_standing_by=0 if self._holds_gpus else max(0, self._max_replicas - num_slots),
             world=self._world,
             is_formed=self._is_formed,
             is_settling=time.monotonic() < self._settles_until_s,
@@ -209,8 +211,11 @@ class TrainingRun:
         if self._spec.num_spares is not None:
             return self._spec.num_spares
         # A spare holds no slot, so where slots are GPUs it has no device to warm up on.
-        holds_gpu = self._spec.gpus_per_worker > 0 and not self._context.cluster.simulated_gpus
-        return 0 if holds_gpu or self._context.cluster.profile == "small" else 1
+        return 0 if self._holds_gpus or self._context.cluster.profile == "small" else 1
+
+    @property
+    def _holds_gpus(self) -> bool:
+        return self._context.cluster.has_real_gpus(self._spec.gpus_per_worker)
 
     def _look(self, slots: Slots) -> None:
         """Take in what has happened since the last look; blocking up to a tick."""
@@ -356,11 +361,7 @@ class TrainingRun:
         if isinstance(decision, GiveUp):
             raise UserCodeError("training", f"The run was given up: {decision.reason}.", "")
         if isinstance(decision, Start):
-            free = [number for number in slots.held if number not in self._crew.slots_used]
-            for number in free[: decision.num_ranks]:
-                self._crew.start(number, slots)
-            for _ in range(decision.num_spares):
-                self._crew.start(None, slots)
+            self._start(decision, slots)
         if isinstance(decision, Form):
             self._form(decision.replicas, slots)
         if isinstance(decision, Conclude):
@@ -369,6 +370,17 @@ class TrainingRun:
         if isinstance(decision, End):
             for name in decision.replicas:
                 self._crew.end(name)
+        if isinstance(decision, StandBy):
+            for name in decision.replicas:
+                self._crew.stand_by(name)
+            slots.give_back(self._most, used=self._crew.slots_used)
+
+    def _start(self, decision: Start, slots: Slots) -> None:
+        free = [number for number in slots.held if number not in self._crew.slots_used]
+        for number in free[: decision.num_ranks]:
+            self._crew.start(number, slots)
+        for _ in range(decision.num_spares):
+            self._crew.start(None, slots)
 
     def _form(self, world: tuple[str, ...], slots: Slots, *, final: bool = False) -> None:
         """Publish the next world to all workers; who lost a peer enters at once, the others after a commit."""

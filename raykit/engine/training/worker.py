@@ -115,6 +115,10 @@ class Worker:
         """End with the others after the next commit."""
         self._member.stop_asked = True
 
+    async def stand_by(self) -> None:
+        """Know that the slot is given back."""
+        self._slot = None
+
     async def leave(self) -> None:
         """Do what the user wants before a voluntary leave; answers when it is done."""
         self._member.leave()
