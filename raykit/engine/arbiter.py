@@ -23,9 +23,13 @@ from raykit.spec.priority import RANKS
 from raykit.views import RunView
 
 LOOK_S = 0.25
+GLANCE_S = 0.01  # at the log's version, which costs microseconds
 PATIENCE_S = 2.0  # a run that is no training is given so long to start by itself
 
 logger = logging.getLogger(__name__)
+
+Standing = tuple[object, ...]
+"""What of a view decides who lends to whom."""
 
 Tell = Callable[[str, Command], Awaitable[None]]
 """Gives a run a command."""
@@ -75,16 +79,29 @@ class Arbiter:
 
     async def watch(self) -> None:
         """Look for ever. What breaks a look does not break the next."""
+        looked: tuple[Standing, ...] = ()
+        looked_s = 0.0
         while True:
+            version, going_on = self._registry.log.version(), list[RunView]()
             try:
-                await self._look()
+                views = await asyncio.to_thread(self._registry.views)
+                going_on = [view for view in reversed(views) if not view.ended]  # the oldest first
+                standing = tuple(map(standing_of, going_on))
+                # What Ray has to give changes without an event.
+                if standing != looked or time.monotonic() - looked_s > LOOK_S:
+                    looked, looked_s = standing, time.monotonic()
+                    await self._look(going_on)
             except Exception:
                 logger.exception("a look at who lends to whom broke off")
-            await asyncio.sleep(LOOK_S)
+            await self._rest(version, is_sharing=len(going_on) > 1)
 
-    async def _look(self) -> None:
-        views = await asyncio.to_thread(self._registry.views)
-        going_on = [view for view in reversed(views) if not view.ended]  # the oldest first
+    async def _rest(self, version: int, *, is_sharing: bool) -> None:
+        """Wait for the next look; where runs share, until the log has gained something since it had a version."""
+        deadline_s = time.monotonic() + LOOK_S
+        while time.monotonic() < deadline_s and not (is_sharing and self._registry.log.version() != version):
+            await asyncio.sleep(GLANCE_S if is_sharing else LOOK_S)
+
+    async def _look(self, going_on: list[RunView]) -> None:
         if not any(view.loan for view in going_on) and len(going_on) < 2:  # noqa: PLR2004  (one is alone)
             return
         parties = self._parties(going_on)
@@ -110,6 +127,12 @@ class Arbiter:
                 with suppress(RunError):
                     self._specs[view.name] = self._registry.spec(view.name)
         return [Party(spec=self._specs[view.name], view=view) for view in views if view.name in self._specs]
+
+
+def standing_of(view: RunView) -> Standing:
+    wanted = view.service.wanted if view.service else None
+    has_replicas = all(stage.replicas for stage in view.stages)
+    return view.name, view.state == "stopping", view.started_at_unix_s, view.held, view.resized_to, view.loan, wanted, has_replicas
 
 
 def lenders(parties: Sequence[Party]) -> list[Lender]:

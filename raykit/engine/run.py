@@ -93,6 +93,11 @@ class RunKind(Protocol):
         """Take what a worker reported, and give what of it is to be written to the log."""
 
 
+def wake_at(ref: Any, wake: threading.Event) -> None:
+    """Set an event when an actor has answered, or has died."""
+    ref.future().add_done_callback(lambda _: wake.set())
+
+
 def outlive_node_loss() -> None:
     """Wait for this process's own end, before the loss of a node is called a failure of the run.
 

@@ -26,7 +26,8 @@ MAX_BODY_BYTES = 64 * 2**20
 MAX_DEATHS = 3  # of replicas on one request, the last of them on it alone: it is to blame
 WINDOW_S = 10.0
 RATE_S = 4.0
-SAMPLE_S = 0.5
+SAMPLE_S = 0.1  # so soon the host sees that more replicas are needed
+SOURCE = "ingress"
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Ingress:
 
     def __init__(self, host: Any, folder: Path, spec: ServiceSpec, token: str) -> None:
         self._folder, self._spec, self._token = folder, spec, token
-        self._reporter = Reporter(host, "ingress", folder / "logs" / "ingress.log").start()
+        self._reporter = Reporter(host, SOURCE, folder / "logs" / f"{SOURCE}.log").start()
         self._waiting: deque[_Request] = deque()
         self._come = asyncio.Condition()
         self._seats: dict[str, _Seat] = {}

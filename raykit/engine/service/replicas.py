@@ -8,6 +8,7 @@ them by those names.
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 
 import ray
 
-from raykit.engine.run import RunContext
+from raykit.engine.run import RunContext, wake_at
 from raykit.engine.service.replica import ServiceReplica
 from raykit.engine.setting import NAMESPACE
 from raykit.engine.slots import Slots
@@ -54,8 +55,8 @@ class Member:
 class Replicas:
     """All replicas of a service, by name. Called from the host's loop alone."""
 
-    def __init__(self, context: RunContext, ingress: Any) -> None:
-        self._context, self._ingress = context, ingress
+    def __init__(self, context: RunContext, ingress: Any, wake: threading.Event) -> None:
+        self._context, self._ingress, self._wake = context, ingress, wake
         self._spec: ServiceSpec = context.spec
         self._holds_gpus = context.cluster.has_real_gpus(self._spec.stage.num_gpus)
         self._prefix = f"replica:{context.name}:"
@@ -95,7 +96,7 @@ class Replicas:
                 with suppress(ValueError):  # it died in between
                     handle = ray.get_actor(named["name"], namespace=NAMESPACE)
                     slot, _, name = named["name"].removeprefix(self._prefix).partition(":")
-                    self._members[name] = Member(name, handle, handle.ready.remote(), int(slot) if self._holds_gpus else None)
+                    self._members[name] = self._member(name, handle, int(slot) if self._holds_gpus else None)
         known = [each for stage in view.stages for each in stage.replicas]
         gone = [each.replica for each in known if not each.gone and each.replica not in self._members]
         self._context.emit(*(ReplicaEnded(stage=self._spec.stage.name, replica=replica) for replica in gone))
@@ -121,7 +122,7 @@ class Replicas:
             options["runtime_env"] = stage.runtime_env
         actor = ray.remote(**options)(ServiceReplica)
         handle = actor.remote(self._context.host, self._context.folder, stage, name)
-        self._members[name] = Member(name, handle, handle.ready.remote(), slot)
+        self._members[name] = self._member(name, handle, slot)
 
     def seat(self, member: Member, slot: int) -> None:
         """Have it at work in a slot, as soon as it is built."""
@@ -135,12 +136,14 @@ class Replicas:
     def unseat(self, member: Member) -> None:
         """Have it answer what it has, and then be warm."""
         member.leaving = self._ingress.dismiss.remote(member.name)
+        wake_at(member.leaving, self._wake)
 
     def look(self) -> None:
         """Ask each whether it is there, and tell an ingress that came back who is at work."""
         for member in self._members.values():
             if member.is_built and member.ping is None:
                 member.ping = member.handle.ping.remote()
+                wake_at(member.ping, self._wake)
         seated = self._seated()
         for member in self._members.values():
             if member.is_at_work and member.leaving is None and member.name not in seated:
@@ -149,18 +152,15 @@ class Replicas:
                 self.unseat(member)
 
     def hear(self, timeout_s: float) -> tuple[list[tuple[Member, Any]], list[Member]]:
-        """Give those that were built, each with what it says, and those that died; blocking up to ``timeout_s``."""
-        waits = {
-            ref: member
-            for member in self._members.values()
-            for ref in (member.ready, member.ping, member.leaving)
-            if ref is not None
-        }
-        over, _ = ray.wait(list(waits), num_returns=1, timeout=timeout_s) if waits else ([], [])
-        if over:
-            over, _ = ray.wait(list(waits), num_returns=len(waits), timeout=0)
-        else:
-            self._context.stop_asked.wait(0 if waits else timeout_s)
+        """Give those that were built, each with what it says, and those that died.
+
+        Blocks up to ``timeout_s``, or until a wake.
+        """
+        self._wake.wait(timeout_s)
+        self._wake.clear()
+        members = self._members.values()
+        waits = {ref: each for each in members for ref in (each.ready, each.ping, each.leaving) if ref is not None}
+        over, _ = ray.wait(list(waits), num_returns=len(waits), timeout=0) if waits else ([], [])
         built: list[tuple[Member, Any]] = []
         died: dict[str, Member] = {}
         for ref in over:
@@ -191,6 +191,11 @@ class Replicas:
     def end(self, member: Member) -> None:
         self._context.emit(ReplicaEnded(stage=self._spec.stage.name, replica=member.name))
         self._remove(member)
+
+    def _member(self, name: str, handle: Any, slot: int | None) -> Member:
+        member = Member(name, handle, handle.ready.remote(), slot)
+        wake_at(member.ready, self._wake)
+        return member
 
     def _remove(self, member: Member) -> None:
         ray.kill(member.handle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from raykit.cluster.home import write_secret
 from raykit.commands import Command, Drill, Stop
 from raykit.engine.pipeline.calls import Ready
 from raykit.engine.run import RunContext, StoppedError, UserCodeError
-from raykit.engine.service.ingress import Ingress
+from raykit.engine.service.ingress import SOURCE, Ingress
 from raykit.engine.service.replicas import Member, Replicas
 from raykit.engine.setting import NAMESPACE
 from raykit.engine.slots import Slots
@@ -73,13 +74,14 @@ class ServiceRun:
         self._sampled_s = 0.0
         self._drill: tuple[float, Drill] | None = None
         self._struck: _Struck | None = None
+        self._wake = threading.Event()
 
     def execute(self) -> None:
         spec, view = self._spec, self._context.view()
         held = frozenset(slot.holder for slot in view.held)
         slots = Slots(self._context, num_cpus=spec.stage.num_cpus, num_gpus=spec.stage.num_gpus, already_held=held)
         ingress = self._ingress()
-        self._replicas = replicas = Replicas(self._context, ingress)
+        self._replicas = replicas = Replicas(self._context, ingress, self._wake)
         try:
             slots.take_up()
             slots.look()
@@ -111,6 +113,7 @@ class ServiceRun:
             self._drill = (time.monotonic() + command.after_s, command)
         else:
             raise RunError(f"{self._context.name} is a service, which cannot do that.", "It knows stop and drill kill-worker.")
+        self._wake.set()
 
     def report(self, source: str, events: Sequence[Event], pulse: Any) -> list[Event]:
         """Count what ingress and replicas tell; their counts are written down with the next sample of the whole."""
@@ -124,6 +127,8 @@ class ServiceRun:
                 self._counts[event.replica] = event
             else:
                 kept.append(event)
+        if source == SOURCE:
+            self._wake.set()
         return kept
 
     def _count(self, replica: str, calls: Calls) -> None:

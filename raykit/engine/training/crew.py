@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raykit.engine.run import RunContext, UserCodeError
+from raykit.engine.run import RunContext, UserCodeError, wake_at
 from raykit.engine.setting import NAMESPACE
 from raykit.engine.slots import Slots
 from raykit.engine.training.vigil import Place, Vigil
@@ -77,6 +78,7 @@ class Crew:
         self._spec: TrainSpec = context.spec
         self._num_named = 0
         self._leaving: dict[Any, tuple[Replica, float]] = {}
+        self.wake = threading.Event()
         self._holds_gpus = context.cluster.has_real_gpus(self._spec.gpus_per_worker)
         self.replicas: dict[str, Replica] = {}
         self.losses: Counter[str] = Counter()
@@ -143,7 +145,7 @@ class Crew:
                 ray.kill(handle)
                 continue
             replica = self.replicas.setdefault(replica_of(worker), Replica(name=replica_of(worker), slot=described.slot))
-            hand = _hand(worker, handle)
+            hand = self._hand(worker, handle)
             replica.hands.append(hand)
             self._place(hand, described)
             self._vigil.hear(worker, Pulse(phase="idle", phase_s=0.0, progress=(0, 0)), time.monotonic())
@@ -174,23 +176,19 @@ class Crew:
             handle = Worker.options(**options).remote(  # type: ignore[attr-defined]
                 self._context.host, self._context.folder, self._spec, worker, slot=slot, leader=leader
             )
-            replica.hands.append(_hand(worker, handle))
+            replica.hands.append(self._hand(worker, handle))
 
     def hear(self, timeout_s: float) -> list[Loss]:
-        """Take in what workers answered, blocking up to ``timeout_s``, and give those whose actors died.
+        """Take in what workers answered, and give those whose actors died; blocking up to ``timeout_s``, or until a wake.
 
         Raises:
             UserCodeError: the user's code raised in one.
         """
+        self.wake.wait(timeout_s)
+        self.wake.clear()
         self._let_go()
         asked = {ref: hand for hand in self.hands for ref in (hand.ready, hand.outcome) if ref is not None}
-        if not asked:
-            time.sleep(timeout_s)
-            return []
-        first, _ = ray.wait(list(asked), timeout=timeout_s)
-        if not first:
-            return []
-        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0)
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0) if asked else ([], [])
         lost: dict[str, Loss] = {}
         for ref in answered:
             hand = asked[ref]
@@ -242,7 +240,9 @@ class Crew:
         for hand in replica.hands:
             self._vigil.forget(hand.worker)
             self._context.emit(WorkerEnded(worker=hand.worker))
-        self._leaving[replica.hands[0].handle.leave.remote()] = replica, time.monotonic() + LEAVE_TIMEOUT_S
+        left = replica.hands[0].handle.leave.remote()
+        wake_at(left, self.wake)
+        self._leaving[left] = replica, time.monotonic() + LEAVE_TIMEOUT_S
         for hand in replica.hands[1:]:
             hand.handle.leave.remote()
 
@@ -272,6 +272,12 @@ class Crew:
                 del self._leaving[ref]
                 self._kill(replica)
 
+    def _hand(self, worker: str, handle: Any) -> Hand:
+        hand = Hand(worker=worker, handle=handle, ready=handle.ready.remote(), outcome=handle.outcome.remote())
+        for ref in (hand.ready, hand.outcome):
+            wake_at(ref, self.wake)
+        return hand
+
     def _describe(self, hand: Hand, described: Description) -> None:
         hand.ready, hand.store = None, described.store
         self._place(hand, described)
@@ -289,10 +295,6 @@ class Crew:
     def _kill(replica: Replica) -> None:
         for hand in replica.hands:
             ray.kill(hand.handle)
-
-
-def _hand(worker: str, handle: Any) -> Hand:
-    return Hand(worker=worker, handle=handle, ready=handle.ready.remote(), outcome=handle.outcome.remote())
 
 
 def _cause(error: Exception) -> tuple[str, LossCause]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import queue
 import time
 from collections.abc import Sequence
@@ -43,8 +42,6 @@ from raykit.policy.membership import SILENT_S, Membership, ReplicaState, decide
 from raykit.spec import TrainSpec
 
 TICK_S = 0.05
-HURRIED_TICK_S = 0.005  # while a world is being made: each tick delays the next commit
-HURRY_S = 1.0
 SETTLE_S = 1.0  # for so long at most a world's first step is spared the start of other workers
 SLOT_LOOK_S = 0.2
 SAVE_TIMEOUT_S = 120.0
@@ -121,6 +118,7 @@ class TrainingRun:
                 "Try it on a cluster of several nodes: %ray up NAME --nodes 2",
             )
         self._commands.put(command)
+        self._crew.wake.set()
 
     def report(self, source: str, events: Sequence[Event], pulse: Pulse | None) -> list[Event]:
         """Hand events to the loop; of what is printed only the first rank's lines are shown, the files have all."""
@@ -128,6 +126,8 @@ class TrainingRun:
         for each in (*events, pulse):
             if each is not None:
                 self._reported.put((now_s, source, each))
+        if events:
+            self._crew.wake.set()
         first = (self._crew.workers_of(self._world) or ("w1", "w1.0"))[0]
         return [_folded(event) if isinstance(event, LinesPrinted) and source != first else event for event in events]
 
@@ -219,7 +219,7 @@ class TrainingRun:
 
     def _look(self, slots: Slots) -> None:
         """Take in what has happened since the last look; blocking up to a tick."""
-        died = self._crew.hear(HURRIED_TICK_S if self._is_in_a_hurry else TICK_S)
+        died = self._crew.hear(TICK_S)
         self._end_hung()  # before the deaths are taken in: who hangs is named so before it is ended
         self._end_late()
         for loss in died:
@@ -236,12 +236,6 @@ class TrainingRun:
             slots.look()
             self._crew.drop_unplaced(slots, self._world)
             slots.give_back(self._most, used=self._crew.slots_used)
-
-    @property
-    def _is_in_a_hurry(self) -> bool:
-        """Say whether a world is being made, or was just broken: not while new workers start, who need the CPUs."""
-        hurt_s = math.inf if self._recovery is None else time.monotonic() - self._recovery.known_at_s
-        return bool(self._world) and (not self._is_formed or hurt_s < HURRY_S)
 
     def _obey(self, slots: Slots) -> None:
         """Carry out what was asked, as far as its time has come."""
