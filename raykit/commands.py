@@ -1,4 +1,4 @@
-"""What a person asks of a run that goes on."""
+"""What a person, or the arbiter, asks of a run that goes on."""
 
 from __future__ import annotations
 
@@ -46,4 +46,11 @@ class Lend:
     max_workers: int | None
 
 
-Command = Stop | Drill | Resize | Apply | Lend
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskAnew:
+    """Ask again for the slots that have not come: another run has given some back."""
+
+    run: str
+
+
+Command = Stop | Drill | Resize | Apply | Lend | AskAnew

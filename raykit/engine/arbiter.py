@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import ray
 
-from raykit.commands import Command, Lend
+from raykit.commands import AskAnew, Command, Lend
 from raykit.engine.registry import Registry
 from raykit.errors import RunError
 from raykit.policy.lending import Lender, Loan, Slots, Want, loans
@@ -24,6 +24,7 @@ from raykit.views import RunView
 
 LOOK_S = 0.25
 GLANCE_S = 0.01  # at the log's version, which costs microseconds
+ON_THE_WAY_S = 1.0
 PATIENCE_S = 2.0  # a run that is no training is given so long to start by itself
 
 logger = logging.getLogger(__name__)
@@ -97,24 +98,32 @@ class Arbiter:
 
     async def _rest(self, version: int, *, is_sharing: bool) -> None:
         """Wait for the next look; where runs share, until the log has gained something since it had a version."""
+        if not is_sharing:
+            await asyncio.sleep(LOOK_S)
+            return
         deadline_s = time.monotonic() + LOOK_S
-        while time.monotonic() < deadline_s and not (is_sharing and self._registry.log.version() != version):
-            await asyncio.sleep(GLANCE_S if is_sharing else LOOK_S)
+        while self._registry.log.version() == version:
+            if time.monotonic() > deadline_s:
+                return
+            await asyncio.sleep(GLANCE_S)
 
     async def _look(self, going_on: list[RunView]) -> None:
         if not any(view.loan for view in going_on) and len(going_on) < 2:  # noqa: PLR2004  (one is alone)
             return
         parties = self._parties(going_on)
-        free = await asyncio.to_thread(free_slots)
+        coming = on_the_way(going_on, time.time())
+        free = _most_of(await asyncio.to_thread(free_slots), coming)
         wanted = loans(lenders(parties), wants(parties, time.time()), free)
-        commands = [lend(party, wanted.get(party.view.name)) for party in parties]
+        commands: list[Command | None] = [lend(party, wanted.get(party.view.name)) for party in parties]
+        if max(coming) > 0:
+            commands += [AskAnew(run=party.view.name) for party in parties if party.tells_slots and max(lacks_of(party)) > 0]
         await asyncio.gather(*(self._command(command) for command in commands if command is not None))
 
-    async def _command(self, command: Lend) -> None:
+    async def _command(self, command: Command) -> None:
         try:
             await self._tell(command.run, command)
         except RunError as exc:  # it ended since, or its host is away: the next look sees which
-            logger.info("%s was not told whom it lends to: %s", command.run, exc)
+            logger.info("%s was not told of slots: %s", command.run, exc)
 
     def parties(self) -> list[Party]:
         """Give the runs that go on, the oldest first."""
@@ -127,6 +136,19 @@ class Arbiter:
                 with suppress(RunError):
                     self._specs[view.name] = self._registry.spec(view.name)
         return [Party(spec=self._specs[view.name], view=view) for view in views if view.name in self._specs]
+
+
+def on_the_way(views: Sequence[RunView], now_unix_s: float) -> Slots:
+    """Give what was given back a moment ago and nobody has yet: Ray counts it neither as free nor as somebody's at first."""
+    cpus = gpus = 0.0
+    for slot in (slot for view in views for slot in view.slots):
+        sign = (now_unix_s - (slot.released_at_unix_s or 0.0) < ON_THE_WAY_S) - (now_unix_s - slot.held_at_unix_s < ON_THE_WAY_S)
+        cpus, gpus = cpus + sign * slot.num_cpus, gpus + sign * slot.num_gpus
+    return cpus, gpus
+
+
+def _most_of(these: Slots, those: Slots) -> Slots:
+    return max(these[0], those[0]), max(these[1], those[1])
 
 
 def standing_of(view: RunView) -> Standing:

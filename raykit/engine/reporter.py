@@ -58,10 +58,12 @@ class Reporter:
             self._events.extend(events)
         self._wake.set()
 
-    def sample(self, key: Any, event: Event) -> None:
-        """Send the newest event of ``key`` with the next tick; an older one that was not sent yet is replaced."""
+    def sample(self, key: Any, event: Event, *, at_once: bool = False) -> None:
+        """Send the newest event of ``key``, with the next tick or now; an older one that was not sent yet is replaced."""
         with self._lock:
             self._samples[key] = event
+        if at_once:
+            self._wake.set()
 
     def line(self, text: str) -> None:
         """Write a printed line to the file, and send it unless there were too many since the last tick."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Set as AbstractSet
 from itertools import count
 from typing import Any
@@ -14,6 +15,8 @@ from raykit.engine.run import RunContext
 from raykit.events import SlotsHeld, SlotsReleased
 
 LEAST_CPUS = 0.001  # a placement group cannot hold nothing
+ANEW_FOR_S, ANEW_EVERY_S = 1.0, 0.01
+MAX_ANEW = 16
 
 
 class Slots:
@@ -34,6 +37,7 @@ class Slots:
         self._groups: dict[int, Any] = {}
         self._held: dict[int, tuple[str, ...]] = {}
         self._already_held = already_held
+        self._anew_until_s = self._asked_s = 0.0
         self._prefix = f"slot:{context.name}"
 
     @property
@@ -50,12 +54,22 @@ class Slots:
 
     def ask(self, num_slots: int) -> None:
         """Ask for so many slots in all; returns at once."""
-        bundle = {"CPU": self._num_cpus or LEAST_CPUS} | ({"GPU": self._num_gpus} if self._num_gpus else {})
         unused = (number for number in count() if number not in self._groups)
         while len(self._groups) < num_slots:
             number = next(unused)
-            name = f"{self._prefix}:{number}"
-            self._groups[number] = placement_group([bundle] * self._group, strategy="PACK", name=name, lifetime="detached")
+            self._groups[number] = self._asked(number)
+
+    def ask_anew(self) -> None:
+        """Know that slots were given back: for a while each look asks again for those that have not come.
+
+        Ray looks at once at what is new, and once a second at what waits.
+        """
+        self._anew_until_s = time.monotonic() + ANEW_FOR_S
+
+    @property
+    def are_on_the_way(self) -> bool:
+        """Whether slots that were asked for may come at any moment."""
+        return time.monotonic() < self._anew_until_s and len(self._held) < len(self._groups)
 
     def give_back(self, num_slots: int, *, used: AbstractSet[int]) -> None:
         """Keep so many slots, and release of the others those that no worker uses, first those that never came."""
@@ -81,6 +95,11 @@ class Slots:
                 self._held[number] = nodes
                 if _holder(number) not in self._already_held:
                     self._context.emit(self._held_event(number))
+        if self.are_on_the_way and time.monotonic() - self._asked_s > ANEW_EVERY_S:
+            self._asked_s = time.monotonic()
+            for number in [number for number in self._groups if number not in self._held][:MAX_ANEW]:
+                remove_placement_group(self._groups[number])
+                self._groups[number] = self._asked(number)
 
     def place(self, number: int, bundle: int = 0, *, within: bool) -> dict[str, Any]:
         """Give the options of an actor in a slot that is held.
@@ -101,6 +120,11 @@ class Slots:
             remove_placement_group(group)
         self._context.emit(*(SlotsReleased(holder=_holder(number)) for number in self._held))
         self._groups, self._held = {}, {}
+
+    def _asked(self, number: int) -> Any:
+        bundle = {"CPU": self._num_cpus or LEAST_CPUS} | ({"GPU": self._num_gpus} if self._num_gpus else {})
+        name = f"{self._prefix}:{number}"
+        return placement_group([bundle] * self._group, strategy="PACK", name=name, lifetime="detached")
 
     def _held_event(self, number: int) -> SlotsHeld:
         cpus, gpus = self._num_cpus * self._group, self._num_gpus * self._group

@@ -7,8 +7,6 @@ from collections import deque
 from dataclasses import dataclass, fields
 
 TARGET = 0.7  # the share of its time in which a replica may be at work: requests come in bursts
-IDLE_S = 60.0
-HOLD_S = 10.0
 EPSILON = 1e-9
 
 
@@ -78,27 +76,41 @@ class Load:
     idle_s: float | None
 
 
-def replicas_needed(load: Load, *, capacity_s: float, least: int, most: int, slo_s: float) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long replicas are kept that are not needed: all that were of late, and the last one."""
+
+    hold_s: float
+    last_s: float
+
+
+COLD = Patience(hold_s=10.0, last_s=60.0)
+"""Where another one would have to be built: seconds to minutes."""
+WARM = Patience(hold_s=2.0, last_s=2.0)
+"""Where another one is built, and waits for a slot."""
+
+
+def replicas_needed(load: Load, *, capacity_s: float, least: int, most: int, slo_s: float, patience: Patience) -> int:
     """Say how many replicas answer what comes, and what has come within ``slo_s``.
 
     By the utilization law: so many are at work at once as what comes is of what one can answer (``capacity_s``, requests a
-    second). Who was asked in the last minute keeps one.
+    second). Who was asked of late keeps one.
     """
-    if not load.num_open and (load.idle_s is None or load.idle_s > IDLE_S):
+    if not load.num_open and (load.idle_s is None or load.idle_s > patience.last_s):
         return least
     at_work = max(load.rate_s / capacity_s / TARGET, load.num_open / capacity_s / slo_s)
     return min(most, max(least, 1, math.ceil(at_work - EPSILON)))
 
 
 class Steady:
-    """More at once, less only when that was enough for ``HOLD_S``."""
+    """More at once, less only when that was enough for a while."""
 
     def __init__(self) -> None:
         self._needed: deque[tuple[float, int]] = deque()
 
-    def take(self, now_s: float, needed: int) -> int:
+    def take(self, now_s: float, needed: int, patience: Patience) -> int:
         """Give the most that was needed of late."""
         self._needed.append((now_s, needed))
-        while self._needed[0][0] < now_s - HOLD_S:
+        while self._needed[0][0] < now_s - patience.hold_s:
             self._needed.popleft()
         return max(count for _, count in self._needed)

@@ -140,7 +140,10 @@ class _ModuleFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         module = self._modules.get(fullname)
         if module is None:
             return None
-        return importlib.util.spec_from_loader(fullname, self, origin=module.filename, is_package=module.is_package)
+        spec = importlib.util.spec_from_loader(fullname, self, origin=module.filename, is_package=module.is_package)
+        if spec is not None:
+            spec.has_location = True  # modules read their own __file__
+        return spec
 
     def get_source(self, fullname: str) -> str:
         return self._modules[fullname].text

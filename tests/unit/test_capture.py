@@ -66,16 +66,17 @@ def test_a_cell_runs_in_a_process_that_has_no_notebook(tmp_path):
 
 
 def test_a_module_beside_the_notebook_travels_by_value(tmp_path, monkeypatch):
-    (tmp_path / "mine_beside.py").write_text("def twice(x):\n    return 2 * x\n")
+    text = "from pathlib import Path\nHERE = Path(__file__).parent\ndef twice(x):\n    return 2 * x\n"
+    (tmp_path / "mine_beside.py").write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    payload = capture_cell("from mine_beside import twice\nout = twice(21)", {}, title=TITLE)
+    payload = capture_cell("from mine_beside import HERE, twice\nout = twice(21), HERE", {}, title=TITLE)
     monkeypatch.delitem(sys.modules, "mine_beside", raising=False)
     (tmp_path / "mine_beside.py").unlink()
     sys.path_importer_cache.clear()
     before = list(sys.meta_path)
     try:
-        assert Payload.from_bytes(payload.to_bytes()).open().run()["out"] == 42
+        assert Payload.from_bytes(payload.to_bytes()).open().run()["out"] == (42, tmp_path)
     finally:
         sys.meta_path[:] = before
         sys.modules.pop("mine_beside", None)

@@ -6,12 +6,12 @@ import math
 
 import pytest
 
-from raykit.policy.serving import HOLD_S, IDLE_S, Calls, Cost, Load, Steady, replicas_needed
+from raykit.policy.serving import COLD, WARM, Calls, Cost, Load, Steady, replicas_needed
 
 
 def needed(*, rate_s=0.0, num_open=0, capacity_s=10.0, idle_s=0.0, least=0, most=8, slo_s=1.0) -> int:
     load = Load(rate_s=rate_s, num_open=num_open, idle_s=idle_s)
-    return replicas_needed(load, capacity_s=capacity_s, least=least, most=most, slo_s=slo_s)
+    return replicas_needed(load, capacity_s=capacity_s, least=least, most=most, slo_s=slo_s, patience=COLD)
 
 
 def test_a_service_that_nobody_asked_yet_has_its_least():
@@ -34,8 +34,8 @@ def test_what_has_piled_up_is_answered_within_the_objective():
 
 
 def test_who_was_asked_of_late_keeps_a_replica():
-    assert needed(idle_s=IDLE_S - 1) == 1
-    assert needed(idle_s=IDLE_S + 1) == 0
+    assert needed(idle_s=COLD.last_s - 1) == 1
+    assert needed(idle_s=COLD.last_s + 1) == 0
 
 
 def test_it_has_never_less_than_its_least_or_more_than_its_most():
@@ -45,10 +45,10 @@ def test_it_has_never_less_than_its_least_or_more_than_its_most():
 
 def test_less_is_believed_only_when_it_was_enough_for_a_while():
     steady = Steady()
-    assert steady.take(0.0, 1) == 1
-    assert steady.take(1.0, 4) == 4
-    assert steady.take(1.0 + HOLD_S, 1) == 4
-    assert steady.take(1.1 + HOLD_S, 1) == 1
+    assert steady.take(0.0, 1, COLD) == 1
+    assert steady.take(1.0, 4, COLD) == 4
+    assert steady.take(1.0 + COLD.hold_s, 1, COLD) == 4
+    assert steady.take(1.1 + COLD.hold_s, 1, COLD) == 1
 
 
 def calls(*made: tuple[int, float]) -> Calls:
@@ -92,3 +92,11 @@ def test_older_calls_count_less_and_what_was_counted_is_taken_away():
 )
 def test_a_replica_can_answer_what_its_batches_hold_as_far_as_two_calls_fit_the_objective(cost, slo_s, capacity_s):
     assert cost.capacity_s(batch_size=8, slo_s=slo_s) == pytest.approx(capacity_s)
+
+
+def test_what_is_back_at_once_is_given_back_soon():
+    steady = Steady()
+    assert steady.take(0.0, 4, WARM) == 4
+    assert steady.take(0.1 + WARM.hold_s, 1, WARM) == 1
+    gone = Load(rate_s=0.0, num_open=0, idle_s=WARM.last_s + 0.1)
+    assert replicas_needed(gone, capacity_s=10.0, least=0, most=4, slo_s=1.0, patience=WARM) == 0

@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ MAX_BODY_BYTES = 64 * 2**20
 MAX_DEATHS = 3  # of replicas on one request, the last of them on it alone: it is to blame
 WINDOW_S = 10.0
 RATE_S = 4.0
-SAMPLE_S = 0.1  # so soon the host sees that more replicas are needed
+SAMPLE_S = 0.5
+PRESSED_S = 0.01
 SOURCE = "ingress"
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,8 @@ class Ingress:
         self._num_open = self._num_done = self._num_failed = 0
         self._last_s: float | None = None
         self._closing = False
+        self._is_pressed = asyncio.Event()
+        self._num_told = 0
         loop = asyncio.get_event_loop()
         self._serving = loop.create_task(self._serve())
         self._telling = loop.create_task(self._tell())
@@ -156,6 +160,8 @@ class Ingress:
         async with self._come:
             self._waiting.extend(requests)
             self._come.notify_all()
+        if self._num_open > max(self._num_told, len(self._seats) * self._most):
+            self._is_pressed.set()
         try:
             return await asyncio.gather(*(each.answer for each in requests))
         finally:
@@ -182,13 +188,12 @@ class Ingress:
 
     async def _next(self, seat: _Seat) -> list[_Request]:
         """Wait for requests; none for who leaves."""
-        most = self._spec.stage.batch_size or self._spec.stage.concurrency
         async with self._come:
             while True:
                 await self._come.wait_for(lambda: self._waiting or seat.leaving.is_set())
                 if seat.leaving.is_set():
                     return []
-                if taken := self._taken(most):
+                if taken := self._taken(self._most):
                     return taken
 
     def _taken(self, most: int) -> list[_Request]:
@@ -223,10 +228,22 @@ class Ingress:
         if not request.answer.done():
             request.answer.set_result(answer)
 
+    @property
+    def _most(self) -> int:
+        """How many requests a replica takes at once."""
+        return self._spec.stage.batch_size or self._spec.stage.concurrency
+
     async def _tell(self) -> None:
+        """Tell the host each ``SAMPLE_S`` how it stands, and at once when more has come than the replicas can take."""
         while True:
-            await asyncio.sleep(SAMPLE_S)
-            self._reporter.sample("requests", self._sample(time.monotonic()))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SAMPLE_S):
+                    await self._is_pressed.wait()
+            if is_pressed := self._is_pressed.is_set():
+                await asyncio.sleep(PRESSED_S)  # what comes together is told together
+            self._is_pressed.clear()
+            self._num_told = self._num_open
+            self._reporter.sample("requests", self._sample(time.monotonic()), at_once=is_pressed)
 
     def _sample(self, now_s: float) -> RequestsSampled:
         while self._arrivals and self._arrivals[0] < now_s - RATE_S:

@@ -14,7 +14,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykit.cluster.home import write_secret
-from raykit.commands import Command, Drill, Stop
+from raykit.commands import AskAnew, Command, Drill, Stop
 from raykit.engine.pipeline.calls import Ready
 from raykit.engine.run import RunContext, StoppedError, UserCodeError
 from raykit.engine.service.ingress import SOURCE, Ingress
@@ -33,13 +33,12 @@ from raykit.events import (
     ServiceOpened,
     StageSampled,
 )
-from raykit.policy.serving import Calls, Load, Steady, replicas_needed
+from raykit.policy.serving import COLD, WARM, Calls, Load, Steady, replicas_needed
 from raykit.spec import ServiceSpec
 from raykit.spec.service import TOKEN_FILE
 
 TICK_S = 0.05
-HURRIED_TICK_S = 0.005  # while a slot is on its way: each tick delays the answers
-HURRY_S = 2.0
+URGENT_TICK_S = 0.01  # while a slot is on its way: each tick delays the answers
 SAMPLE_S = 1.0
 DRAIN_S = 30.0
 MAX_START_DEATHS = 3
@@ -62,7 +61,8 @@ class ServiceRun:
         self._context = context
         self._spec: ServiceSpec = context.spec
         self._steady = Steady()
-        self._wanted, self._wanted_at_s = 0, 0.0
+        self._wanted = 0
+        self._asked_anew = threading.Event()
         self._has_started = False
         self._requests: RequestsSampled | None = None
         self._before = (0, 0)  # requests done and failed, as an ingress counted that is gone
@@ -109,6 +109,8 @@ class ServiceRun:
     def command(self, command: Command) -> None:
         if isinstance(command, Stop):
             self._context.stop_asked.set()
+        elif isinstance(command, AskAnew):
+            self._asked_anew.set()
         elif isinstance(command, Drill) and command.action == "kill-worker":
             self._drill = (time.monotonic() + command.after_s, command)
         else:
@@ -165,11 +167,13 @@ class ServiceRun:
         """Take in what has happened, and have as many replicas as are needed; blocking up to a tick."""
         self._want()
         slots.ask(self._wanted)
+        if self._asked_anew.is_set():
+            self._asked_anew.clear()
+            slots.ask_anew()
         slots.look()
         self._staff(slots)
         slots.give_back(self._wanted, used=self._replicas.slots_used)
-        is_soon = len(slots.held) < self._wanted and time.monotonic() - self._wanted_at_s < HURRY_S
-        self._hear(HURRIED_TICK_S if is_soon else TICK_S)
+        self._hear(URGENT_TICK_S if slots.are_on_the_way else TICK_S)
         self._strike()
         if time.monotonic() - self._sampled_s > SAMPLE_S:
             self._sampled_s = time.monotonic()
@@ -202,14 +206,16 @@ class ServiceRun:
 
     def _want(self) -> None:
         least, most = self._spec.replicas
-        requests = self._requests
+        requests, patience = self._requests, WARM if self._replicas.num_warm_wanted else COLD
         needed = max(least, len(self._replicas.slots_used))  # those of an earlier host stay until the ingress has told
         if requests is not None:
             load = Load(rate_s=requests.rate_s, num_open=requests.num_open, idle_s=requests.idle_s)
-            needed = replicas_needed(load, capacity_s=self._capacity_s, least=least, most=most, slo_s=self._spec.slo_s)
-        wanted = self._steady.take(time.monotonic(), needed)
+            needed = replicas_needed(
+                load, capacity_s=self._capacity_s, least=least, most=most, slo_s=self._spec.slo_s, patience=patience
+            )
+        wanted = self._steady.take(time.monotonic(), needed, patience)
         if wanted != self._wanted:
-            self._wanted, self._wanted_at_s = wanted, time.monotonic()
+            self._wanted = wanted
             self._context.emit(ReplicasWanted(count=wanted))
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from raykit.codec import encode
-from raykit.commands import Command, Drill, Lend, Resize, Stop
+from raykit.commands import AskAnew, Command, Drill, Lend, Resize, Stop
 from raykit.decisions import Conclude, Decision, End, Form, GiveUp, LossAnswer, StandBy, Start
 from raykit.engine.run import RunContext, StoppedError, UserCodeError
 from raykit.engine.slots import Slots
@@ -42,6 +42,7 @@ from raykit.policy.membership import SILENT_S, Membership, ReplicaState, decide
 from raykit.spec import TrainSpec
 
 TICK_S = 0.05
+URGENT_TICK_S = 0.01  # while a slot is on its way: each tick delays who waits for it
 SETTLE_S = 1.0  # for so long at most a world's first step is spared the start of other workers
 SLOT_LOOK_S = 0.2
 SAVE_TIMEOUT_S = 120.0
@@ -167,7 +168,7 @@ class TrainingRun:
             if reason != told:
                 told = reason
                 self._context.emit(RunWaited(reason=reason))
-            if self._context.stop_asked.wait(SLOT_LOOK_S):
+            if self._context.stop_asked.wait(URGENT_TICK_S if slots.are_on_the_way else SLOT_LOOK_S):
                 raise StoppedError
             self._obey(slots)
             slots.give_back(self._most, used=frozenset())
@@ -219,7 +220,7 @@ class TrainingRun:
 
     def _look(self, slots: Slots) -> None:
         """Take in what has happened since the last look; blocking up to a tick."""
-        died = self._crew.hear(TICK_S)
+        died = self._crew.hear(URGENT_TICK_S if slots.are_on_the_way else TICK_S)
         self._end_hung()  # before the deaths are taken in: who hangs is named so before it is ended
         self._end_late()
         for loss in died:
@@ -231,7 +232,7 @@ class TrainingRun:
             else:
                 self._take_in(at_s, reported)
         self._obey(slots)
-        if time.monotonic() - self._slots_looked_s > SLOT_LOOK_S:
+        if slots.are_on_the_way or time.monotonic() - self._slots_looked_s > SLOT_LOOK_S:
             self._slots_looked_s = time.monotonic()
             slots.look()
             self._crew.drop_unplaced(slots, self._world)
@@ -245,6 +246,8 @@ class TrainingRun:
                 self._resize(command.workers, slots)
             if isinstance(command, Lend):
                 self._lend(command, slots)
+            if isinstance(command, AskAnew):
+                slots.ask_anew()
             if isinstance(command, Drill):
                 self._drills.add(command)
         if self._context.stop_asked.is_set() and not self._stop_sent:
