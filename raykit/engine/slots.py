@@ -77,9 +77,9 @@ class Slots:
             if len(self._groups) <= num_slots:
                 return
             if number not in used:
-                remove_placement_group(self._groups.pop(number))
                 if self._held.pop(number, None) is not None:
                     self._context.emit(SlotsReleased(holder=_holder(number)))
+                remove_placement_group(self._groups.pop(number))
 
     def look(self) -> None:
         """Take note of slots that have come, and of those that went with their node; one may have come again elsewhere."""
@@ -116,9 +116,9 @@ class Slots:
 
     def release(self) -> None:
         """Give all slots back, also those that never came."""
+        self._context.emit(*(SlotsReleased(holder=_holder(number)) for number in self._held))
         for group in self._groups.values():
             remove_placement_group(group)
-        self._context.emit(*(SlotsReleased(holder=_holder(number)) for number in self._held))
         self._groups, self._held = {}, {}
 
     def _asked(self, number: int) -> Any:

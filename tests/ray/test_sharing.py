@@ -1,0 +1,179 @@
+"""A training and services on the same GPUs (simulated), whatever dies while these change hands."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import raykit as rk
+from raykit.cluster.record import processes
+from raykit.errors import RunFailedError
+from raykit.events import SlotsHeld, SlotsReleased
+from raykit.store.log import Log
+from tests.ray import loops
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+
+NUM_GPUS = 3
+
+
+@pytest.fixture(scope="module")
+def gpus(raykit_home):
+    yield rk.up("gpus", num_cpus=8, num_simulated_gpus=NUM_GPUS, object_store_bytes=100_000_000)
+    rk.down("gpus")
+
+
+@pytest.fixture
+def started(gpus, until):
+    """Give the cluster, and a list of what is to be ended with the test."""
+    rk.use("gpus")
+    runs = []
+    yield runs
+    for run in runs:
+        run.stop()
+    until(lambda: all(run.refresh().ended for run in runs))
+
+
+@rk.stage(cpus=0, gpus=1)
+def answer(row):
+    time.sleep(0.2)
+    return {"y": 2 * row["x"]}
+
+
+def serve(started, name="labels", **options):
+    service = rk.serve(answer, name=name, **{"replicas": (0, 2), "slo_s": 0.2} | options).wait()
+    started.append(service.run)
+    return service
+
+
+def train(started, function, *args, **options):
+    given = {"workers": (1, NUM_GPUS), "gpus": 1, "spares": 0, "priority": "low", "name": "soak"} | options
+    started.append(rk.train(function, *args, **given))
+    return started[-1]
+
+
+def burst(service, num_requests=6):
+    """Ask from so many threads at once; give those, and what was answered."""
+    answers = []
+    threads = [threading.Thread(target=lambda x=x: answers.append((x, service({"x": x})["y"]))) for x in range(num_requests)]
+    for thread in threads:
+        thread.start()
+    return threads, answers
+
+
+def is_answered(threads, answers, num_requests=6):
+    for thread in threads:
+        thread.join(60)
+    return sorted(answers) == [(x, 2 * x) for x in range(num_requests)]
+
+
+def num_gpus(view):
+    return sum(slot.num_gpus for slot in view.held)
+
+
+def most_held(cluster):
+    """Give the most GPUs that were held at once, by the log."""
+    log = Log(Path(cluster.record.folder) / "log.sqlite")
+    held: dict[tuple[str, str], float] = {}
+    most = 0.0
+    for record in log.read_all(kinds=(SlotsHeld, SlotsReleased)):
+        if isinstance(record.event, SlotsHeld):
+            held[record.run, record.event.holder] = record.event.num_gpus
+        else:
+            held.pop((record.run, record.event.holder), None)
+        most = max(most, sum(held.values()))
+    log.close()
+    return most
+
+
+def test_a_rank_that_lends_its_slot_waits_in_its_process_and_a_warm_replica_has_it_at_once(gpus, started, until):
+    low = train(started, loops.linear, 10_000, 0.05)
+    until(lambda: low.refresh().world_size == NUM_GPUS)
+    pids = {rank.pid for rank in low.view.ranks}
+    service = serve(started, warm=2)
+    replicas = until(lambda: len(there := service.run.refresh().stages[0].replicas) == 2 and there)
+    assert num_gpus(service.run.view) == 0
+    assert is_answered(*burst(service))
+    assert num_gpus(service.run.refresh()) == 2
+    assert low.refresh().world_size == 1
+    until(lambda: num_gpus(service.run.refresh()) == 0)
+    until(lambda: low.refresh().world_size == NUM_GPUS)
+    assert {rank.pid for rank in low.view.ranks if not rank.lost} == pids
+    assert service.run.view.stages[0].replicas == replicas or not any(each.gone for each in service.run.view.stages[0].replicas)
+    assert most_held(gpus) <= NUM_GPUS
+
+
+@pytest.mark.parametrize("num_reclaims", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_the_model_is_that_of_an_undisturbed_run_however_often_its_slots_are_lent(gpus, started, until, num_reclaims):
+    low = train(started, loops.linear, 10_000, 0.05)
+    service = serve(started, warm=2)
+    for _ in range(num_reclaims):
+        until(lambda: low.refresh().world_size == NUM_GPUS)
+        assert is_answered(*burst(service))
+        until(lambda: num_gpus(service.run.refresh()) == 0)
+    low.stop()
+    until(lambda: low.refresh().ended)
+    learned = low.state_dict()["weight"].flatten().tolist()
+    assert learned == pytest.approx(loops.alone_for(low.view.checkpoint_step), abs=1e-4)
+    assert sum(mark.words.endswith("comes first") for mark in low.view.marks) >= num_reclaims
+    assert low.view.cards == ()
+    assert most_held(gpus) <= NUM_GPUS
+
+
+def test_two_services_and_a_training_keep_their_places_while_ranks_hosts_and_the_hub_are_killed(gpus, started, until):
+    low = train(started, loops.linear, 10_000, 0.05)
+    until(lambda: low.refresh().world_size == NUM_GPUS)
+    first, second = serve(started, "first", replicas=(0, 1)), serve(started, "second", replicas=(0, 1))
+    asked = [burst(first), burst(second)]
+    until(lambda: low.refresh().loan)
+    os.kill(next(rank.pid for rank in low.view.ranks if rank.rank == 0), signal.SIGKILL)
+    first.run.drill("kill-host")
+    for hub in [each for each in processes("gpus") if each.name() == "ray::Hub"]:
+        hub.kill()
+    assert all(is_answered(*each) for each in asked)
+    asked = [burst(first), burst(second)]
+    low.drill("kill-host")
+    assert all(is_answered(*each) for each in asked)
+    until(lambda: low.refresh().world_size == NUM_GPUS)
+    assert low.view.step > 0
+    assert all(card.good for card in low.view.cards)
+    assert first.run.refresh().service.num_failed == second.run.refresh().service.num_failed == 0
+    assert most_held(gpus) <= NUM_GPUS
+
+
+def test_what_a_service_took_and_cannot_use_goes_back(gpus, started, until, tmp_path):
+    @rk.stage(cpus=0, gpus=1)
+    class Broken:
+        def __init__(self):
+            raise OSError("the weights are not there")
+
+        def __call__(self, row):
+            return row
+
+    low = train(started, loops.linear, 10_000, 0.05)
+    until(lambda: low.refresh().world_size == NUM_GPUS)
+    broken = rk.serve(Broken, name="broken", replicas=2)
+    with pytest.raises(RunFailedError, match="the weights are not there"):
+        broken.wait()
+    until(lambda: low.refresh().world_size == NUM_GPUS and low.view.loan is None)
+    assert num_gpus(low.view) == NUM_GPUS
+    step = low.view.step
+    until(lambda: low.refresh().step > step)
+
+
+def test_a_replica_that_dies_is_replaced_by_one_that_was_warm(started, until):
+    service = serve(started, replicas=(1, 2), slo_s=5)
+    there = until(lambda: len(there := service.run.refresh().stages[0].replicas) == 2 and there)
+    assert num_gpus(service.run.view) == 1
+    service.run.drill("kill-worker")
+    until(lambda: service.run.refresh().cards)
+    assert service({"x": 4}) == {"y": 8}
+    until(lambda: any(each.rows_in for each in service.run.refresh().stages[0].replicas if not each.gone))
+    (at_work,) = (each for each in service.run.view.stages[0].replicas if not each.gone and each.rows_in)
+    assert at_work.pid in {each.pid for each in there}
+    assert num_gpus(service.run.view) == 1
