@@ -47,10 +47,10 @@ class Lend:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AskAnew:
-    """Ask again for the slots that have not come: another run has given some back."""
+class Hurry:
+    """Take slots as soon as they come: another run has given some back."""
 
     run: str
 
 
-Command = Stop | Drill | Resize | Apply | Lend | AskAnew
+Command = Stop | Drill | Resize | Apply | Lend | Hurry

@@ -52,8 +52,10 @@ def environment(spec: ClusterSpec, folder: Path, token_file: Path) -> dict[str, 
         "RAY_task_events_report_interval_ms": "1000" if spec.dashboard else "0",
         # It keeps 100,000 actors that are gone, where a run that is struck each minute leaves thousands a day.
         "RAY_maximum_gcs_destroyed_actor_cached_count": "1000",
-        # What one run gives back another has within this time, not within 0.1 s.
+        # What one run gives back another has after some of these, not after 0.1 to 1 s.
         "RAY_raylet_report_resources_period_milliseconds": "10",
+        "RAY_gcs_create_placement_group_retry_min_interval_ms": "10",
+        "RAY_gcs_create_placement_group_retry_max_interval_ms": "20",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(SHIM), os.environ.get("PYTHONPATH")])),
         "PYTHONSAFEPATH": "1",  # a file called like a standard module in the notebook's folder stops no head
     }

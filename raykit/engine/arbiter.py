@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import ray
 
-from raykit.commands import AskAnew, Command, Lend
+from raykit.commands import Command, Hurry, Lend
 from raykit.engine.registry import Registry
 from raykit.errors import RunError
 from raykit.policy.lending import Lender, Loan, Slots, Want, loans
@@ -116,7 +116,7 @@ class Arbiter:
         wanted = loans(lenders(parties), wants(parties, time.time()), free)
         commands: list[Command | None] = [lend(party, wanted.get(party.view.name)) for party in parties]
         if max(coming) > 0:
-            commands += [AskAnew(run=party.view.name) for party in parties if party.tells_slots and max(lacks_of(party)) > 0]
+            commands += [Hurry(run=party.view.name) for party in parties if party.tells_slots and max(lacks_of(party)) > 0]
         await asyncio.gather(*(self._command(command) for command in commands if command is not None))
 
     async def _command(self, command: Command) -> None:

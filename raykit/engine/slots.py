@@ -15,8 +15,8 @@ from raykit.engine.run import RunContext
 from raykit.events import SlotsHeld, SlotsReleased
 
 LEAST_CPUS = 0.001  # a placement group cannot hold nothing
-ANEW_FOR_S, ANEW_EVERY_S = 1.0, 0.01
-MAX_ANEW = 16
+HURRY_S, NUDGE_EVERY_S = 0.3, 0.02  # Ray keeps a kilobyte of each group that there ever was
+NOWHERE = {"raykit_nowhere": 1.0}
 
 
 class Slots:
@@ -37,7 +37,7 @@ class Slots:
         self._groups: dict[int, Any] = {}
         self._held: dict[int, tuple[str, ...]] = {}
         self._already_held = already_held
-        self._anew_until_s = self._asked_s = 0.0
+        self._hurries_until_s = self._nudged_s = 0.0
         self._prefix = f"slot:{context.name}"
 
     @property
@@ -54,22 +54,25 @@ class Slots:
 
     def ask(self, num_slots: int) -> None:
         """Ask for so many slots in all; returns at once."""
+        bundle = {"CPU": self._num_cpus or LEAST_CPUS} | ({"GPU": self._num_gpus} if self._num_gpus else {})
         unused = (number for number in count() if number not in self._groups)
         while len(self._groups) < num_slots:
             number = next(unused)
-            self._groups[number] = self._asked(number)
+            name = f"{self._prefix}:{number}"
+            self._groups[number] = placement_group([bundle] * self._group, strategy="PACK", name=name, lifetime="detached")
 
-    def ask_anew(self) -> None:
-        """Know that slots were given back: for a while each look asks again for those that have not come.
+    def hurry(self) -> None:
+        """Know that slots were given back: for a while each look has Ray look too.
 
-        Ray looks at once at what is new, and once a second at what waits.
+        It looks at what waits once a second, and when something new is asked for. That is something no node has: what could
+        be placed is not to be taken back while it is (Ray 2.60 then loses the slot).
         """
-        self._anew_until_s = time.monotonic() + ANEW_FOR_S
+        self._hurries_until_s = time.monotonic() + HURRY_S
 
     @property
     def are_on_the_way(self) -> bool:
         """Whether slots that were asked for may come at any moment."""
-        return time.monotonic() < self._anew_until_s and len(self._held) < len(self._groups)
+        return time.monotonic() < self._hurries_until_s and len(self._held) < len(self._groups)
 
     def give_back(self, num_slots: int, *, used: AbstractSet[int]) -> None:
         """Keep so many slots, and release of the others those that no worker uses, first those that never came."""
@@ -95,11 +98,9 @@ class Slots:
                 self._held[number] = nodes
                 if _holder(number) not in self._already_held:
                     self._context.emit(self._held_event(number))
-        if self.are_on_the_way and time.monotonic() - self._asked_s > ANEW_EVERY_S:
-            self._asked_s = time.monotonic()
-            for number in [number for number in self._groups if number not in self._held][:MAX_ANEW]:
-                remove_placement_group(self._groups[number])
-                self._groups[number] = self._asked(number)
+        if self.are_on_the_way and time.monotonic() - self._nudged_s > NUDGE_EVERY_S:
+            self._nudged_s = time.monotonic()
+            remove_placement_group(placement_group([NOWHERE]))
 
     def place(self, number: int, bundle: int = 0, *, within: bool) -> dict[str, Any]:
         """Give the options of an actor in a slot that is held.
@@ -120,11 +121,6 @@ class Slots:
         for group in self._groups.values():
             remove_placement_group(group)
         self._groups, self._held = {}, {}
-
-    def _asked(self, number: int) -> Any:
-        bundle = {"CPU": self._num_cpus or LEAST_CPUS} | ({"GPU": self._num_gpus} if self._num_gpus else {})
-        name = f"{self._prefix}:{number}"
-        return placement_group([bundle] * self._group, strategy="PACK", name=name, lifetime="detached")
 
     def _held_event(self, number: int) -> SlotsHeld:
         cpus, gpus = self._num_cpus * self._group, self._num_gpus * self._group

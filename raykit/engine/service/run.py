@@ -14,7 +14,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykit.cluster.home import write_secret
-from raykit.commands import AskAnew, Command, Drill, Stop
+from raykit.commands import Command, Drill, Hurry, Stop
 from raykit.engine.pipeline.calls import Ready
 from raykit.engine.run import RunContext, StoppedError, UserCodeError
 from raykit.engine.service.ingress import SOURCE, Ingress
@@ -62,7 +62,7 @@ class ServiceRun:
         self._spec: ServiceSpec = context.spec
         self._steady = Steady()
         self._wanted = 0
-        self._asked_anew = threading.Event()
+        self._hurry_asked = threading.Event()
         self._has_started = False
         self._requests: RequestsSampled | None = None
         self._before = (0, 0)  # requests done and failed, as an ingress counted that is gone
@@ -109,8 +109,8 @@ class ServiceRun:
     def command(self, command: Command) -> None:
         if isinstance(command, Stop):
             self._context.stop_asked.set()
-        elif isinstance(command, AskAnew):
-            self._asked_anew.set()
+        elif isinstance(command, Hurry):
+            self._hurry_asked.set()
         elif isinstance(command, Drill) and command.action == "kill-worker":
             self._drill = (time.monotonic() + command.after_s, command)
         else:
@@ -167,9 +167,9 @@ class ServiceRun:
         """Take in what has happened, and have as many replicas as are needed; blocking up to a tick."""
         self._want()
         slots.ask(self._wanted)
-        if self._asked_anew.is_set():
-            self._asked_anew.clear()
-            slots.ask_anew()
+        if self._hurry_asked.is_set():
+            self._hurry_asked.clear()
+            slots.hurry()
         slots.look()
         self._staff(slots)
         slots.give_back(self._wanted, used=self._replicas.slots_used)

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from raykit.codec import encode
-from raykit.commands import AskAnew, Command, Drill, Lend, Resize, Stop
+from raykit.commands import Command, Drill, Hurry, Lend, Resize, Stop
 from raykit.decisions import Conclude, Decision, End, Form, GiveUp, LossAnswer, StandBy, Start
 from raykit.engine.run import RunContext, StoppedError, UserCodeError
 from raykit.engine.slots import Slots
@@ -246,8 +246,8 @@ class TrainingRun:
                 self._resize(command.workers, slots)
             if isinstance(command, Lend):
                 self._lend(command, slots)
-            if isinstance(command, AskAnew):
-                slots.ask_anew()
+            if isinstance(command, Hurry):
+                slots.hurry()
             if isinstance(command, Drill):
                 self._drills.add(command)
         if self._context.stop_asked.is_set() and not self._stop_sent:
