@@ -52,6 +52,18 @@ def changes() -> list[Change]:
     return found
 
 
+def shares(for_s: float, step_s: float) -> list[float]:
+    """Give which share of the trace's most nodes is there at each step, with the whole trace compressed into ``for_s``."""
+    moments = _moments()[1:]  # the first starts the run
+    scale, most = for_s / moments[-1][0], max(nodes for _, nodes, _ in moments)
+    found, place = [], 0
+    for step in range(int(for_s / step_s)):
+        while place + 1 < len(moments) and moments[place + 1][0] * scale <= step * step_s:
+            place += 1
+        found.append(moments[place][1] / most)
+    return found
+
+
 def _moments() -> list[tuple[float, int, bool]]:
     """Give the time, the number of nodes after it, and whether nodes came, for each moment of the trace."""
     with TRACE.open() as file:

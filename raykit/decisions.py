@@ -104,31 +104,6 @@ class Advise:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Grant:
-    """Lease these free slots to a claimant, all at once."""
-
-    claimant: str
-    slots: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reclaim:
-    """Ask a claimant for these slots back, by a time."""
-
-    claimant: str
-    slots: tuple[str, ...]
-    return_by_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Force:
-    """Take a slot from a claimant that did not return it in time."""
-
-    claimant: str
-    slot: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class WarnIdle:
     """Tell that the cluster will be suspended in so long, unless something runs on it."""
 

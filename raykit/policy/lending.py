@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -51,44 +52,109 @@ def loans(lenders: Sequence[Lender], wants: Iterable[Want], free: Slots) -> dict
     CPUs where it lacks GPUs, or with less than it needs. While a run waits, nobody of a lower priority, and no equal that has
     more, gets more of what it waits for: else a slot that was given back could go to the wrong one.
     """
-    kept = {lender.run: lender.num_held for lender in lenders}
-    borrowers: dict[str, str] = {}
+    book = _Book(lenders)
     for want in sorted(wants, key=lambda want: -want.priority):
-        asked = [lender for lender in lenders if _gives_way(lender, want, kept[lender.run])]
-        offers = _offers(asked, kept, want, _less(want.lacks, free))
-        offered = [sum(offers[lender.run] * lender.slot[kind] for lender in asked) for kind in (0, 1)]
+        behind = [group for group in book.groups if group.priority <= want.priority and group.serves(want.lacks)]
+        offers = book.offers(behind, want, _less(want.lacks, free))
+        offered = [sum(count * lenders[place].slot[kind] for place, count in offers.items()) for kind in (0, 1)]
         is_enough = all(free[kind] + offered[kind] > want.needs[kind] - EPSILON for kind in (0, 1))
-        for lender in asked:
-            kept[lender.run] -= offers[lender.run] if is_enough else 0
-            borrowers.setdefault(lender.run, want.run)
+        book.ask(behind, want)
+        book.settle(offers, is_taken=is_enough)
         free = _less(free, want.lacks)
-    return {run: Loan(lender=run, borrower=borrower, most=kept[run]) for run, borrower in borrowers.items()}
+    return book.loans()
 
 
-def _gives_way(lender: Lender, want: Want, num_kept: int) -> bool:
-    """Say whether a training stands behind a run that waits, for slots that both can use."""
-    scarce = _scarce(want.lacks)
-    has_more = num_kept * lender.slot[scarce] > want.held[scarce] + EPSILON
-    stands_behind = lender.priority < want.priority or (lender.priority == want.priority and has_more)
-    serves = any(each and lack > EPSILON for each, lack in zip(lender.slot, want.lacks, strict=True))
-    return stands_behind and serves and lender.run != want.run
+@dataclass(slots=True)
+class _Group:
+    """Lenders of a priority whose slots are of the same kinds, by their places.
+
+    ``spare`` is a heap of those who can spare a slot, who has kept most first; ``unasked`` has those whom nobody has asked
+    yet, once for each kind of slot, who has most of it last.
+    """
+
+    priority: int
+    kinds: tuple[bool, bool]
+    spare: list[tuple[int, int]]
+    unasked: tuple[list[int], list[int]]
+
+    def serves(self, lacks: Slots) -> bool:
+        return any(has and lack > EPSILON for has, lack in zip(self.kinds, lacks, strict=True))
 
 
-def _offers(asked: Sequence[Lender], kept: dict[str, int], want: Want, missing: Slots) -> dict[str, int]:
-    """Give how many slots each can spare of what is missing, the lowest priority first, then who has most."""
-    offers: dict[str, int] = {}
-    has = want.held[_scarce(want.lacks)]
-    for lender in sorted(asked, key=lambda lender: (lender.priority, -kept[lender.run])):
-        scarce = _scarce(missing)
-        unit = lender.slot[scarce]
-        count = math.ceil(missing[scarce] / unit - EPSILON) if unit else 0
-        count = max(0, min(count, kept[lender.run] - lender.least))
-        if lender.priority == want.priority and count:
-            count = min(count, max(0, math.floor((kept[lender.run] - has / unit) / 2 + EPSILON)))
-        offers[lender.run] = count
-        missing = _less(missing, (count * lender.slot[0], count * lender.slot[1]))
-        has += count * unit
-    return offers
+class _Book:
+    """What lenders have kept, and for whose sake. A want looks at those who can still give, not at all."""
+
+    def __init__(self, lenders: Sequence[Lender]) -> None:
+        self._lenders = lenders
+        self._kept = [lender.num_held for lender in lenders]
+        self._borrowers: dict[int, str] = {}
+        places: dict[tuple[int, tuple[bool, bool]], list[int]] = {}
+        for place, lender in enumerate(lenders):
+            places.setdefault((lender.priority, (lender.slot[0] > 0, lender.slot[1] > 0)), []).append(place)
+        self.groups = [self._group(priority, kinds, mine) for (priority, kinds), mine in sorted(places.items())]
+        self._group_of = {place: group for group in self.groups for place in group.unasked[0]}
+
+    def _group(self, priority: int, kinds: tuple[bool, bool], places: list[int]) -> _Group:
+        spare = [(-self._kept[place], place) for place in places if self._kept[place] > self._lenders[place].least]
+        heapq.heapify(spare)
+        by_cpus, by_gpus = (sorted(places, key=lambda place: (self._amount(place, kind), -place)) for kind in (0, 1))
+        return _Group(priority, kinds, spare, (by_cpus, by_gpus))
+
+    def _amount(self, place: int, kind: int) -> float:
+        return self._kept[place] * self._lenders[place].slot[kind]
+
+    def offers(self, behind: Sequence[_Group], want: Want, missing: Slots) -> dict[int, int]:
+        """Give how many slots each can spare of what is missing, the lowest priority first, then who has most.
+
+        Who was looked at is taken out of the heaps until :meth:`settle`.
+        """
+        offers: dict[int, int] = {}
+        scarce = _scarce(want.lacks)
+        has = want.held[scarce]
+        for priority in sorted({group.priority for group in behind}):
+            heaps = [group.spare for group in behind if group.priority == priority]
+            while max(missing) > EPSILON and (full := [heap for heap in heaps if heap]):
+                _, place = heapq.heappop(min(full, key=lambda heap: heap[0]))
+                lender, kind = self._lenders[place], _scarce(missing)
+                unit, most = lender.slot[kind], self._kept[place] - lender.least
+                if priority == want.priority:
+                    has_more = self._amount(place, scarce) > want.held[scarce] + EPSILON
+                    most = min(most, math.floor((self._kept[place] - has / unit) / 2 + EPSILON)) if unit and has_more else 0
+                count = min(math.ceil(missing[kind] / unit - EPSILON), most) if unit and lender.run != want.run else 0
+                offers[place] = max(0, count)
+                missing = _less(missing, (offers[place] * lender.slot[0], offers[place] * lender.slot[1]))
+                has += offers[place] * unit
+        return offers
+
+    def ask(self, behind: Sequence[_Group], want: Want) -> None:
+        """Know that those who stand behind a run give way to it, if to nobody before."""
+        kind = _scarce(want.lacks)
+        for group in behind:
+            places, mine = group.unasked[kind], None
+            least = -1.0 if group.priority < want.priority else want.held[kind] + EPSILON
+            while places and (places[-1] in self._borrowers or self._amount(places[-1], kind) > least):
+                place = places.pop()
+                if self._lenders[place].run == want.run:
+                    mine = place
+                else:
+                    self._borrowers.setdefault(place, want.run)
+            if mine is not None:
+                places.append(mine)
+
+    def settle(self, offers: dict[int, int], *, is_taken: bool) -> None:
+        """Take what was offered, or leave it."""
+        for place, count in offers.items():
+            self._kept[place] -= count if is_taken else 0
+            if self._kept[place] > self._lenders[place].least:
+                heapq.heappush(self._group_of[place].spare, (-self._kept[place], place))
+
+    def loans(self) -> dict[str, Loan]:
+        """Give a loan for each lender that was asked."""
+        found = sorted(self._borrowers.items())
+        return {
+            (run := self._lenders[place].run): Loan(lender=run, borrower=borrower, most=self._kept[place])
+            for place, borrower in found
+        }
 
 
 def _scarce(lacks: Slots) -> int:
