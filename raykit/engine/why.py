@@ -47,7 +47,7 @@ def why(parties: Sequence[Party], run: str, *, free: Slots, whole: Slots) -> Why
 
 def _holder(party: Party, lender: Lender | None, loan: Loan | None, asker: str) -> HolderView:
     view = party.view
-    count = lender.num_held - loan.most if lender and loan and loan.borrower == asker else 0
+    count = max(0, lender.num_held - loan.most) if lender and loan and loan.borrower == asker else 0
     steps_s = view.work.pace(view.updated_at_unix_s) if view.run_kind == "training" and view.updated_at_unix_s else None
     return HolderView(
         run=view.name,

@@ -64,6 +64,14 @@ def test_a_lender_gets_no_more_while_what_it_gave_back_is_free_but_not_taken_yet
     assert loans([lender(num_held=2)], [want(2)], (2.0, 0.0)) == {"low": Loan(lender="low", borrower="high", most=2)}
 
 
+def test_what_is_free_beyond_what_higher_ones_wait_for_goes_to_those_behind_them():
+    low, high = want(3, run="low", priority=0), want(2)
+    assert loans([lender()], [low, high], (5.0, 0.0)) == {}
+    assert loans([lender()], [low, high], (4.0, 0.0))["low"].most == 6
+    assert loans([lender()], [low, high], (2.0, 0.0))["low"].most == 4
+    assert loans([lender()], [low, high], (1.0, 0.0))["low"].most == 3
+
+
 def test_slots_that_are_worth_nothing_to_the_borrower_are_not_asked_back():
     assert loans([lender()], [want(0, 1, needs=(0.0, 1.0))], (0.0, 0.0)) == {}
     assert loans([lender()], [want(1, 1, needs=(1.0, 1.0))], (1.0, 0.0))["low"].most == 4
