@@ -189,7 +189,8 @@ def hand_overs() -> list[HandOver]:
 
 def kill_and_recreate() -> list[float]:
     """Take a GPU from an actor by killing it, and have another at work on it, built from nothing."""
-    import ray
+    rk.connect()
+    import ray  # once it is imported, Ray takes no other kind of address
 
     @ray.remote(num_cpus=0, num_gpus=NUM_GPUS)
     class Holder:
@@ -198,7 +199,6 @@ def kill_and_recreate() -> list[float]:
 
             return torch.get_num_threads()
 
-    rk.connect()
     took_s = []
     holder = Holder.remote()
     ray.get(holder.answer.remote())
