@@ -35,9 +35,9 @@ def test_every_state_is_drawn_in_both_themes_wide_and_narrow_and_the_charts_foll
 
     done = page.locator('.raykit-run[data-state="done"]')
     strip = done.locator(".raykit-strip")
+    before = done.locator("canvas").first.screenshot()  # which scrolls
     strip.scroll_into_view_if_needed()
     box = strip.bounding_box()
-    before = done.locator("canvas").first.screenshot()
     page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + 3)
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + 3, steps=4)
