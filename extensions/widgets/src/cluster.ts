@@ -55,9 +55,12 @@ class ClusterPage {
     );
   }
 
-  draw(face: ClusterFace, said: string): void {
+  drawMap(face: ClusterFace): void {
     this.face = face;
-    this.map.draw(face, this.owner); // first: it measures, and nothing has been changed yet that had to be laid out for that
+    this.map.draw(face, this.owner);
+  }
+
+  drawWords(face: ClusterFace, said: string): void {
     this.element.setAttribute("aria-label", `cluster ${face.name}`);
     setText(this.name, face.name);
     say(this.said, said);
@@ -79,14 +82,21 @@ function render({ model, el }: RenderProps<Model>): () => void {
   const page = new ClusterPage((command) => model.send(command));
   const look = new Look(page.element, () => model.send({ command: "look" }));
   let frame = 0;
-  const draw = (): void => page.draw({ ...model.get("now"), domains: model.get("domains") }, model.get("said"));
+  const face = (): ClusterFace => ({ ...model.get("now"), domains: model.get("domains") });
+  const drawWords = (): void => page.drawWords(face(), model.get("said"));
+  // A frame for each: what a large map and a long table take is more than one frame has.
+  const drawMap = (): void => {
+    page.drawMap(face());
+    frame = requestAnimationFrame(drawWords);
+  };
   const drawSoon = (): void => {
     cancelAnimationFrame(frame);
-    frame = requestAnimationFrame(draw);
+    frame = requestAnimationFrame(drawMap);
   };
   const answered = (): void => look.answered();
   el.append(page.element);
-  draw();
+  drawMap();
+  drawWords();
   model.on("change", drawSoon);
   model.on("change:looks", answered);
   return () => {

@@ -27,27 +27,39 @@ export interface MapLayout {
   readonly boxes: readonly NodeBox[];
 }
 
-const CELL_SIZES: readonly [number, number][] = [[64, 20], [512, 14], [2_048, 10], [Infinity, 7]];
+interface Measures {
+  readonly cell: number;
+  readonly nodeGap: number;
+  readonly domainGap: number;
+}
+
+/** Of maps of so many cells at most: thousands of GPUs fit on a screen. */
+const MEASURES: readonly [number, Measures][] = [
+  [64, { cell: 20, nodeGap: 6, domainGap: 16 }],
+  [512, { cell: 14, nodeGap: 6, domainGap: 16 }],
+  [2_048, { cell: 10, nodeGap: 6, domainGap: 16 }],
+  [Infinity, { cell: 6, nodeGap: 3, domainGap: 10 }],
+];
 const CELL_GAP = 1;
-const NODE_GAP = 6;
-const DOMAIN_GAP = 16;
-const TITLE_HEIGHT = 20;
+const TITLE_HEIGHT = 18;
 const LETTER_WIDTH = 7;
+const BREADTH = 1.2; // of a rack, to the side of a square with its area
 
 export function layOut(domains: readonly Domain[], width: number): MapLayout {
   const total = domains.reduce((sum, domain) => sum + domain.nodes.reduce((some, node) => some + node.num_cells, 0), 0);
-  const cell = CELL_SIZES.find(([most]) => total <= most)![1];
+  const { cell, nodeGap, domainGap } = MEASURES.find(([most]) => total <= most)![1];
   const titles: Title[] = [];
   const boxes: NodeBox[] = [];
-  const page = new Flow(width, DOMAIN_GAP);
+  const page = new Flow(width, domainGap);
   let first = 0;
   for (const domain of domains) {
     const top = domain.name ? TITLE_HEIGHT : 0;
-    const inner = new Flow(width, NODE_GAP);
     const sizes = domain.nodes.map((node) => sizeOf(node.num_cells, cell));
+    const titleWidth = domain.name.length * LETTER_WIDTH;
+    const inner = new Flow(domains.length > 1 ? Math.min(width, Math.max(titleWidth, breadth(sizes, nodeGap))) : width, nodeGap);
     const spots = sizes.map(([boxWidth, boxHeight]) => inner.place(boxWidth, boxHeight));
-    const [left, y] = page.place(Math.max(inner.width, domain.name.length * LETTER_WIDTH), inner.height + top);
-    if (domain.name) titles.push({ name: domain.name, x: left, y: y + top - 6 });
+    const [left, y] = page.place(Math.max(inner.width, titleWidth), inner.height + top);
+    if (domain.name) titles.push({ name: domain.name, x: left, y: y + top - 5 });
     domain.nodes.forEach((node, at) => {
       const [[spotX, spotY], [boxWidth, boxHeight]] = [spots[at]!, sizes[at]!];
       const corner = { x: left + spotX, y: y + top + spotY, width: boxWidth, height: boxHeight };
@@ -55,7 +67,12 @@ export function layOut(domains: readonly Domain[], width: number): MapLayout {
       first += node.num_cells;
     });
   }
-  return { cell, height: Math.max(page.height, 1) + NODE_GAP, titles, boxes };
+  return { cell, height: Math.max(page.height, 1) + nodeGap, titles, boxes };
+}
+
+/** Give how wide a rack is that is about as high. */
+function breadth(sizes: readonly (readonly [number, number])[], gap: number): number {
+  return BREADTH * Math.sqrt(sizes.reduce((sum, [width, height]) => sum + (width + gap) * (height + gap), 0));
 }
 
 /** Puts rectangles beside each other, and below where the width ends. */

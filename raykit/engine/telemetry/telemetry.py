@@ -20,6 +20,7 @@ from raykit.engine.telemetry.metrics import Metrics
 from raykit.engine.telemetry.sampler import Followed, Sampler
 from raykit.errors import RaykitError
 from raykit.events import (
+    CLUSTER,
     ReplicaEnded,
     ReplicaLost,
     ReplicaStarted,
@@ -38,6 +39,8 @@ ABOUT_PROCESSES = (
     *(RunAccepted, RunEnded, ReplicaStarted, ReplicaEnded, ReplicaLost),
     *(WorkerStarted, WorkerEnded, WorkerLost, WorldFormed),
 )
+
+WAITS = 0.9  # the part of the time between two looks that a sampler waits for the second one
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +65,12 @@ class Telemetry:
         while True:
             begun_s = time.monotonic()
             try:
-                await self.look(timeout_s=self._setting.sample_s)
+                await self.look(timeout_s=self._setting.sample_s, after_s=min(self._setting.sample_s, 1.0) * WAITS)
             except Exception:
                 logger.exception("a look at the nodes broke off")
             await asyncio.sleep(max(0.0, begun_s + self._setting.sample_s - time.monotonic()))
 
-    async def look(self, *, timeout_s: float, everywhere: bool = False) -> None:
+    async def look(self, *, timeout_s: float, after_s: float = 0.0, everywhere: bool = False) -> None:
         """Sample the nodes on which runs have processes, or all; wait for those that answer in time, not for the others."""
         async with self._reading:
             followed = await asyncio.to_thread(self._followed)
@@ -78,14 +81,17 @@ class Telemetry:
                 self._samplers = {node: sampler for node, sampler in self._samplers.items() if node in nodes}
                 for node in (nodes.keys() if everywhere else wanted & nodes.keys()) - self._asked.keys():
                     sampler = self._samplers.get(node) or self._start(node, nodes[node])
-                    self._asked[node] = asyncio.create_task(self._ask(node, sampler, followed.get(node, ())))
+                    self._asked[node] = asyncio.create_task(self._ask(node, sampler, followed.get(node, ()), after_s))
         if self._asked:
             await asyncio.wait(self._asked.values(), timeout=timeout_s)
 
-    async def _ask(self, node: str, sampler: Any, followed: Sequence[Followed]) -> None:
+    async def _ask(self, node: str, sampler: Any, followed: Sequence[Followed], after_s: float) -> None:
         """Write down what a sampler tells. One that tells nothing is named in the hub's log once, not each second."""
         try:
-            told = await sampler.look.remote(followed)
+            told = await sampler.look.remote(followed, after_s)
+            async with self._reading:
+                await asyncio.to_thread(self._catch_up)
+            told = [(run, sample) for run, sample in told if run in self._views or run == CLUSTER]  # others ended meanwhile
             async with self._writing:
                 await asyncio.to_thread(self._samples.write, told, time.monotonic())
             self._silent.discard(node)
@@ -98,6 +104,15 @@ class Telemetry:
 
     def _followed(self) -> dict[str, list[Followed]]:
         """Give the processes of runs that go on, by node."""
+        self._catch_up()
+        by_node: dict[str, list[Followed]] = {}
+        for view in self._views.values():
+            for node, followed in processes_of(view):
+                by_node.setdefault(node, []).append(followed)
+        return by_node
+
+    def _catch_up(self) -> None:
+        """Read which runs go on, and where their processes are."""
         version = self._log.version()
         if version != self._version:
             self._version = version
@@ -110,11 +125,6 @@ class Telemetry:
                         self._views[record.run] = fold(view, record)
                 self._number = records[-1].number
             self._views = {run: view for run, view in self._views.items() if not view.ended}
-        by_node: dict[str, list[Followed]] = {}
-        for view in self._views.values():
-            for node, followed in processes_of(view):
-                by_node.setdefault(node, []).append(followed)
-        return by_node
 
     def _start(self, node: str, node_id: str) -> Any:
         affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
@@ -130,7 +140,9 @@ class NodeSampler:
     def __init__(self, node: str) -> None:
         self._sampler, self._metrics = Sampler(node), Metrics()
 
-    def look(self, followed: Sequence[Followed]) -> list[Told]:
+    def look(self, followed: Sequence[Followed], after_s: float) -> list[Told]:
+        """Wait, and look: a worker of Ray that has nothing to do wakes 100 times a second, which takes 1 % of a core."""
+        time.sleep(after_s)
         told = self._sampler.look(followed)
         self._metrics.tell(told, followed)
         return told
