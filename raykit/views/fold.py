@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 
 from raykit import events as ev
 from raykit.views import pipeline, service, training, use
@@ -13,6 +14,7 @@ from raykit.views.values import (
     OutputView,
     RunState,
     RunView,
+    Samples,
     SlotView,
     SpanView,
     StageView,
@@ -31,19 +33,37 @@ def fold(view: RunView, record: ev.Record) -> RunView:
 
 def fold_all(view: RunView, records: Iterable[ev.Record]) -> RunView:
     """Fold many records in their order."""
-    number, updated_at_unix_s = view.number, view.updated_at_unix_s
+    for samples, group in groupby(_new(records, view.number), lambda record: _SAMPLES.get(type(record.event))):
+        if samples:
+            view = _after(view, list(group), samples)
+        else:
+            for record in group:
+                view = _after(view, (record,), _step)
+    return view
+
+
+def _new(records: Iterable[ev.Record], number: int) -> Iterator[ev.Record]:
     for record in records:
-        if record.number <= number:
-            continue
-        number = record.number
-        if isinstance(record.event, ev.UseSampled) and view.ended:  # it was on its way when the run ended
-            continue
-        updated_at_unix_s = record.at_unix_s
-        view = _STEPS[type(record.event)](view, record.event, updated_at_unix_s)
-        if not view.spans or view.spans[-1].state != view.state:
-            begun = SpanView(state=view.state, from_unix_s=updated_at_unix_s)
-            view = changed(view, spans=(*view.spans, begun)[-MAX_SPANS:])
-    return changed(view, number=number, updated_at_unix_s=updated_at_unix_s)
+        if record.number > number:
+            number = record.number
+            yield record
+
+
+def _after(view: RunView, records: Sequence[ev.Record], take: Samples) -> RunView:
+    """Give the view after records that change its state with the first of them if at all."""
+    number = records[-1].number
+    if view.ended and isinstance(records[-1].event, ev.UseSampled):  # it was on its way when the run ended
+        return changed(view, number=number)
+    after = take(view, [(record.at_unix_s, record.event) for record in records])
+    spans = after.spans
+    if not spans or spans[-1].state != after.state:
+        spans = (*spans, SpanView(state=after.state, from_unix_s=records[0].at_unix_s))[-MAX_SPANS:]
+    return changed(after, number=number, updated_at_unix_s=records[-1].at_unix_s, spans=spans)
+
+
+def _step(view: RunView, events: Sequence[tuple[float, ev.Event]]) -> RunView:
+    ((at_unix_s, event),) = events
+    return _STEPS[type(event)](view, event, at_unix_s)
 
 
 def _run_accepted(view: RunView, event: ev.RunAccepted, at_unix_s: float) -> RunView:
@@ -150,3 +170,5 @@ _STEPS: dict[type, Step] = {
     **training.STEPS,
     **use.STEPS,
 }
+
+_SAMPLES: dict[type, Samples] = pipeline.SAMPLES | training.SAMPLES

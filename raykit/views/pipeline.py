@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from raykit import events as ev
-from raykit.views.values import AdviceView, CardView, MarkView, ReplicaView, RunView, StageView, Step, changed
+from raykit.views.values import AdviceView, CardView, MarkView, RateView, ReplicaView, RunView, Samples, StageView, Step, changed
 
 
 def _on_stage(view: RunView, name: str, change: Callable[[StageView], StageView]) -> RunView:
@@ -19,24 +19,6 @@ def _on_stage(view: RunView, name: str, change: Callable[[StageView], StageView]
 def _replica_started(view: RunView, event: ev.ReplicaStarted, _: float) -> RunView:
     replica = ReplicaView(replica=event.replica, pid=event.pid, node=event.node, start_s=event.start_s)
     return _on_stage(view, event.stage, lambda stage: changed(stage, replicas=(*stage.replicas, replica)))
-
-
-def _replica_sampled(view: RunView, event: ev.ReplicaSampled, _: float) -> RunView:
-    def count(stage: StageView) -> StageView:
-        replicas = list(stage.replicas)
-        for place, replica in enumerate(replicas):
-            if replica.replica == event.replica:
-                replicas[place] = changed(
-                    replica,
-                    rows_in=event.rows_in,
-                    rows_out=event.rows_out,
-                    busy_s=event.busy_s,
-                    starved_s=event.starved_s,
-                    blocked_s=event.blocked_s,
-                )
-        return changed(stage, replicas=tuple(replicas))
-
-    return _on_stage(view, event.stage, count)
 
 
 def _replica_gone(view: RunView, event: ev.ReplicaEnded | ev.ReplicaLost, _: float) -> RunView:
@@ -77,26 +59,60 @@ def _rows_quarantined(view: RunView, event: ev.RowsQuarantined, at_unix_s: float
     return changed(view, cards=(*(each for each in view.cards if each.title != title), card))
 
 
-def _stage_sampled(view: RunView, event: ev.StageSampled, at_unix_s: float) -> RunView:
-    def sample(stage: StageView) -> StageView:
-        return changed(
-            stage,
-            num_replicas=event.num_replicas,
-            rows_waiting=event.rows_waiting,
-            rows_in=event.rows_in,
-            rows_out=event.rows_out,
-            num_bad=event.num_bad,
-            word=event.word,
-            num_failed_tasks=event.num_failed_tasks,
-            num_cpus=event.num_cpus,
-            num_gpus=event.num_gpus,
-            held_by=event.held_by,
-            rate=stage.rate.at(at_unix_s, event.rows_out),
-        )
+def _sampled(view: RunView, samples: Sequence[tuple[float, ev.StageSampled | ev.ReplicaSampled]]) -> RunView:
+    """Take samples of stages and of replicas, which come mixed."""
+    rates, work = {stage.name: stage.rate for stage in view.stages}, view.work
+    first = next(iter(rates), None)
+    of_stages: dict[str, ev.StageSampled] = {}
+    of_replicas: dict[str, dict[str, ev.ReplicaSampled]] = {}
+    for at_unix_s, event in samples:
+        if isinstance(event, ev.ReplicaSampled):
+            of_replicas.setdefault(event.stage, {})[event.replica] = event
+        elif event.stage in rates:
+            of_stages[event.stage] = event
+            rates[event.stage] = rates[event.stage].at(at_unix_s, event.rows_out)
+            if event.stage == first:
+                work = work.at(at_unix_s, event.rows_in or 0)
+    stages = tuple(
+        _with_samples(stage, rates[stage.name], of_stages.get(stage.name), of_replicas.get(stage.name, {})) for stage in view.stages
+    )
+    return changed(view, stages=stages, work=work)
 
-    view = _on_stage(view, event.stage, sample)
-    begins = bool(view.stages) and view.stages[0].name == event.stage
-    return changed(view, work=view.work.at(at_unix_s, view.work_done)) if begins else view
+
+def _with_samples(
+    stage: StageView, rate: RateView, sample: ev.StageSampled | None, of_replicas: Mapping[str, ev.ReplicaSampled]
+) -> StageView:
+    if of_replicas:
+        stage = changed(stage, replicas=tuple(_counted(each, of_replicas.get(each.replica)) for each in stage.replicas))
+    if sample is None:
+        return stage
+    return changed(
+        stage,
+        num_replicas=sample.num_replicas,
+        rows_waiting=sample.rows_waiting,
+        rows_in=sample.rows_in,
+        rows_out=sample.rows_out,
+        num_bad=sample.num_bad,
+        word=sample.word,
+        num_failed_tasks=sample.num_failed_tasks,
+        num_cpus=sample.num_cpus,
+        num_gpus=sample.num_gpus,
+        held_by=sample.held_by,
+        rate=rate,
+    )
+
+
+def _counted(replica: ReplicaView, sample: ev.ReplicaSampled | None) -> ReplicaView:
+    if sample is None:
+        return replica
+    return changed(
+        replica,
+        rows_in=sample.rows_in,
+        rows_out=sample.rows_out,
+        busy_s=sample.busy_s,
+        starved_s=sample.starved_s,
+        blocked_s=sample.blocked_s,
+    )
 
 
 def _advised(view: RunView, event: ev.Advised, _: float) -> RunView:
@@ -140,13 +156,13 @@ STEPS: dict[type, Step] = {
     ev.AdviceApplied: _advice_applied,
     ev.AdviceMeasured: _advice_measured,
     ev.ReplicaStarted: _replica_started,
-    ev.ReplicaSampled: _replica_sampled,
     ev.ReplicaEnded: _replica_gone,
     ev.ReplicaLost: _replica_lost,
     ev.SpanRestarted: _span_restarted,
     ev.SourceRestarted: _source_restarted,
     ev.BatchHalved: _batch_halved,
     ev.RowsQuarantined: _rows_quarantined,
-    ev.StageSampled: _stage_sampled,
     ev.SourceCounted: _source_counted,
 }
+
+SAMPLES: dict[type, Samples] = {ev.ReplicaSampled: _sampled, ev.StageSampled: _sampled}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from raykit import events as ev
-from raykit.views.values import CardView, LoanView, MarkView, RankView, RunState, RunView, SeriesView, Step, changed
+from raykit.views.values import CardView, LoanView, MarkView, RankView, RunState, RunView, Samples, SeriesView, Step, changed
 
 MAX_CURVES = 8
 MAX_LOST = 20  # of those who are gone; all are in the cards and in the log
+NOTHING = SeriesView()
 AT_WORK: tuple[RunState, ...] = ("running", "resizing")
 
 
@@ -43,27 +46,28 @@ def _world_formed(view: RunView, event: ev.WorldFormed, _: float) -> RunView:
     return changed(view, ranks=ranks, world_size=len(event.workers), generation=event.generation)
 
 
-def _step_committed(view: RunView, event: ev.StepCommitted, at_unix_s: float) -> RunView:
+def _steps_committed(view: RunView, commits: Sequence[tuple[float, ev.StepCommitted]]) -> RunView:
+    rows, rate, work, curves = view.rows, view.rate, view.work, dict(view.curves)
+    for at_unix_s, event in commits:
+        work = work.at(at_unix_s, event.step)
+        if event.num_rows is not None:
+            rows, rate = event.num_rows, rate.at(at_unix_s, event.num_rows)
+        for name, value in event.metrics.items():
+            if name in curves or len(curves) < MAX_CURVES:
+                curves[name] = curves.get(name, NOTHING).at(at_unix_s, value)
+    _, newest = commits[-1]
     return changed(
         view,
         state=view.state if view.state == "stopping" else _at_work(view),
-        step=event.step,
-        epoch=event.epoch,
-        rows=view.rows if event.num_rows is None else event.num_rows,
-        total_steps=event.total_steps,
-        rate=view.rate if event.num_rows is None else view.rate.at(at_unix_s, event.num_rows),
-        work=view.work.at(at_unix_s, event.step),
-        metrics=tuple(event.metrics.items()),
-        curves=_curves(view, event.metrics, at_unix_s),
+        step=newest.step,
+        epoch=newest.epoch,
+        rows=rows,
+        total_steps=newest.total_steps,
+        rate=rate,
+        work=work,
+        metrics=tuple(newest.metrics.items()),
+        curves=tuple(curves.items()),
     )
-
-
-def _curves(view: RunView, metrics: dict[str, float], at_unix_s: float) -> tuple[tuple[str, SeriesView], ...]:
-    known = dict(view.curves)
-    for name, value in metrics.items():
-        if name in known or len(known) < MAX_CURVES:
-            known[name] = known.get(name, SeriesView()).at(at_unix_s, value)
-    return tuple(known.items())
 
 
 def _worker_busy(view: RunView, event: ev.WorkerBusy, _: float) -> RunView:
@@ -137,7 +141,6 @@ STEPS: dict[type, Step] = {
     ev.WorkerReady: _worker_ready,
     ev.WorldFormed: _world_formed,
     ev.WorldBroken: _world_broken,
-    ev.StepCommitted: _step_committed,
     ev.WorkerBusy: _worker_busy,
     ev.WorkerLost: _worker_lost,
     ev.WorkerEnded: _worker_ended,
@@ -147,3 +150,5 @@ STEPS: dict[type, Step] = {
     ev.CheckpointSaved: _checkpoint_saved,
     ev.CheckpointFailed: _checkpoint_failed,
 }
+
+SAMPLES: dict[type, Samples] = {ev.StepCommitted: _steps_committed}

@@ -373,3 +373,6 @@ class RunView:
 
 Step = Callable[[RunView, Any, float], RunView]
 """Gives the view after an event that happened at a time."""
+
+Samples = Callable[[RunView, Sequence[tuple[float, Any]]], RunView]
+"""Gives the view after samples in their order, as (Unix seconds, event): each replaces the one before, series see them all."""

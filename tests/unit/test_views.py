@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -17,6 +18,7 @@ from raykit.render import to_html, to_text
 from raykit.render.face import face_of
 from raykit.render.text import WIDTH
 from raykit.views import RunView, fold, fold_all
+from raykit.views.examples import pipeline_records, training_records
 from raykit.views.training import MAX_LOST
 from raykit.views.values import MAX_POINTS
 
@@ -127,6 +129,19 @@ def test_records_that_come_twice_change_nothing(events, cut):
     records = _records(events)
     once = fold_all(RunView(name="r"), records)
     assert fold_all(fold_all(RunView(name="r"), records[:cut]), records) == once
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(EVENTS), max_size=20))
+def test_events_that_come_at_once_make_the_view_that_they_make_one_by_one(events):
+    records = _records([ev.RunAccepted(run_kind="pipeline", folder="/f", stages=("decode",)), *events])
+    assert fold_all(RunView(name="r"), records) == functools.reduce(fold, records, RunView(name="r"))
+
+
+@pytest.mark.parametrize("records_of", [training_records, pipeline_records])
+def test_a_reader_who_comes_late_sees_what_one_saw_who_was_there(records_of):
+    records = records_of(1_000)
+    assert fold_all(RunView(name="r"), records) == functools.reduce(fold, records, RunView(name="r"))
 
 
 def test_a_stage_has_the_host_s_totals_and_its_replicas_times():
