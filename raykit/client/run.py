@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import pickle
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from raykit.client.quarantine import Quarantine
 
 POLL_S = 10.0
+REST_S = 0.25
 
 
 class Run:
@@ -56,9 +58,14 @@ class Run:
         return self.view
 
     def follow(self, *, poll_s: float = POLL_S) -> Iterator[RunView]:
-        """Give the view at each news, and every ``poll_s`` where there are none, until the run is over."""
+        """Give the view when there is news, and every ``poll_s`` where there is none, until the run is over.
+
+        Of a run that has gone on for some seconds news is taken four times a second, however often there is some.
+        """
+        begun_s = time.monotonic()
         yield self.refresh()
         while not self.view.ended:
+            time.sleep(min(REST_S, (time.monotonic() - begun_s) / 20))
             yield self.refresh(wait_s=poll_s)
 
     def wait(self) -> Run:
