@@ -139,12 +139,18 @@ class NodeSampler:
 
     def __init__(self, node: str) -> None:
         self._sampler, self._metrics = Sampler(node), Metrics()
+        self._took_s = 0.0
 
     def look(self, followed: Sequence[Followed], after_s: float) -> list[Told]:
-        """Wait, and look: a worker of Ray that has nothing to do wakes 100 times a second, which takes 1 % of a core."""
-        time.sleep(after_s)
+        """Wait, and look: a worker of Ray that has nothing to do wakes 100 times a second, which takes 1 % of a core.
+
+        The answer comes after ``after_s``, where a look takes less: one that is late would cost the next its turn.
+        """
+        time.sleep(max(0.0, after_s - self._took_s))
+        begun_s = time.monotonic()
         told = self._sampler.look(followed)
         self._metrics.tell(told, followed)
+        self._took_s = time.monotonic() - begun_s
         return told
 
 
