@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from raykit.client.run import Run
 
 HUB_RESTART_S = 20.0
+CUT_OFF_S = 600.0
 LOOK_WAIT_S = 5.0  # for the samplers; those of nodes that nobody has looked at have to be started
 
 
@@ -101,15 +102,15 @@ class Cluster:
         return self.place.logs(self.record, tail=tail)
 
     def wait_for_door(self, *, timeout_s: float = HUB_RESTART_S) -> None:
-        """Wait while the hub restarts.
+        """Wait while the hub restarts, and longer while this machine is cut off from the cluster's.
 
         Raises:
             ClusterLostError: at once when the head is dead, else after ``timeout_s``.
         """
-        deadline = time.monotonic() + timeout_s
+        begun_s = time.monotonic()
         while True:
-            health = self.health()
-            if health.state != "up":
+            health = health_of(self)
+            if health.state not in ("up", "unknown"):
                 raise ClusterLostError(
                     f"The cluster {self.name} is {health.state}: {health.why}.",
                     f"Start it again and take the run up: %ray up {self.name}, then %ray resume RUN",
@@ -117,15 +118,17 @@ class Cluster:
             with suppress(DoorClosedError):
                 self.door.ping(timeout_s=5)
                 return
-            if time.monotonic() > deadline:
-                raise ClusterLostError(f"The door of {self.name} does not answer for {timeout_s:.0f} s.", "See %ray doctor.")
+            patience_s = max(timeout_s, CUT_OFF_S) if health.state == "unknown" else timeout_s
+            if time.monotonic() - begun_s > patience_s:
+                why = f" {health.why}" if health.why else ""
+                raise ClusterLostError(f"The door of {self.name} does not answer for {patience_s:.0f} s.{why}", "See %ray doctor.")
             time.sleep(self.place.look_s)
 
     def __repr__(self) -> str:
         spec = self.record.spec
         gpus = f", {spec.num_simulated_gpus} simulated GPUs" if spec.num_simulated_gpus else ""
         gpus = f", {spec.gpus_per_node} GPUs a node" if spec.gpus_per_node else gpus
-        nodes = f", {shown(spec.num_nodes)} nodes" if spec.num_nodes != 1 else ""
+        nodes = f", {shown(spec.nodes)} nodes" if spec.nodes != 1 else ""
         health = health_of(self)
         state = self.found if health.state == "up" else f"is {health.state}: {health.why}"
         dashboard = getattr(self.record, "dashboard_url", None)

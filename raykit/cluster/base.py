@@ -145,6 +145,7 @@ def difference(found: ClusterSpec, wanted: ClusterSpec) -> str:
     parts = []
     for each in fields(ClusterSpec):
         has, asked = getattr(found, each.name), getattr(wanted, each.name)
+        has = found.nodes if each.name == "num_nodes" else has
         if asked not in (has, each.default) or (each.name == "place" and asked != has):
             parts.append(f"{each.metadata['option'][0][0]} is {shown(has)}, asked {shown(asked)}")
     return "; ".join(parts)
@@ -165,7 +166,7 @@ def refuse_difference(found: ClusterRecord, wanted: ClusterSpec) -> None:
             f"Use a kernel of Python {found.python_version}, or: %ray down {found.name}, then %ray up {found.name}",
         )
     if said := difference(found.spec, wanted):
-        scale = f"change it (%ray scale {found.name} {shown(wanted.num_nodes)}), " if "--nodes" in said and ";" not in said else ""
+        scale = f"change it (%ray scale {found.name} {shown(wanted.nodes)}), " if "--nodes" in said and ";" not in said else ""
         raise ClusterDiffersError(
             f"The cluster {found.name} is up with other options: {said}.",
             f"Use it as it is (%ray use {found.name}), {scale}give the new one another name, or end it first: %ray down {found.name}",

@@ -6,9 +6,10 @@ from raykit.cluster.base import Provider
 from raykit.cluster.fake import Fake
 from raykit.cluster.kuberay.provider import KubeRay
 from raykit.cluster.local import Local
+from raykit.cluster.ssh.provider import Ssh
 from raykit.spec.cluster import Place
 
-_PROVIDERS: dict[Place, Provider] = {"local": Local(), "k8s": KubeRay(), "fake": Fake()}
+_PROVIDERS: dict[Place, Provider] = {"local": Local(), "ssh": Ssh(), "k8s": KubeRay(), "fake": Fake()}
 
 
 def provider(place: Place) -> Provider:

@@ -35,15 +35,13 @@ class Ports:
     metrics: int
 
 
-def environment(spec: ClusterSpec, folder: Path, token_file: Path) -> dict[str, str]:
-    ours = {
-        MARK: str(folder),
+def settings(spec: ClusterSpec, token_file: str) -> dict[str, str]:
+    """Give the environment of Ray's processes on machines that raykit starts them on."""
+    return {
         "RAYKIT_SIMULATED_GPUS": str(spec.num_simulated_gpus),
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token_file),
+        "RAY_AUTH_TOKEN_PATH": token_file,
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Ray's switch for "one machine only": with it every port of the head binds to loopback.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Without this a head that has an actor waits 30 s on SIGTERM.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         # Ray makes workers nicer when they have begun (15): each that starts would take the CPUs from those that train.
@@ -56,35 +54,55 @@ def environment(spec: ClusterSpec, folder: Path, token_file: Path) -> dict[str, 
         "RAY_raylet_report_resources_period_milliseconds": "10",
         "RAY_gcs_create_placement_group_retry_min_interval_ms": "10",
         "RAY_gcs_create_placement_group_retry_max_interval_ms": "20",
+        "PYTHONSAFEPATH": "1",  # a file called like a standard module in the folder where a node starts stops no head
+    }
+
+
+def environment(spec: ClusterSpec, folder: Path, token_file: Path) -> dict[str, str]:
+    """Give the environment of the processes of a cluster on this machine."""
+    ours = {
+        MARK: str(folder),
+        # Ray's switch for "one machine only": with it every port of the head binds to loopback.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(SHIM), os.environ.get("PYTHONPATH")])),
-        "PYTHONSAFEPATH": "1",  # a file called like a standard module in the notebook's folder stops no head
     }
     # The kernel's own settings that would mislead a worker: another cluster's address, a plotting backend of the page.
     theirs = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MPLBACKEND", "JPY_PARENT_PID")}
-    return theirs | ours
+    return theirs | settings(spec, str(token_file)) | ours
 
 
 def head_command(spec: ClusterSpec, ports: Ports, ray_temp: Path) -> list[str]:
+    return [*_local_node(spec, ports), *head_options(spec, ports, str(ray_temp)), _labels(1)]
+
+
+def head_options(spec: ClusterSpec, ports: Ports, ray_temp: str) -> list[str]:
+    """Give the options by which a node is a head, without what raykit has no use for."""
     lean = ["--include-dashboard=false", "--include-log-monitor=false"]
     return [
-        *_node_command(spec, ports),
         "--head",
         f"--port={ports.gcs}",
         "--dashboard-host=127.0.0.1",
         f"--dashboard-port={ports.dashboard}",
         f"--temp-dir={ray_temp}",
-        _labels(1),
         "--no-monitor",
         *(["--include-dashboard=true"] if spec.dashboard else lean),
     ]
 
 
 def further_command(spec: ClusterSpec, head: LocalRecord, number: int) -> list[str]:
-    return [*_node_command(spec, free_ports()), f"--address={head.gcs_address}", _labels(number)]
+    return [*_local_node(spec, free_ports()), f"--address={head.gcs_address}", _labels(number)]
 
 
 def _labels(number: int) -> str:
     return f"--labels=raykit.io/rack=rack-{number},raykit.io/node={number}"
+
+
+def _local_node(spec: ClusterSpec, ports: Ports) -> list[str]:
+    return [
+        *node_command(spec, ports, python=sys.executable, address="127.0.0.1"),
+        f"--num-cpus={num_cpus(spec):g}",
+        f"--object-store-memory={object_store_bytes(spec)}",
+    ]
 
 
 def node_label(word: str) -> int:
@@ -92,12 +110,13 @@ def node_label(word: str) -> int:
     return int(word.rpartition("=")[2]) if word.startswith("--labels=raykit.io/rack=") else 0
 
 
-def _node_command(spec: ClusterSpec, ports: Ports) -> list[str]:
+def node_command(spec: ClusterSpec, ports: Ports, *, python: str, address: str) -> list[str]:
+    """Give what starts a node at an address, but for what it holds of the machine."""
     num_gpus = spec.num_simulated_gpus or spec.num_gpus
     return [
-        *(sys.executable, "-m", "raykit.engine.node", BLOCK),
+        *(python, "-m", "raykit.engine.node", BLOCK),
         "--disable-usage-stats",
-        "--node-ip-address=127.0.0.1",
+        f"--node-ip-address={address}",
         f"--dashboard-agent-listen-port={ports.agent_http}",
         f"--dashboard-agent-grpc-port={ports.agent_grpc}",
         f"--runtime-env-agent-port={ports.runtime_env}",
@@ -107,8 +126,6 @@ def _node_command(spec: ClusterSpec, ports: Ports) -> list[str]:
         # Zero lets workers take any free port: two heads on one host share no range.
         "--min-worker-port=0",
         "--max-worker-port=0",
-        f"--num-cpus={num_cpus(spec):g}",
-        f"--object-store-memory={object_store_bytes(spec)}",
         *([f"--num-gpus={num_gpus:g}"] if num_gpus is not None else []),
     ]
 

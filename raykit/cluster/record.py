@@ -89,6 +89,19 @@ class LocalRecord(ClusterRecord):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SshRecord(ClusterRecord):
+    """A cluster's place on machines that ssh reaches.
+
+    ``address`` is the head's among them, ``door_port`` on its loopback; ``ray_temp`` is a folder of each of them.
+    """
+
+    address: str
+    gcs_port: int
+    door_port: int
+    ray_temp: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KubeRecord(ClusterRecord):
     """A cluster's place on Kubernetes: what context and namespace stood for when it was made."""
 
@@ -103,7 +116,7 @@ class FakeRecord(ClusterRecord):
     suspended: bool = False
 
 
-RECORDS: dict[str, type[ClusterRecord]] = {"local": LocalRecord, "k8s": KubeRecord, "fake": FakeRecord}
+RECORDS: dict[str, type[ClusterRecord]] = {"local": LocalRecord, "ssh": SshRecord, "k8s": KubeRecord, "fake": FakeRecord}
 
 
 def cluster_folder(name: str) -> Path:

@@ -1,7 +1,7 @@
-"""``ray start`` for a node of a cluster on this machine; run as a program, with the options of ``ray start``.
+"""``ray start`` for a node that raykit starts itself; run as a program, with the options of ``ray start``.
 
-It leaves out what such a node does not need, which halves the time to its first port, and keeps a further node on
-loopback. All of it is private to Ray 2.60; tests/ray/test_node_contract.py holds the names.
+It leaves out what such a node does not need, which halves the time to its first port, and keeps a further node of a
+cluster on this machine on loopback. All of it is private to Ray 2.60; tests/ray/test_node_contract.py holds the names.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 LEAN = "--include-dashboard=false"
+LOOPBACK = "--node-ip-address=127.0.0.1"
 # The command line's other groups. Ray does without those that cannot be imported; serve's alone takes a second.
 OTHER_GROUPS = ("ray.serve.scripts", "ray.dashboard.modules.job.cli", "ray.util.state.state_cli")
 
@@ -26,10 +27,10 @@ def main() -> None:
     def left_out(_: Node, **__: Any) -> None:
         """Start nothing."""
 
-    Node.start_ray_client_server = left_out  # for drivers on other machines, which loopback keeps out anyway
+    Node.start_ray_client_server = left_out  # for drivers on other machines: there are none
     if LEAN in sys.argv:
         Node.start_api_server = left_out  # even without a dashboard it would be a process that reports usage
-    if "--head" not in sys.argv:
+    if LOOPBACK in sys.argv and "--head" not in sys.argv:
         # Ray refuses a second node under the switch that keeps all ports on loopback. Here both are wanted.
         services.get_node_ip_address = lambda address=None: "127.0.0.1"  # noqa: ARG005
         ray_constants.ENABLE_RAY_CLUSTER = True

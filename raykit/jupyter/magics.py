@@ -81,7 +81,7 @@ def _clusters(_: Any, __: NoWords) -> Table:
             each.name,
             each.record.spec.place,
             health.state,
-            shown(each.record.spec.num_nodes),
+            shown(each.record.spec.nodes),
             time.strftime("%Y-%m-%d %H:%M", time.localtime(each.record.created_unix_s)),
             health.why,
         )

@@ -138,7 +138,7 @@ def _rows() -> list[ClusterRow]:
             name=each.name,
             place=each.record.spec.place,
             state=health.state,
-            nodes=shown(each.record.spec.num_nodes),
+            nodes=shown(each.record.spec.nodes),
             why=health.why,
             current=each.name == current,
         )

@@ -14,9 +14,14 @@ LEAST_OBJECT_STORE_BYTES = 75_000_000  # Ray takes no less
 SMALL_OBJECT_STORE_BYTES = 80_000_000
 LEAST_SAMPLE_S = 0.2
 
-Place = Literal["local", "k8s", "fake"]
-PLACES: dict[str, str] = {"local": "this machine", "k8s": "Kubernetes, by KubeRay", "fake": "nowhere: a stand-in that runs nothing"}
-HERE, KUBE = ("local", "fake"), ("k8s", "fake")
+Place = Literal["local", "ssh", "k8s", "fake"]
+PLACES: dict[str, str] = {
+    "local": "this machine",
+    "ssh": "machines that ssh reaches",
+    "k8s": "Kubernetes, by KubeRay",
+    "fake": "nowhere: a stand-in that runs nothing",
+}
+HERE, OWN, SSH, KUBE = ("local", "fake"), ("local", "ssh", "fake"), ("ssh", "fake"), ("k8s", "fake")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,18 +54,18 @@ class ClusterSpec:
     """
 
     name: str = option("NAME", default="local", help="how the cluster is called", read=str)
-    place: Literal["local", "k8s", "fake"] = option(
+    place: Literal["local", "ssh", "k8s", "fake"] = option(
         "--on", default="local", help=f"where it is: {', '.join(PLACES)}", read=str, metavar="PLACE"
     )
     num_cpus: float | None = option("--cpus", default=None, help="CPU slots of each node", read=amount, metavar="N")
-    num_gpus: float | None = option("--gpus", default=None, help="GPUs of each node", read=amount, metavar="N", places=HERE)
+    num_gpus: float | None = option("--gpus", default=None, help="GPUs of each node", read=amount, metavar="N", places=OWN)
     num_simulated_gpus: int = option(
-        "--simulate-gpus", default=0, help="slots that stand for GPUs and are none", read=count, metavar="N", places=HERE
+        "--simulate-gpus", default=0, help="slots that stand for GPUs and are none", read=count, metavar="N", places=OWN
     )
-    num_nodes: int | tuple[int, int] = option(
+    num_nodes: int | tuple[int, int] | None = option(
         "--nodes",
-        default=1,
-        help="Ray nodes: all on this machine, or workers beside the head; 0:8 lets them come and go as runs need them",
+        default=None,
+        help="Ray nodes: one if not given, or all of --hosts; on Kubernetes 0:8 lets workers come and go as runs need them",
         read=one_or_range,
         metavar="N",
     )
@@ -74,6 +79,17 @@ class ClusterSpec:
     profile: Literal["standard", "small"] = option(
         "--profile", default="standard", help="standard, or small for machines of 2 GB", read=str, places=HERE
     )
+    hosts: tuple[str, ...] = option(
+        "--hosts",
+        default=(),
+        help="the machines, the head first; 'here' is this one",
+        read=words,
+        metavar="USER@HOST,..",
+        places=SSH,
+    )
+    key: str = option("--key", default="", help="file of the private key; ssh's own if not given", read=str, places=SSH)
+    ssh_config: str = option("--ssh-config", default="", help="file; ssh's own if not given", read=str, places=SSH)
+    python: str = option("--python", default="", help="the machines' Python (python3)", read=str, metavar="PATH", places=SSH)
     gpus_per_node: NodeGpus | None = option(  # noqa: RUF009  (it makes a field)
         "--gpus-per-node", default=None, help="GPUs of each worker, with their type", read=node_gpus, metavar="A100:4", places=KUBE
     )
@@ -117,12 +133,17 @@ class ClusterSpec:
     )
 
     @property
+    def nodes(self) -> int | tuple[int, int]:
+        """How many nodes it has, or the least and the most."""
+        return max(1, len(self.hosts)) if self.num_nodes is None else self.num_nodes
+
+    @property
     def min_nodes(self) -> int:
-        return self.num_nodes if isinstance(self.num_nodes, int) else self.num_nodes[0]
+        return self.nodes if isinstance(self.nodes, int) else self.nodes[0]
 
     @property
     def max_nodes(self) -> int:
-        return self.num_nodes if isinstance(self.num_nodes, int) else self.num_nodes[1]
+        return self.nodes if isinstance(self.nodes, int) else self.nodes[1]
 
     def __post_init__(self) -> None:
         if self.place not in PLACES:
@@ -169,14 +190,29 @@ class ClusterSpec:
             )
 
     def _check_nodes(self) -> None:
-        if self.place == "local" and self.min_nodes != self.max_nodes:
+        if self.place in ("local", "ssh") and self.min_nodes != self.max_nodes:
             raise OptionError(
-                f"--nodes {self.min_nodes}:{self.max_nodes}: nodes of this machine do not come and go by themselves.",
+                f"--nodes {self.min_nodes}:{self.max_nodes}: nodes of {PLACES[self.place]} do not come and go by themselves.",
                 f"Give one number, as --nodes {self.max_nodes}, and change it with %ray scale.",
             )
+        if self.place == "ssh":
+            self._check_hosts()
         check_range("--nodes", self.min_nodes, self.max_nodes, least=0 if self.place == "k8s" else 1)
         if self.max_nodes < 1:
             raise OptionError("--nodes is 0.", "Give at least one, or 0:1 for one that comes when it is needed.")
+
+    def _check_hosts(self) -> None:
+        if not self.hosts:
+            raise OptionError("--on ssh was given, and no machines.", "Name them, the head first: --hosts alice@gpu1,alice@gpu2")
+        if twice := sorted({host for host in self.hosts if self.hosts.count(host) > 1}):
+            raise OptionError(f"--hosts names {', '.join(twice)} twice.", "A machine is one node: name each once.")
+        if options := [host for host in self.hosts if host.startswith("-")]:
+            raise OptionError(f"--hosts names {options[0]}, which ssh would take for an option.", "Name machines.")
+        if self.max_nodes > len(self.hosts):
+            raise OptionError(
+                f"{self.max_nodes} nodes were asked, and --hosts names {len(self.hosts)}.",
+                "A machine is one node: name more of them.",
+            )
 
     def _check_cost(self) -> None:
         if self.max_cost_per_h is None:

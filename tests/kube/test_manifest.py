@@ -13,7 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from raykit.cluster.kuberay.code import zipped
+from raykit.cluster.code import zipped
 from raykit.cluster.kuberay.manifest import DOOR_PORT, GpuLabel, objects, ray_cluster, scaling, toleration
 from raykit.errors import OptionError
 from raykit.spec import ClusterSpec

@@ -22,7 +22,7 @@ from raykit.cluster.base import Plan, Provider, Started, Status, Told, price_wor
 from raykit.cluster.home import private_folder, write_secret
 from raykit.cluster.kuberay import manifest
 from raykit.cluster.kuberay.api import MADE, Kube, RefusedError, label_of, pod_named, pods_of, reach
-from raykit.cluster.kuberay.code import zipped
+from raykit.cluster.code import zipped
 from raykit.cluster.kuberay.manifest import (
     CLUSTER_LABEL,
     SPEC_NOTE,

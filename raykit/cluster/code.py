@@ -15,7 +15,7 @@ FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # the same code gives the same bytes
 @cache
 def zipped() -> bytes:
     """Give the package and its version as a zip, without what is seen in a notebook."""
-    root, number = Path(__file__).parents[2], version("raykit")
+    root, number = Path(__file__).parents[1], version("raykit")
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
 

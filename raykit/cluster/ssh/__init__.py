@@ -1,0 +1,1 @@
+"""Clusters on machines that ssh reaches: a Ray node on each, the door reached through a forwarded port."""
