@@ -19,6 +19,7 @@ from raykit.spec.cluster import SMALL_CPUS, SMALL_OBJECT_STORE_BYTES
 
 SHIM = Path(__file__).parent / "shim"
 OBJECT_STORE_SHARE = 0.15  # of memory; Ray's own 0.3 leaves little for models on a machine of 8 GB
+NODE, JOINED = "raykit.engine.node", "raykit.engine.joined"
 BLOCK = "--block"  # the option by which `ray start` stays, and by which its processes are told from workers
 
 
@@ -99,7 +100,7 @@ def _labels(number: int) -> str:
 
 def _local_node(spec: ClusterSpec, ports: Ports) -> list[str]:
     return [
-        *node_command(spec, ports, python=sys.executable, address="127.0.0.1"),
+        *node_command(spec, ports, python=sys.executable, address="127.0.0.1", program=NODE),
         f"--num-cpus={num_cpus(spec):g}",
         f"--object-store-memory={object_store_bytes(spec)}",
     ]
@@ -110,11 +111,11 @@ def node_label(word: str) -> int:
     return int(word.rpartition("=")[2]) if word.startswith("--labels=raykit.io/rack=") else 0
 
 
-def node_command(spec: ClusterSpec, ports: Ports, *, python: str, address: str) -> list[str]:
+def node_command(spec: ClusterSpec, ports: Ports, *, python: str, address: str, program: str) -> list[str]:
     """Give what starts a node at an address, but for what it holds of the machine."""
     num_gpus = spec.num_simulated_gpus or spec.num_gpus
     return [
-        *(python, "-m", "raykit.engine.node", BLOCK),
+        *(python, "-m", program, BLOCK),
         "--disable-usage-stats",
         f"--node-ip-address={address}",
         f"--dashboard-agent-listen-port={ports.agent_http}",

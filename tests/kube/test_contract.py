@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from raykit.errors import ClusterDiffersError
 from raykit.spec import ClusterSpec
 from raykit.wire.door import Door
 from tests.kube.conftest import operating
+from tests.ssh import hosts
+from tests.ssh.conftest import options as ssh_options
 
 
 class Place:
@@ -37,9 +40,15 @@ class Place:
 
 
 @pytest.fixture(
-    params=["fake", "kuberay", pytest.param("kuberay-real", marks=pytest.mark.k8s), pytest.param("local", marks=pytest.mark.ray)]
+    params=[
+        "fake",
+        "kuberay",
+        pytest.param("kuberay-real", marks=pytest.mark.k8s),
+        pytest.param("local", marks=pytest.mark.ray),
+        pytest.param("ssh", marks=pytest.mark.ray),
+    ]
 )
-def place(request: pytest.FixtureRequest, home: Any) -> Iterator[Place]:
+def place(request: pytest.FixtureRequest, home: Any, tmp_path: Path) -> Iterator[Place]:
     options: dict[str, Any] = {"place": "fake"}
     with ExitStack() as stack:
         if request.param.startswith("kuberay"):
@@ -49,6 +58,10 @@ def place(request: pytest.FixtureRequest, home: Any) -> Iterator[Place]:
             options = {"place": "k8s", "kubeconfig": kubernetes.kubeconfig, "num_nodes": 1}
         elif request.param == "local":
             options = {"place": "local", "num_cpus": 1, "object_store_bytes": 80_000_000}
+        elif request.param == "ssh":
+            if lacking := hosts.missing():
+                pytest.skip(lacking)
+            options = ssh_options(stack.enter_context(hosts.network(tmp_path / "net", 2)), num_nodes=1)
         place = Place(provider(options["place"]), name="contract", **options)
         yield place
         place.provider.down("contract")
@@ -88,8 +101,10 @@ def test_a_cluster_lives_through_the_contract(place: Place) -> None:
 
 
 def test_a_cluster_that_is_suspended_is_brought_back_by_up(place: Place) -> None:
-    if place.options["place"] == "local":
-        pytest.skip("this machine has nothing to give back: tests/unit/test_local_cluster.py")
+    if place.options["place"] in ("local", "ssh"):
+        pytest.skip(
+            "a person's own machines have nothing to give back: tests/unit/test_local_cluster.py, tests/ssh/test_refusals.py"
+        )
     record, _ = place.up()
     place.provider.suspend(record)
     health = place.provider.status(record)

@@ -19,10 +19,10 @@ from pathlib import Path
 
 from raykit.cluster import record as records
 from raykit.cluster.base import Plan, Provider, Started, Status, Told, price_words, refuse_difference, versions_here
+from raykit.cluster.code import zipped
 from raykit.cluster.home import private_folder, write_secret
 from raykit.cluster.kuberay import manifest
 from raykit.cluster.kuberay.api import MADE, Kube, RefusedError, label_of, pod_named, pods_of, reach
-from raykit.cluster.code import zipped
 from raykit.cluster.kuberay.manifest import (
     CLUSTER_LABEL,
     SPEC_NOTE,

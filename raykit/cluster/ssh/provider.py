@@ -86,18 +86,21 @@ class Ssh(Provider):
         deadline = time.monotonic() + timeout_s
         with records.locked(spec.name):
             self._refuse_second_place(spec)
-            found = _used(spec)[0].ask("find", folder=_folder(spec.name))
-            if found["alive"] and found["note"]:
-                record = _adopt(found["note"], spec)
-                refuse_difference(record, spec)
-                _wait(record, deadline)
-                return record, "is up already"
-            word = "is up"
-            if found["left"]:
-                _end_all(_used(spec), spec.name, json.loads(found["note"])["ray_temp"] if found["note"] else "")
-                word = "is up anew: its head had ended; its runs are still listed by %ray runs"
-            told(f"{spec.name} starts on {', '.join(spec.hosts[: spec.max_nodes])}.")
-            return _make(spec, deadline), word
+            head = _used(spec)[0]
+            found = head.ask("find", folder=_folder(spec.name))
+            if not found["alive"]:
+                word = "is up"
+                if found["left"]:
+                    _end_all(_used(spec), spec.name, json.loads(found["note"])["ray_temp"] if found["note"] else "")
+                    word = "is up anew: its head had ended; its runs are still listed by %ray runs"
+                told(f"{spec.name} starts on {', '.join(spec.hosts[: spec.max_nodes])}.")
+                if record := _make(spec, deadline):
+                    return record, word
+                found = head.ask("find", folder=_folder(spec.name))  # somebody else was quicker
+            record = _adopt(found["note"], spec)
+            refuse_difference(record, spec)
+            _wait(record, deadline)
+            return record, "is up already"
 
     def status(self, record: ClusterRecord) -> Status:
         head = _used(record.spec)[0]
@@ -217,8 +220,11 @@ def _refuse_lack(machine: Machine, look: dict[str, Any]) -> None:
         )
 
 
-def _make(spec: ClusterSpec, deadline: float) -> SshRecord:
-    """Start every node and the hub; on an error or an interrupt all of them are ended."""
+def _make(spec: ClusterSpec, deadline: float) -> SshRecord | None:
+    """Start every node and the hub, or nothing if the head stands by now.
+
+    On an error or an interrupt all of them are ended.
+    """
     used = _used(spec)
     head, *others = _sites(used)
     if others and head.address.startswith("127."):
@@ -239,13 +245,15 @@ def _make(spec: ClusterSpec, deadline: float) -> SshRecord:
     )
     record.save()  # before anything is started: so `down` finds what a killed one leaves
     with _ended_on_error(record, used):
-        _start_head(record, head)
+        if not _start_head(record, head):
+            return None
         _start_further(record, others)
         _wait(record, deadline)
     return record
 
 
-def _start_head(record: SshRecord, head: Site) -> None:
+def _start_head(record: SshRecord, head: Site) -> bool:
+    """Start the head and the hub, and say whether this did it: the machine may have another one of that name by now."""
     spec, folder = record.spec, head.folder + record.name
     setting = {
         "name": spec.name,
@@ -256,29 +264,32 @@ def _start_head(record: SshRecord, head: Site) -> None:
         "simulated_gpus": bool(spec.num_simulated_gpus),
         "sample_s": spec.sample_s,
     }
-    node = [*_node(record, head), *processes.head_options(spec, head.ports, record.ray_temp)]
+    node = [*_node(record, head, processes.NODE), *processes.head_options(spec, head.ports, record.ray_temp)]
     hub = [head.machine.python, "-m", "raykit.engine.start", json.dumps(setting)]
-    _start(record, head, {"node": node, "hub": hub}, {NOTE: _note(record)})
+    return _start(record, head, {"node": node, "hub": hub}, {NOTE: _note(record)})
 
 
 def _start_further(record: SshRecord, joining: Sequence[Site]) -> None:
+    to_head = f"--address={record.address}:{record.gcs_port}"
     for site in joining:
-        _start(record, site, {"node": [*_node(record, site), f"--address={record.address}:{record.gcs_port}"]}, {})
+        if not _start(record, site, {"node": [*_node(record, site, processes.JOINED), to_head]}, {}):
+            host, name = site.machine.host, record.name
+            raise ClusterError(f"{host} has a node of another cluster {name}.", "Give this one another name, or end that one.")
 
 
-def _node(record: SshRecord, site: Site) -> list[str]:
+def _node(record: SshRecord, site: Site, program: str) -> list[str]:
     spec = record.spec
     return [
-        *processes.node_command(spec, site.ports, python=site.machine.python, address=site.address),
+        *processes.node_command(spec, site.ports, python=site.machine.python, address=site.address, program=program),
         f"--labels=raykit.io/rack={site.machine.host.rpartition('@')[2]}",
         *([f"--num-cpus={spec.num_cpus:g}"] if spec.num_cpus is not None else []),
         *([f"--object-store-memory={spec.object_store_bytes}"] if spec.object_store_bytes is not None else []),
     ]
 
 
-def _start(record: SshRecord, site: Site, commands: dict[str, list[str]], files: dict[str, bytes]) -> None:
+def _start(record: SshRecord, site: Site, commands: dict[str, list[str]], files: dict[str, bytes]) -> bool:
     folder = site.folder + record.name
-    started = site.machine.ask(
+    answer = site.machine.ask(
         "start",
         folder=folder,
         ray_temp=record.ray_temp,
@@ -286,10 +297,7 @@ def _start(record: SshRecord, site: Site, commands: dict[str, list[str]], files:
         environment=processes.settings(record.spec, f"{folder}/{TOKEN}") | HEALTH | {"PYTHONPATH": f"{folder}/{CODE}"},
         commands=list(commands.items()),
     )
-    if not started["started"]:
-        raise ClusterError(
-            f"{site.machine.host} has a node of a cluster {record.name} already.", "Is somebody else at it? Ask again."
-        )
+    return bool(answer["started"])
 
 
 def _packed(files: dict[str, bytes]) -> dict[str, str]:
@@ -368,5 +376,8 @@ def _end_all(ending: Sequence[Machine], name: str, ray_temp: str) -> bool:
         except ClusterError as exc:
             refused.append(exc)
     if refused:
-        raise refused[0]
+        folder = records.cluster_folder(name)
+        raise ClusterError(
+            refused[0].problem, f"Ask again when it is reached. If it is gone for good, forget the cluster: rm -r {folder}"
+        )
     return was_there

@@ -1,12 +1,13 @@
 """What is done on a machine, by its own Python: this file travels there as text, and needs nothing but Linux and Python 3.8.
 
-A cluster's folder there holds the files that were sent, the logs, and the id of the node's first process with the time at
-which it began. All processes of the cluster carry the folder's path in their environment, so they are found again.
+A cluster's folder there holds the files that were sent, the logs, and the id of the node's first process, with the time at
+which it began and its ``ray_temp``. All processes of the cluster carry the folder's path in their environment, so they are found again.
 """
 
 from __future__ import annotations
 
 import base64
+import fcntl
 import importlib.metadata
 import importlib.util
 import json
@@ -68,21 +69,24 @@ def start(
 
     Ray gives its folders mode 0777: the one above ``ray_temp`` keeps others out.
     """
-    if _first(folder) is not None:
-        return {"started": False}
-    os.makedirs(os.path.dirname(ray_temp), mode=0o700, exist_ok=True)
-    write(folder, files)
-    environment = {**os.environ, **environment, MARK: folder}
-    pids = []
-    for name, command in commands:
-        with _private(os.path.join(folder, f"{name}.log")) as log:
-            started = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=folder, env=environment
-            )
-        pids.append(started.pid)
-    with _private(os.path.join(folder, NODE)) as file:
-        file.write(f"{pids[0]} {_begun(pids[0])}".encode())
-    return {"started": True}
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    with open(os.path.join(folder, "lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two people may ask at once
+        if _first(folder) is not None:
+            return {"started": False}
+        os.makedirs(os.path.dirname(ray_temp), mode=0o700, exist_ok=True)
+        write(folder, files)
+        environment = {**os.environ, **environment, MARK: folder}
+        pids = []
+        for name, command in commands:
+            with _private(os.path.join(folder, f"{name}.log")) as log:
+                started = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=folder, env=environment
+                )
+            pids.append(started.pid)
+        with _private(os.path.join(folder, NODE)) as file:
+            file.write(f"{pids[0]} {_begun(pids[0])} {ray_temp}".encode())
+        return {"started": True}
 
 
 def write(folder: str, files: dict[str, str]) -> dict[str, Any]:
@@ -106,8 +110,13 @@ def logs(folder: str, tail: int) -> dict[str, Any]:
 
 
 def end(folder: str, ray_temp: str, kept: list[str]) -> dict[str, Any]:
-    """End every process of the cluster here, the node first by asking, and remove its files but for those that are kept."""
+    """End every process of the cluster here, the node first by asking, and remove its files but for those that are kept.
+
+    A later cluster of the same name, which has another ``ray_temp``, is left alone.
+    """
     found, first = _processes(folder), _first(folder)
+    if first is not None and not (_text(os.path.join(folder, NODE)) or "").endswith(f" {ray_temp}"):
+        return {"was_there": False}
     if first is not None:
         _signal(first, signal.SIGTERM)  # `ray start --block` ends its processes in order
     deadline = time.monotonic() + GRACE_S
@@ -157,7 +166,7 @@ def _text(path: str) -> str | None:
 
 def _first(folder: str) -> int | None:
     """Give the id of the node's first process, or None if that has ended; a later process of the same id is another."""
-    pid, _, begun = (_text(os.path.join(folder, NODE)) or "").partition(" ")
+    pid, begun, *_ = (*(_text(os.path.join(folder, NODE)) or "").split(" "), "", "")
     return int(pid) if begun and _begun(int(pid)) == begun else None
 
 

@@ -63,7 +63,9 @@ class Forward:
 
     def _keep(self) -> None:
         while not self._closed.is_set():
-            self._process.communicate()
+            assert self._process.stderr is not None
+            self._process.stderr.read()  # to its end: a pipe that is full would stop ssh
+            self._process.wait()
             if not self._closed.wait(AGAIN_S):
                 self._process = self._open()
 

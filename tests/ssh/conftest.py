@@ -1,0 +1,41 @@
+"""Two machines that ssh reaches, and a home for each test."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raykit.spec import ClusterSpec
+from tests.ssh import hosts
+from tests.ssh.hosts import Network
+
+
+@pytest.fixture(scope="module")
+def machines(raykit_home: Path) -> Iterator[Network]:
+    """Two machines, for a module."""
+    if lacking := hosts.missing():
+        pytest.skip(lacking)
+    with hosts.network(raykit_home / f"net-{secrets.token_hex(3)}", 2) as network:
+        yield network
+
+
+def options(network: Network, **more: Any) -> dict[str, Any]:
+    """Give the options by which a small cluster is made of machines."""
+    return {
+        "place": "ssh",
+        "hosts": tuple(host.address for host in network.hosts),
+        "ssh_config": str(network.config),
+        "python": sys.executable,
+        "num_cpus": 1,
+        "object_store_bytes": 80_000_000,
+    } | more
+
+
+@pytest.fixture
+def spec(machines: Network) -> ClusterSpec:
+    return ClusterSpec(name="lab", **options(machines))

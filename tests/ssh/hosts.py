@@ -1,0 +1,222 @@
+"""Machines on this machine, which ssh reaches: each a network namespace with files and processes of its own.
+
+They hang on a switch, which is a bridge in a namespace of its own; so does this machine, at ``.254``. A link can be cut,
+healed and made slow, and a machine can be killed with all that runs on it. Shared with this machine are the installed
+programs and /dev/shm. All of it ends with the process that made it, however that ends.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+WAIT_S = 20
+NEEDED = ("ip", "nsenter", "setpriv", "unshare", "tc", "ssh", "ssh-keygen", "/usr/sbin/sshd")
+HOME = "/mnt"  # each machine has its own folder there
+
+SSHD = """Port 22
+ListenAddress {address}
+HostKey {folder}/host_key
+AuthorizedKeysFile {folder}/key.pub
+PidFile none
+StrictModes no
+UsePAM no
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+LogLevel ERROR
+SetEnv HOME={home} TMPDIR={home}
+"""
+
+CLIENT = """Host {subnet}.*
+  User root
+  IdentityFile {folder}/key
+  IdentitiesOnly yes
+  UserKnownHostsFile {folder}/known_hosts
+  StrictHostKeyChecking yes
+"""
+
+ENDS_WITH_US = ["setpriv", "--pdeathsig", "KILL"]
+MACHINE = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+FIRST = 'mount --bind "$0" "$1" && exec /usr/sbin/sshd -D -e -f "$2"'
+
+
+def missing() -> str:
+    """Say why machines cannot be made here; empty when they can."""
+    lacking = [name for name in NEEDED if not shutil.which(name)]
+    if lacking:
+        return f"needs {', '.join(lacking)} (Debian: openssh-server, openssh-client, iproute2, util-linux)"
+    allowed = subprocess.run([*MACHINE, "--net", "mount", "--bind", "/tmp", HOME], capture_output=True, text=True, check=False)
+    return f"needs root, to make namespaces: {allowed.stderr.strip()}" if allowed.returncode else ""
+
+
+class Space:
+    """A network namespace, there for as long as its keeper runs; ``pid`` is the keeper's."""
+
+    def __init__(self) -> None:
+        command = [*ENDS_WITH_US, "unshare", "--net", "sh", "-c", "echo; exec sleep infinity"]
+        self._keeper = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        assert self._keeper.stdout is not None
+        self._keeper.stdout.readline()
+        self.pid = self._keeper.pid
+        self.ip("link", "set", "lo", "up")
+
+    def command(self, *words: str) -> list[str]:
+        return ["nsenter", f"--net=/proc/{self.pid}/ns/net", *words]
+
+    def ip(self, *words: str) -> None:
+        _run(*self.command("ip", *words))
+
+    def processes(self) -> Iterator[tuple[int, str]]:
+        """Give the processes in it, by id and command."""
+        mine = os.readlink(f"/proc/{self.pid}/ns/net")
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+            with suppress(OSError):
+                if pid != self.pid and os.readlink(f"/proc/{pid}/ns/net") == mine:
+                    yield pid, Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+    def close(self) -> None:
+        self._keeper.kill()
+        self._keeper.communicate()
+
+
+class Host:
+    """One machine, running until it is killed or its network ends."""
+
+    def __init__(self, network: Network, number: int) -> None:
+        self.address = f"{network.subnet}.{number}"
+        self.folder = network.folder / str(number)
+        self.folder.mkdir()
+        self._space, self._link = Space(), Link(network.switch, f"host{number}")
+        self._link.lead(self.address, "eth0", self._space)
+        self._config = network.folder / f"sshd-{number}"
+        self._config.write_text(SSHD.format(address=self.address, folder=network.folder, home=HOME))
+        self.start()
+
+    def start(self) -> None:
+        """Switch it on, with the files that it had."""
+        first = ["sh", "-c", FIRST, str(self.folder), HOME, str(self._config)]
+        with (self.folder / "sshd.log").open("ab") as log:
+            command = self._space.command(*ENDS_WITH_US, *MACHINE, *first)
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            with suppress(OSError), socket.create_connection((self.address, 22), timeout=1):
+                return
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError((self.folder / "sshd.log").read_text())
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """End everything that runs on it, at once."""
+        self._process.kill()
+        self._process.wait()
+        while any(line for _, line in self._space.processes()):
+            time.sleep(0.01)
+
+    def cut(self) -> None:
+        """Let no packet in or out; nobody is told."""
+        self._link.set("down")
+
+    def heal(self) -> None:
+        self._link.set("up")
+
+    def slow(self, rate: str) -> None:
+        """Let no more leave it than a rate as ``tc`` writes it."""
+        limit = ["root", "tbf", "rate", rate, "burst", "32k", "latency", "100ms"]
+        _run(*self._space.command("tc", "qdisc", "replace", "dev", "eth0", *limit))
+
+    def fast(self) -> None:
+        """Take the limit away."""
+        _run(*self._space.command("tc", "qdisc", "del", "dev", "eth0", "root"))
+
+    def processes(self, word: str = "") -> list[int]:
+        """Give the ids of what runs on it and has a word in its command, without its first ones and what answers ssh."""
+        found = [(pid, line) for pid, line in self._space.processes() if line and "sshd" not in line]
+        return [pid for pid, line in found if word in line and not line.startswith(("unshare", "setpriv"))]
+
+    def strike(self, word: str) -> None:
+        """Kill what has a word in its command."""
+        for pid in self.processes(word):
+            os.kill(pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        self.kill()
+        self._space.close()
+
+
+class Link:
+    """A cable from the switch."""
+
+    def __init__(self, switch: Space, name: str) -> None:
+        self._switch, self._name = switch, name
+
+    def lead(self, address: str, device: str, space: Space | None = None) -> None:
+        """Lead it into a namespace, or to this machine, as a device with an address."""
+        end = ["name", device, "netns", str(space.pid if space else os.getpid())]
+        self._switch.ip("link", "add", self._name, "type", "veth", "peer", *end)
+        self._switch.ip("link", "set", self._name, "master", "br0", "up")
+        for words in (["addr", "add", f"{address}/24", "dev", device], ["link", "set", device, "up"]):
+            space.ip(*words) if space else _run("ip", *words)
+
+    def set(self, state: str) -> None:
+        self._switch.ip("link", "set", self._name, state)
+
+
+class Network:
+    """Machines on one switch; ``config`` is the file by which ssh reaches them, ``driver`` the cable of this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.subnet = f"10.{64 + secrets.randbelow(60)}.{secrets.randbelow(250)}"
+        self.config = folder / "config"
+        self.config.write_text(CLIENT.format(subnet=self.subnet, folder=folder))
+        for key in ("key", "host_key"):
+            _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key))
+        self.hosts: list[Host] = []
+        self.switch = Space()
+        self.switch.ip("link", "add", "br0", "type", "bridge")
+        self.switch.ip("link", "set", "br0", "up")
+        self.driver = Link(self.switch, "driver")
+        self.driver.lead(f"{self.subnet}.254", f"rk{secrets.token_hex(3)}")
+
+    def add(self) -> Host:
+        """Add a machine."""
+        number = len(self.hosts) + 1
+        with (self.folder / "known_hosts").open("a") as known:
+            known.write(f"{self.subnet}.{number} {(self.folder / 'host_key.pub').read_text()}")
+        self.hosts.append(Host(self, number))
+        return self.hosts[-1]
+
+    def close(self) -> None:
+        """End all machines and the switch, with their links."""
+        for host in self.hosts:
+            host.close()
+        self.switch.close()
+
+
+@contextmanager
+def network(folder: Path, num_hosts: int) -> Iterator[Network]:
+    """Give machines on one switch; nothing of them is left after the block but what is in their folder."""
+    folder.mkdir()
+    Path("/run/sshd").mkdir(exist_ok=True)
+    made = Network(folder)
+    try:
+        for _ in range(num_hosts):
+            made.add()
+        yield made
+    finally:
+        made.close()
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
