@@ -12,18 +12,27 @@ LEFT_OUT = ("jupyter", "__pycache__")
 FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # the same code gives the same bytes
 
 
+ROOT = Path(__file__).parents[1]
+SHIM = Path(__file__).parent / "shim"
+
+
+def python_path(place: str) -> str:
+    """Give the ``PYTHONPATH`` of Ray's processes where the zip lies: the stand-ins of slow packages come first."""
+    return f"{place}/{SHIM.relative_to(ROOT.parent)}:{place}"
+
+
 @cache
 def zipped() -> bytes:
     """Give the package and its version as a zip, without what is seen in a notebook."""
-    root, number = Path(__file__).parents[1], version("raykit")
+    number = version("raykit")
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
 
         def add(name: str, data: bytes) -> None:
             archive.writestr(zipfile.ZipInfo(name, FIXED_TIME), data, zipfile.ZIP_DEFLATED)
 
-        for file in sorted(root.rglob("*.py")):
-            inside = file.relative_to(root)
+        for file in sorted(ROOT.rglob("*.py")):
+            inside = file.relative_to(ROOT)
             if not set(LEFT_OUT) & set(inside.parts):
                 add(f"raykit/{inside.as_posix()}", file.read_bytes())
         about = f"Metadata-Version: 2.1\nName: raykit\nVersion: {number}\n"

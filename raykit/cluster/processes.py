@@ -13,11 +13,11 @@ from pathlib import Path
 
 import psutil
 
+from raykit.cluster.code import SHIM
 from raykit.cluster.record import MARK, LocalRecord
 from raykit.spec import ClusterSpec
 from raykit.spec.cluster import SMALL_CPUS, SMALL_OBJECT_STORE_BYTES
 
-SHIM = Path(__file__).parent / "shim"
 OBJECT_STORE_SHARE = 0.15  # of memory; Ray's own 0.3 leaves little for models on a machine of 8 GB
 NODE, JOINED = "raykit.engine.node", "raykit.engine.joined"
 BLOCK = "--block"  # the option by which `ray start` stays, and by which its processes are told from workers
@@ -78,7 +78,6 @@ def head_command(spec: ClusterSpec, ports: Ports, ray_temp: Path) -> list[str]:
 
 def head_options(spec: ClusterSpec, ports: Ports, ray_temp: str) -> list[str]:
     """Give the options by which a node is a head, without what raykit has no use for."""
-    lean = ["--include-dashboard=false", "--include-log-monitor=false"]
     return [
         "--head",
         f"--port={ports.gcs}",
@@ -86,7 +85,7 @@ def head_options(spec: ClusterSpec, ports: Ports, ray_temp: str) -> list[str]:
         f"--dashboard-port={ports.dashboard}",
         f"--temp-dir={ray_temp}",
         "--no-monitor",
-        *(["--include-dashboard=true"] if spec.dashboard else lean),
+        f"--include-dashboard={str(spec.dashboard).lower()}",
     ]
 
 
@@ -128,6 +127,7 @@ def node_command(spec: ClusterSpec, ports: Ports, *, python: str, address: str, 
         "--min-worker-port=0",
         "--max-worker-port=0",
         *([f"--num-gpus={num_gpus:g}"] if num_gpus is not None else []),
+        *([] if spec.dashboard else ["--include-log-monitor=false"]),
     ]
 
 

@@ -78,7 +78,7 @@ class Host:
         self._kind.command(command)
 
     async def stored_dataset(self, number: int, make: bytes) -> str:
-        """Store the rows of a Ray Dataset that training wants, once, and give their path."""
+        """Store the rows of a Ray Dataset that training wants, once, and give where they lie in the run's folder."""
         return await asyncio.to_thread(self._kind.stored_dataset, number, make)  # type: ignore[attr-defined]
 
     async def ping(self) -> int:

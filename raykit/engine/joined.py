@@ -12,7 +12,8 @@ import sys
 import time
 from types import FrameType
 
-LEAST_S = 30.0  # a first node that ends sooner has never joined: its log says why
+LEAST_S = 30.0  # one that ends sooner has hardly joined
+TRIES = 3
 AGAIN_S = 1.0
 PATIENCE_S = 600.0  # so long a head that is not reached is tried again
 
@@ -21,7 +22,7 @@ def main(options: list[str]) -> int:
     """Keep a node running until it is told to end, and give its last status."""
     node: subprocess.Popen[bytes] | None = None
     is_told = False
-    stood_s = None
+    stood_s, num_tries = None, 0
 
     def end(_: int, __: FrameType | None) -> None:
         nonlocal is_told
@@ -36,8 +37,9 @@ def main(options: list[str]) -> int:
         if is_told:  # while it was started
             node.terminate()
         status, ended_s = node.wait(), time.monotonic()
+        num_tries += 1
         stood_s = ended_s if ended_s - begun_s > LEAST_S else stood_s
-        if is_told or stood_s is None or ended_s - stood_s > PATIENCE_S:
+        if is_told or (num_tries == TRIES if stood_s is None else ended_s - stood_s > PATIENCE_S):
             return status
         sys.stderr.write(f"The node ended with status {status}. It is started again.\n")
         time.sleep(AGAIN_S)

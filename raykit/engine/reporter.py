@@ -12,12 +12,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 import ray
 
+from raykit.engine.folder import RunFolder
 from raykit.events import Event, LinesPrinted
 
 TICK_S = 0.1
@@ -32,9 +32,12 @@ MAX_KEPT_EVENTS = 10_000
 class Reporter:
     """One a worker process and run. Threads may share it."""
 
-    def __init__(self, host: Any, source: str, log_file: Path, *, pulse: Callable[[], Any] | None = None) -> None:
+    def __init__(self, host: Any, source: str, folder: RunFolder, *, pulse: Callable[[], Any] | None = None) -> None:
         """Store; ``pulse`` gives what goes with each call, and makes calls as often as a host must hear of a rank."""
-        self._host, self._source, self._log_file = host, source, log_file
+        self._host, self._source, self._folder = host, source, folder
+        self._log = f"logs/{source}.log"
+        self._log_file = folder.path / self._log if folder.is_here else None
+        self._unwritten: list[str] = []  # where the file is on another machine
         self._pulse, self._beat_s = pulse, PULSE_S if pulse else BEAT_S
         self._lock = threading.Lock()
         self._events: list[Event] = []
@@ -46,7 +49,8 @@ class Reporter:
         self._num_asked = self._num_flushed = 0
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name="raykit-reporter", daemon=True)
-        log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._log_file is not None:
+            self._log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def start(self) -> Reporter:
         self._thread.start()
@@ -68,8 +72,11 @@ class Reporter:
     def line(self, text: str) -> None:
         """Write a printed line to the file, and send it unless there were too many since the last tick."""
         with self._lock:
-            with self._log_file.open("a") as file:
-                file.write(text + "\n")
+            if self._log_file is None:
+                self._unwritten.append(text)
+            else:
+                with self._log_file.open("a") as file:
+                    file.write(text + "\n")
             if len(self._lines) < MAX_LINES_A_TICK:
                 self._lines.append(text)
             else:
@@ -95,6 +102,7 @@ class Reporter:
             self._wake.wait(TICK_S)
             self._wake.clear()
             closing, asked = self._closing, self._num_asked
+            self._write_down()
             events = self._take()
             if events or asked > self._num_flushed or time.monotonic() - sent_s > self._beat_s:
                 sent_s = time.monotonic()
@@ -112,6 +120,14 @@ class Reporter:
                 self._flushes.notify_all()
             if closing:
                 return
+
+    def _write_down(self) -> None:
+        """Add the lines since the last tick to a file on another machine."""
+        with self._lock:
+            lines, self._unwritten = self._unwritten, []
+        if lines:
+            with suppress(ray.exceptions.RayError):  # without a head there is nobody to read them
+                self._folder.append(self._log, "".join(f"{line}\n" for line in lines))
 
     def _take(self) -> list[Event]:
         with self._lock:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from raykit.commands import Command
+from raykit.engine.folder import RunFolder
 from raykit.engine.setting import ClusterSetting
 from raykit.events import Event, OutputReady, RunAccepted
 from raykit.policy.failure import Pulse
@@ -55,9 +56,14 @@ class RunContext:
     def folder(self) -> Path:
         return self.cluster.run_folder(self.name)
 
+    @property
+    def run_folder(self) -> RunFolder:
+        """The folder as workers have it on whatever machine."""
+        return RunFolder.of(self.folder)
+
     def payload(self) -> Payload:
         """Read what travelled with the spec."""
-        return Payload.from_bytes((self.folder / "payload").read_bytes())
+        return self.run_folder.payload()
 
     def view(self) -> RunView:
         """Read the run's view from the log, from its last acceptance on: what earlier hosts left."""
@@ -118,7 +124,7 @@ def as_user_error(error: BaseException, payload: Payload, where: str) -> UserCod
     return UserCodeError(where, describe(error), payload.traceback_of(error))
 
 
-def save_outputs(namespace: dict[str, Any], names: Sequence[str], folder: Path, where: str) -> list[OutputReady]:
+def save_outputs(namespace: dict[str, Any], names: Sequence[str], folder: RunFolder, where: str) -> list[OutputReady]:
     """Write the named values, on the CPU, as files of the run's folder, each in one move.
 
     Raises:
@@ -128,16 +134,14 @@ def save_outputs(namespace: dict[str, Any], names: Sequence[str], folder: Path, 
     for name in names:
         if name not in namespace:
             raise UserCodeError(where, f"NameError: -o {name}: the cell did not set {name!r}", "")
-        file = folder / "outputs" / f"{name}.pkl"
-        file.parent.mkdir(mode=0o700, exist_ok=True)
-        draft = file.with_suffix(".new")
         try:
-            draft.write_bytes(_pickled(namespace[name]))
+            pickled = _pickled(namespace[name])
         except Exception as exc:
             kind = type(namespace[name]).__name__
             raise UserCodeError(where, f"-o {name}: a {kind} does not pickle ({describe(exc)})", "") from exc
-        draft.replace(file)
-        saved.append(OutputReady(name=name, file=file.name, num_bytes=file.stat().st_size))
+        file = f"{name}.pkl"
+        folder.write(f"outputs/{file}", pickled)
+        saved.append(OutputReady(name=name, file=file, num_bytes=len(pickled)))
     return saved
 
 

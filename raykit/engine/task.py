@@ -8,6 +8,7 @@ from typing import Any
 import ray
 
 from raykit.commands import Command, Stop
+from raykit.engine.folder import RunFolder
 from raykit.engine.reporter import Reporter, captured
 from raykit.engine.run import RunContext, StoppedError, UserCodeError, as_user_error, outlive_node_loss, save_outputs
 from raykit.engine.threads import limit_threads
@@ -34,7 +35,7 @@ class TaskRun:
         if context.attempt > 1:
             raise UserCodeError(HOLDER, "The run's host died, and the cell's process with it. Run the cell again.", "")
         options = _work.options(num_cpus=spec.num_cpus, num_gpus=spec.num_gpus, max_retries=0)
-        self._task = options.remote(context.host, context.folder, spec)
+        self._task = options.remote(context.host, context.run_folder, spec)
         if context.stop_asked.is_set():  # while there was no task to cancel
             ray.cancel(self._task, force=True)
         try:
@@ -67,14 +68,12 @@ class TaskRun:
 
 
 @ray.remote
-def _work(host: Any, folder: Any, spec: TaskSpec) -> list[Event]:
-    from raykit.wire.payload import Payload
-
-    reporter = Reporter(host, HOLDER, folder / "logs" / f"{HOLDER}.log").start()
+def _work(host: Any, folder: RunFolder, spec: TaskSpec) -> list[Event]:
+    reporter = Reporter(host, HOLDER, folder).start()
     node = ray.get_runtime_context().get_node_id()[:8]
     held = SlotsHeld(holder=HOLDER, num_cpus=spec.num_cpus, num_gpus=spec.num_gpus, node=node)
     reporter.emit(held, RunStarted())
-    payload = Payload.from_bytes((folder / "payload").read_bytes())
+    payload = folder.payload()
     try:
         limit_threads(spec.num_cpus)
         with captured(reporter):

@@ -235,4 +235,4 @@ def shown(value: Any) -> str:
             if numbers
             else ",".join("=".join(part) if isinstance(part, tuple) else part for part in value)
         )
-    return str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -23,7 +23,7 @@ import psutil
 
 from raykit.cluster.kuberay.api import PATHS, Kube
 from raykit.cluster.kuberay.manifest import ACCOUNT_PATH, DOOR_PORT, GCS_PORT
-from raykit.cluster.processes import SHIM, free_ports
+from raykit.cluster.processes import free_ports
 from tests.kube.kubelet import Kubelet
 
 MARK = "RAYKIT_STAND_IN_POD"
@@ -104,7 +104,6 @@ class RayNodes:
     def _environment(self, name: str, container: dict[str, Any], names: dict[str, str]) -> dict[str, str]:
         host, port = re.match(r"https?://([^:]+):(\d+)", self._kube.client.configuration.host).groups()
         of_pod = {each["name"]: _replaced(each["value"], names, {}) for each in container["env"]}
-        of_pod["PYTHONPATH"] += f"{os.pathsep}{SHIM}"
         of_this_machine = {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "HOME": str(self._folder),

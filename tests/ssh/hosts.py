@@ -137,10 +137,10 @@ class Host:
         """Take the limit away."""
         _run(*self._space.command("tc", "qdisc", "del", "dev", "eth0", "root"))
 
-    def processes(self, word: str = "") -> list[int]:
-        """Give the ids of what runs on it and has a word in its command, without its first ones and what answers ssh."""
-        found = [(pid, line) for pid, line in self._space.processes() if line and "sshd" not in line]
-        return [pid for pid, line in found if word in line and not line.startswith(("unshare", "setpriv"))]
+    def processes(self, word: str = "") -> dict[int, str]:
+        """Give what runs on it and has a word in its command, by id, without its first ones and what answers ssh."""
+        found = {pid: line for pid, line in self._space.processes() if line and "sshd" not in line}
+        return {pid: line for pid, line in found.items() if word in line and not line.startswith(("unshare", "setpriv"))}
 
     def strike(self, word: str) -> None:
         """Kill what has a word in its command."""

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from raykit.cluster import record as records
-from raykit.cluster.ssh.provider import Ssh
+from raykit.cluster.ssh.provider import KEPT, Ssh
 from raykit.errors import ClusterDiffersError, ClusterError, OptionError
 from raykit.spec import ClusterSpec
 from tests.ssh.conftest import options
@@ -48,8 +48,10 @@ def _refused(spec: ClusterSpec, words: str) -> None:
     assert records.find(spec.name) is None
 
 
-def _is_clean(host: Host) -> bool:
-    return not host.processes() and not any((host.folder / ".raykit").rglob("node.pid"))
+def _left(host: Host) -> list[str]:
+    """Give what is left on a machine but for the log and the runs of clusters that ended."""
+    files = (file.name for file in host.folder.glob(".raykit/clusters/*/*") if file.name not in KEPT)
+    return [*host.processes().values(), *files, *(file.name for file in host.folder.glob("raykit-*"))]
 
 
 def test_a_name_that_nobody_knows_is_told(spec: ClusterSpec) -> None:
@@ -62,7 +64,7 @@ def test_a_machine_that_does_not_answer_is_told(machines: Network, spec: Cluster
         _refused(spec, rf"{machines.hosts[1].address} is not reached by ssh: .*\nIs it on")
     finally:
         machines.hosts[1].heal()
-    assert _is_clean(machines.hosts[0])
+    assert _left(machines.hosts[0]) == []
 
 
 def test_a_key_that_is_not_taken_is_told(spec: ClusterSpec, tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_an_interrupt_in_the_middle_of_up_leaves_nothing(machines: Network, spec
         Ssh().up(spec, told=print)
     thread.join()
     assert records.find("lab") is None
-    assert all(map(_is_clean, machines.hosts))
+    assert [_left(host) for host in machines.hosts] == [[], []]
 
 
 def test_an_up_that_was_killed_in_the_middle_is_done_by_asking_again(machines: Network, spec: ClusterSpec) -> None:
@@ -144,7 +146,7 @@ def test_an_up_that_was_killed_in_the_middle_is_done_by_asking_again(machines: N
     record, _ = Ssh().up(spec, told=print)
     assert len(machines.hosts[0].processes("gcs_server")) == 1
     assert Ssh().down("lab") is True
-    assert all(map(_is_clean, machines.hosts))
+    assert [_left(host) for host in machines.hosts] == [[], []]
     assert Ssh().status(record).state == "gone"
 
 
@@ -171,7 +173,7 @@ def test_two_people_who_ask_at_once_get_one_cluster_and_the_second_may_end_it(
         Ssh().suspend(record)
     home("home-theirs")
     assert Ssh().down("lab") is True
-    assert all(map(_is_clean, machines.hosts))
+    assert [_left(host) for host in machines.hosts] == [[], []]
     home("home")
     assert Ssh().status(record).state == "gone"
     assert Ssh().down("lab") is True, "the record here is forgotten"

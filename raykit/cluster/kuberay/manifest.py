@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from raykit.cluster.code import python_path
 from raykit.errors import OptionError
 from raykit.spec import ClusterSpec
 
@@ -214,7 +215,7 @@ def _container(name: str, spec: ClusterSpec, image: str, resources: Object) -> O
         "RAY_AUTH_TOKEN_PATH": f"{SECRET_PATH}/{TOKEN_KEY}",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
-        "PYTHONPATH": f"{CODE_PATH}/{CODE_KEY}",
+        "PYTHONPATH": python_path(f"{CODE_PATH}/{CODE_KEY}"),
     }
     mounts = [
         {"name": "raykit-secret", "mountPath": SECRET_PATH, "readOnly": True},

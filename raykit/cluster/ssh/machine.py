@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,8 @@ OPTIONS = [
     "ServerAliveInterval=5",  # a link that was cut ends the connection after three of these
     "ServerAliveCountMax=2",
     "LogLevel=ERROR",
+    "ControlMaster=no",  # one that stays behind would hold our pipes open
+    "ExitOnForwardFailure=yes",
 ]
 BOOT = "import json, sys; asked = json.load(sys.stdin); exec(asked.pop('program')); print(answer(**asked))"
 """Runs :mod:`there` on the other side, whose text comes with what is asked."""
@@ -62,33 +65,31 @@ class Machine:
         command = [self.python, "-c", BOOT] if self.is_here else self.command(shlex.join([self.python, "-c", BOOT]))
         line = json.dumps({"program": _program(), "verb": verb, **facts})
         try:
-            done = subprocess.run(command, input=line, capture_output=True, text=True, timeout=timeout_s, check=False)
+            status, said, complaints = _done(command, line, timeout_s)
         except FileNotFoundError as exc:
             raise ClusterError(f"There is no program {command[0]} on this machine.", self._without(command[0])) from exc
         except subprocess.TimeoutExpired as exc:
             raise ClusterError(
                 f"{self.host} did not {verb} within {timeout_s:.0f} s.", "Is it very busy, or its disk full?"
             ) from exc
-        if done.returncode:
-            raise self._refusal(done.returncode, done.stderr)
+        if status:
+            raise self.refusal(status, complaints)
         try:
-            answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])  # a profile may print before it
+            answer: dict[str, Any] = json.loads(said.strip().splitlines()[-1])  # a profile may print before it
         except (ValueError, IndexError) as exc:
-            said = f"{done.stdout}{done.stderr}".strip()[-500:]
-            raise ClusterError(f"{self.host} answered what raykit does not understand: {said}", "") from exc
+            last = f"{said}{complaints}".strip()[-500:]
+            raise ClusterError(f"{self.host} answered what raykit does not understand: {last}") from exc
         return answer
 
-    def command(self, *words: str) -> list[str]:
-        """Give the command of this machine that reaches it."""
-        options = [word for option in OPTIONS for word in ("-o", option)]
+    def command(self, words: str, *, options: Sequence[str] = ()) -> list[str]:
+        """Give the command of this machine that runs a shell's words on it."""
+        options = [*options, *(word for option in OPTIONS for word in ("-o", option))]
         options += ["-F", self.config] if self.config else []
         options += ["-i", self.key, "-o", "IdentitiesOnly=yes"] if self.key else []
-        return ["ssh", *options, "-T", self.host, *words]
+        return ["ssh", *options, "-T", self.host, words]
 
-    def _without(self, program: str) -> str:
-        return "Install OpenSSH's client." if program == "ssh" else f"Name the Python of this machine: --python {sys.executable}"
-
-    def _refusal(self, status: int, said: str) -> ClusterError:
+    def refusal(self, status: int, said: str) -> ClusterError:
+        """Give an error of how ssh, or what it ran, ended and what it said."""
         lines = [line for line in said.strip().splitlines() if line.strip()]
         last = lines[-1] if lines else f"status {status}, and no word"
         if status == NOT_REACHED and not self.is_here:
@@ -97,6 +98,9 @@ class Machine:
         if status in NOT_FOUND:
             return ClusterError(f"{self.host} has no program {self.python}.", "Name its Python: --python PATH")
         return ClusterError(f"{self.host} could not do what was asked: {last}", "\n".join(lines[:-1][-10:]))
+
+    def _without(self, program: str) -> str:
+        return "Install OpenSSH's client." if program == "ssh" else f"Name the Python of this machine: --python {sys.executable}"
 
 
 def machines(spec: ClusterSpec) -> list[Machine]:
@@ -109,6 +113,24 @@ def machines(spec: ClusterSpec) -> list[Machine]:
         Machine(host=host, python=spec.python or (sys.executable if host == HERE else "python3"), key=key, config=config)
         for host in spec.hosts
     ]
+
+
+def _done(command: list[str], line: str, timeout_s: float) -> tuple[int, str, str]:
+    """Run a command to its end, and give its status, its output and its complaints.
+
+    An interrupt is raised when the other side has answered: what it does has an end, and what it began can be undone.
+    """
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        try:
+            said, complaints = process.communicate(line, timeout_s)
+        except KeyboardInterrupt:
+            process.communicate(timeout=timeout_s)
+            raise
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        return process.returncode, said, complaints
 
 
 @cache

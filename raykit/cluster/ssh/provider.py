@@ -19,7 +19,7 @@ from typing import Any
 from raykit.cluster import processes
 from raykit.cluster import record as records
 from raykit.cluster.base import Plan, Provider, Started, Status, Told, Way, refuse_difference, versions_here
-from raykit.cluster.code import zipped
+from raykit.cluster.code import python_path, zipped
 from raykit.cluster.home import private_folder, write_secret
 from raykit.cluster.local import LocalWay
 from raykit.cluster.processes import Ports
@@ -294,7 +294,7 @@ def _start(record: SshRecord, site: Site, commands: dict[str, list[str]], files:
         folder=folder,
         ray_temp=record.ray_temp,
         files=_packed({CODE: zipped(), TOKEN: record.token.encode(), **files}),
-        environment=processes.settings(record.spec, f"{folder}/{TOKEN}") | HEALTH | {"PYTHONPATH": f"{folder}/{CODE}"},
+        environment=processes.settings(record.spec, f"{folder}/{TOKEN}") | HEALTH | {"PYTHONPATH": python_path(f"{folder}/{CODE}")},
         commands=list(commands.items()),
     )
     return bool(answer["started"])
@@ -330,16 +330,19 @@ def _wait(record: SshRecord, deadline: float) -> None:
     used = _used(record.spec)
     with closing(Ssh().connect(record)) as way, closing(Door(way.url, record.token)) as door:
         while True:
+            there = "its door does not answer"
             with suppress(DoorClosedError):
-                if sum(node.alive for node in door.status().nodes) >= len(used):
+                num_alive = sum(node.alive for node in door.status().nodes)
+                if num_alive >= len(used):
                     return
+                there = f"{num_alive} of {len(used)} nodes are there"
             for machine, found in zip(used, _each(used, lambda one: one.ask("ended", folder=_folder(record.name))), strict=True):
                 if found["node"]:
                     raise ClusterError(f"The node on {machine.host} ended while it started.", _tail(found["logs"]))
             if time.monotonic() > deadline:
                 raise ClusterError(
-                    f"The cluster {record.name} was given up waiting for its nodes to join.",
-                    f"Do they reach {record.address}, at any port? A firewall between them would stop them.",
+                    f"The cluster {record.name} was given up waiting: {there}.",
+                    f"Do the machines reach {record.address}, at any port? A firewall between them would stop them.",
                 )
             time.sleep(LOOK_S)
 

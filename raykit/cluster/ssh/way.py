@@ -4,68 +4,78 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import tempfile
 import time
 from contextlib import suppress
 from threading import Event, Thread
 
-from raykit.cluster.ssh.machine import CONNECT_S, Machine
-from raykit.errors import ClusterError
+from raykit.cluster.ssh.machine import CONNECT_S, NOT_REACHED, Machine
 
 AGAIN_S = 0.5
 LOOK_S = 0.05
 ENDS_WITH_US = "exec cat >/dev/null"  # it reads our pipe, which closes when this process ends, however that happens
+OWN_CONNECTION = ["-o", "ControlPath=none"]  # one that is shared would keep the forward when this process has ended
 
 
 class Forward:
     """Listens on loopback for as long as this process lives, or until it is closed."""
 
     def __init__(self, head: Machine, door_port: int) -> None:
+        """Open it.
+
+        Raises:
+            ClusterError: ssh ended, or does not listen in time.
+        """
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         where = f"127.0.0.1:{port}:127.0.0.1:{door_port}"
-        self._command = head.command("-L", where, ENDS_WITH_US)
-        self._host = head.host
+        self._command = head.command(ENDS_WITH_US, options=[*OWN_CONNECTION, "-L", where])
         self._closed = Event()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the way)
         self._process = self._open()
+        self._thread = Thread(target=self._keep, name=f"way to {head.host}", daemon=True)
         try:
-            self._wait(port)
+            self._wait(head, port)
         except BaseException:
-            self.close()
+            self._end()
             raise
-        Thread(target=self._keep, name=f"way to {head.host}", daemon=True).start()
+        self._thread.start()
 
     def close(self) -> None:
         """Open no further connections."""
         self._closed.set()
         self._process.terminate()
-        self._process.wait()
+        self._thread.join()
+        self._end()
 
     def _open(self) -> subprocess.Popen[bytes]:
+        self._said.seek(0)
+        self._said.truncate()
         return subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._said, start_new_session=True
         )
 
-    def _wait(self, port: int) -> None:
-        """Wait until it listens.
+    def _end(self) -> None:
+        self._process.terminate()
+        with self._process:  # waits, and closes its pipe
+            pass
+        self._said.close()
 
-        Raises:
-            ClusterError: ssh ended, or took too long.
-        """
+    def _wait(self, head: Machine, port: int) -> None:
         deadline = time.monotonic() + CONNECT_S
         while True:
             with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                 return
             if self._process.poll() is not None or time.monotonic() > deadline:
-                said = self._process.communicate(timeout=1)[1].decode(errors="replace").strip() if self._process.poll() else ""
-                why = said.splitlines()[-1] if said else f"no word in {CONNECT_S} s"
-                raise ClusterError(f"{self._host} is not reached by ssh: {why}", f"Try it in a terminal: ssh {self._host} true")
+                self._said.seek(0)
+                raise head.refusal(NOT_REACHED, self._said.read().decode(errors="replace"))
             time.sleep(LOOK_S)
 
     def _keep(self) -> None:
         while not self._closed.is_set():
-            assert self._process.stderr is not None
-            self._process.stderr.read()  # to its end: a pipe that is full would stop ssh
             self._process.wait()
+            assert self._process.stdin is not None
+            self._process.stdin.close()
             if not self._closed.wait(AGAIN_S):
                 self._process = self._open()
 

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from raykit.engine.folder import RunFolder
 from raykit.engine.pipeline.calls import Facts
 from raykit.engine.pipeline.packer import Packer
 from raykit.engine.reporter import Reporter, captured
@@ -18,7 +18,7 @@ from raykit.engine.run import describe
 from raykit.engine.threads import limit_threads
 from raykit.errors import SourceError
 from raykit.spec.rows import rows_in
-from raykit.wire.payload import SOURCE, Payload
+from raykit.wire.payload import SOURCE
 
 NAME = "source"
 WHERE = "the source"
@@ -53,9 +53,9 @@ class Ended:
 class Reader:
     """What runs in the actor. The user's code has a thread of its own: rows are passed on while the next one is awaited."""
 
-    def __init__(self, host: Any, folder: Path) -> None:
-        self._reporter = Reporter(host, NAME, folder / "logs" / f"{NAME}.log").start()
-        self._payload = Payload.from_bytes((folder / "payload").read_bytes())
+    def __init__(self, host: Any, folder: RunFolder) -> None:
+        self._reporter = Reporter(host, NAME, folder).start()
+        self._payload = folder.payload()
         self._thread = ThreadPoolExecutor(1)  # the same for call and rows: a connection of SQLite serves its own thread alone
         self._made: Any = None
         self._rows: Iterator[dict[str, Any]] = iter(())

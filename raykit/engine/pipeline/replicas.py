@@ -211,7 +211,7 @@ class Replicas:
         self._num_named += 1
         earlier = "" if self._context.attempt == 1 else f"{self._context.attempt}."  # an earlier host's names stay theirs
         name = f"{self.spec.name}-{earlier}{self._num_named}"
-        handle = self._actor.remote(self._context.host, self._context.folder, self.spec, name, is_last=self._is_last)
+        handle = self._actor.remote(self._context.host, self._context.run_folder, self.spec, name, is_last=self._is_last)
         self._members[name] = Member(name=name, handle=handle, ready=handle.ready.remote(), started_s=time.monotonic())
 
     def _built(self, member: Member) -> Iterator[Outcome]:

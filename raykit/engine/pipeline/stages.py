@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 
+from raykit.engine.folder import RunFolder
 from raykit.engine.pipeline.blocks import Batch, Part, Rows, batch_of, bytes_of, num_rows, rows_of, slice_of, stacked, table_of
 from raykit.engine.pipeline.calls import BadRow, Facts, Order, Position, Ready, Report, Waited, Way
 from raykit.engine.pipeline.costs import CostOf, reach, weighed
@@ -27,7 +27,6 @@ from raykit.engine.run import describe
 from raykit.engine.threads import limit_threads
 from raykit.events import BatchHalved, ReplicaSampled, ReplicaStarted
 from raykit.spec import StageSpec
-from raykit.wire.payload import Payload
 
 MAX_BLOCK_BYTES = 16_000_000
 
@@ -35,11 +34,11 @@ MAX_BLOCK_BYTES = 16_000_000
 class StageWorker:
     """What runs in the actor of a replica."""
 
-    def __init__(self, host: Any, folder: Path, spec: StageSpec, replica: str, *, is_last: bool) -> None:
+    def __init__(self, host: Any, folder: RunFolder, spec: StageSpec, replica: str, *, is_last: bool) -> None:
         self._spec, self._replica, self._is_last = spec, replica, is_last
         self._position: Position | None = None
-        self._reporter = Reporter(host, replica, folder / "logs" / f"{replica}.log", pulse=lambda: self._position).start()
-        self._payload = replace(Payload.from_bytes((folder / "payload").read_bytes()), extras={})  # the source is not for it
+        self._reporter = Reporter(host, replica, folder, pulse=lambda: self._position).start()
+        self._payload = replace(folder.payload(), extras={})  # the source is not for it
         self._count, self._usage = _Count(), Usage()
         self._num_calls = 0
         self._most_rows = sys.maxsize  # of a batch that fits the GPU, once one did not

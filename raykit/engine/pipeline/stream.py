@@ -103,7 +103,7 @@ class Stream:
             self._kill()
             if self._is_closed:
                 raise StoppedError
-            self._reader = actor.remote(self._context.host, self._context.folder)
+            self._reader = actor.remote(self._context.host, self._context.run_folder)
             return self._reader
 
     def _kill(self) -> None:

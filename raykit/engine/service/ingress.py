@@ -17,6 +17,7 @@ import numpy as np
 import ray
 from aiohttp import web
 
+from raykit.engine.folder import RunFolder
 from raykit.engine.reporter import Reporter
 from raykit.engine.service.replica import Answer, Row
 from raykit.events import RequestsSampled
@@ -57,7 +58,7 @@ class Ingress:
 
     def __init__(self, host: Any, folder: Path, spec: ServiceSpec, token: str) -> None:
         self._folder, self._spec, self._token = folder, spec, token
-        self._reporter = Reporter(host, SOURCE, folder / "logs" / f"{SOURCE}.log").start()
+        self._reporter = Reporter(host, SOURCE, RunFolder.of(folder)).start()
         self._waiting: deque[_Request] = deque()
         self._come = asyncio.Condition()
         self._seats: dict[str, _Seat] = {}

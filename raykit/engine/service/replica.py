@@ -9,11 +9,11 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 
+from raykit.engine.folder import RunFolder
 from raykit.engine.pipeline.blocks import batch_of, num_rows, rows_of, slice_of
 from raykit.engine.pipeline.calls import Ready
 from raykit.engine.reporter import Reporter, captured
@@ -22,7 +22,6 @@ from raykit.engine.threads import limit_threads
 from raykit.events import ReplicaSampled, ReplicaStarted
 from raykit.policy.serving import Calls
 from raykit.spec import StageSpec
-from raykit.wire.payload import Payload
 
 Row = dict[str, Any]
 
@@ -38,10 +37,10 @@ class Answer:
 class ServiceReplica:
     """What runs in the actor of a replica."""
 
-    def __init__(self, host: Any, folder: Path, spec: StageSpec, name: str) -> None:
+    def __init__(self, host: Any, folder: RunFolder, spec: StageSpec, name: str) -> None:
         self._spec, self._name, self._calls = spec, name, Calls()
-        self._reporter = Reporter(host, name, folder / "logs" / f"{name}.log", pulse=lambda: self._calls).start()
-        self._payload = Payload.from_bytes((folder / "payload").read_bytes())
+        self._reporter = Reporter(host, name, folder, pulse=lambda: self._calls).start()
+        self._payload = folder.payload()
         self._rows_in = self._rows_out = 0
         self._busy_s = self._starved_s = 0.0
         self._failure = None

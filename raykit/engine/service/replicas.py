@@ -121,7 +121,7 @@ class Replicas:
         if stage.runtime_env:
             options["runtime_env"] = stage.runtime_env
         actor = ray.remote(**options)(ServiceReplica)
-        handle = actor.remote(self._context.host, self._context.folder, stage, name)
+        handle = actor.remote(self._context.host, self._context.run_folder, stage, name)
         self._members[name] = self._member(name, handle, slot)
 
     def seat(self, member: Member, slot: int) -> None:

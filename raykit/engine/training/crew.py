@@ -174,7 +174,7 @@ class Crew:
             leader = replica.hands[0].handle if place else None
             options |= {"name": name_of(self._context.name, worker), "namespace": NAMESPACE, "lifetime": "detached"}
             handle = Worker.options(**options).remote(  # type: ignore[attr-defined]
-                self._context.host, self._context.folder, self._spec, worker, slot=slot, leader=leader
+                self._context.host, self._context.run_folder, self._spec, worker, slot=slot, leader=leader
             )
             replica.hands.append(self._hand(worker, handle))
 

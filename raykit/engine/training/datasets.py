@@ -30,12 +30,13 @@ class Datasets:
         self._lock = threading.Lock()
 
     def stored(self, number: int, make: bytes) -> str:
-        """Give the path of a set, after its rows are stored; blocking.
+        """Give where a set lies in the run's folder, after its rows are stored; blocking.
 
         Raises:
             InputError: the function made no Ray Dataset, or one without rows, or needs more CPUs than are free.
         """
-        folder = self._context.folder / "data" / str(number)
+        name = f"data/{number}"
+        folder = self._context.folder / name
         with self._lock:
             if not folder.exists():
                 draft = folder.with_suffix(".new")
@@ -43,7 +44,7 @@ class Datasets:
                 draft.mkdir(mode=0o700, parents=True)
                 self._store(make, draft)
                 draft.rename(folder)
-        return str(folder)
+        return name
 
     def _store(self, make: bytes, draft: Path) -> None:
         self._context.payload().known()

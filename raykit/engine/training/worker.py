@@ -19,6 +19,7 @@ from typing import Any
 
 import ray
 
+from raykit.engine.folder import RunFolder
 from raykit.engine.reporter import Reporter, captured
 from raykit.engine.run import UserCodeError, as_user_error, save_outputs
 from raykit.engine.setting import NAMESPACE
@@ -28,7 +29,6 @@ from raykit.errors import RaykitError
 from raykit.events import OutputReady, WorkerReady, WorkerStarted, WorldBroken, WorldFormed
 from raykit.policy.failure import Pulse
 from raykit.spec import TrainSpec
-from raykit.wire.payload import Payload
 
 HOST_LOOK_S = 0.2
 
@@ -49,7 +49,7 @@ class Description:
 class Worker:
     """Runs the user's code from its constructor on. Torch is imported here, not where the host imports this class."""
 
-    def __init__(self, host: Any, folder: Path, spec: TrainSpec, worker: str, *, slot: int | None, leader: Any = None) -> None:
+    def __init__(self, host: Any, folder: RunFolder, spec: TrainSpec, worker: str, *, slot: int | None, leader: Any = None) -> None:
         """Begin.
 
         Args:
@@ -65,12 +65,12 @@ class Worker:
         from raykit.engine.training.member import Member
 
         self._host, self._folder, self._spec, self._worker, self._slot = host, folder, spec, worker, slot
-        self._leader = leader
+        self._leader, self._payload = leader, folder.payload()
         self._node_id = ray.get_runtime_context().get_node_id()
         address = ray.util.get_node_ip_address()
         self._thread = threading.Thread(target=self._train, name="raykit-train", daemon=True)
         self._member = Member(worker, device(), address, self)
-        self._reporter = Reporter(host, worker, folder / "logs" / f"{worker}.log", pulse=self._pulse).start()
+        self._reporter = Reporter(host, worker, folder, pulse=self._pulse).start()
         self._store, self._store_address = open_store(address)  # it serves as long as it is held
         self._loop = asyncio.get_event_loop()
         self._is_ready, self._is_over, self._has_left = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -175,14 +175,13 @@ class Worker:
         )
 
     def _train(self) -> None:
-        payload = Payload.from_bytes((self._folder / "payload").read_bytes())
         limit_threads(self._spec.cpus_per_worker)
         with captured(self._reporter):
             try:
                 self._surround()
-                self._namespace = payload.open().run()
+                self._namespace = self._payload.open().run()
             except BaseException as exc:  # a cell may also leave by sys.exit
-                self._error = as_user_error(exc, payload, self._worker)
+                self._error = as_user_error(exc, self._payload, self._worker)
         self._reporter.flush()
         self._loop.call_soon_threadsafe(self._is_ready.set)
         self._loop.call_soon_threadsafe(self._is_over.set)
@@ -197,7 +196,7 @@ class Worker:
         if self._spec.group > 1:
             leader = self._store_address if self._leader is None else self._ask(self._leader.describe).store
             together = join_replica(leader, place_of(self._worker), self._spec.group, self._member)
-        place = self._spec.checkpoint_to or str(self._folder / "checkpoints")
+        place = self._spec.checkpoint_to or self._folder.place("checkpoints")
         surroundings = Surroundings(
             member=self._member,
             checkpoints=Checkpoints(place, kept=self._spec.checkpoints_kept, told=self._reporter.emit, group=together),
@@ -216,7 +215,7 @@ class Worker:
         with self._member.within("idle"):
             while True:
                 try:
-                    return str(self._ask(self._host.stored_dataset, number, made))
+                    return self._folder.fetched(str(self._ask(self._host.stored_dataset, number, made)))
                 except ray.exceptions.ActorUnavailableError:
                     time.sleep(HOST_LOOK_S)
                 except ray.exceptions.RayTaskError as exc:

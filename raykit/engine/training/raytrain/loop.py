@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 
+from raykit.engine.folder import RunFolder
 from raykit.engine.reporter import Reporter, captured
 from raykit.engine.run import UserCodeError, as_user_error
 from raykit.wire.loop import call_loop
@@ -44,16 +44,16 @@ class LoopFailedError(Exception):
         return str(self.args[3])
 
 
-def loop_of(host: Any, folder: Path) -> Any:
+def loop_of(host: Any, folder: RunFolder) -> Any:
     """Give the loop of the run in ``folder`` as a function without parameters, which Ray Train can send to its workers."""
     return partial(_run, host, folder)
 
 
-def _run(host: Any, folder: Path) -> None:
-    payload = Payload.from_bytes((folder / "payload").read_bytes())
+def _run(host: Any, folder: RunFolder) -> None:
+    payload = folder.payload()
     rank = ray.train.get_context().get_world_rank()
     source = f"rank-{rank}"
-    reporter = Reporter(host, source, folder / "logs" / f"{source}.log").start()
+    reporter = Reporter(host, source, folder).start()
     try:
         with captured(reporter):
             try:

@@ -100,7 +100,7 @@ class RayTrainRun:
     def _fit(self, earlier: Earlier) -> None:
         context = self._context
         trainer = Trainer(
-            loop_of(context.host, context.folder),
+            loop_of(context.host, context.run_folder),
             scaling_config=_scaling(self._spec),
             run_config=RunConfig(
                 # The same name and path each time: there Ray Train finds the checkpoints that it kept.
@@ -130,7 +130,7 @@ class RayTrainRun:
             return
         values = {"checkpoint": reported.checkpoint, **reported.metrics, "result": reported.metrics}
         there = [name for name in self._spec.outputs if name in values]
-        self._context.emit(*save_outputs(values, there, self._context.folder, WHERE))
+        self._context.emit(*save_outputs(values, there, self._context.run_folder, WHERE))
         missing = [name for name in self._spec.outputs if name not in values]
         if missing and all_of_them:
             known = ", ".join(sorted(values))

@@ -1,0 +1,88 @@
+"""A run's folder, which lies on the head's machine, as the run's workers have it on whatever machine.
+
+A worker that does not find it asks an actor on the head's node for its files, through a filesystem of fsspec.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from raykit.wire.payload import Payload
+
+MARK = "spec.json"  # written once, when the run was accepted
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The folder at ``path`` of the head's machine; another machine's folder of that path has another ``mark``."""
+
+    path: Path
+    mark: tuple[int, int]
+
+    @classmethod
+    def of(cls, path: Path) -> RunFolder:
+        """Give the folder that lies here."""
+        stat = (path / MARK).stat()
+        return cls(path, (stat.st_ino, stat.st_mtime_ns))
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this machine has it, as the head's does, or as all do that share their files."""
+        with suppress(OSError):
+            return self.of(self.path) == self
+        return False
+
+    def place(self, name: str) -> str:
+        """Give the path or the URL by which fsspec finds a file in it."""
+        path = str(self.path / name)
+        return path if self.is_here else _head().unstrip_protocol(path)
+
+    def payload(self) -> Payload:
+        """Read what travelled with the spec."""
+        file = self.path / "payload"
+        return Payload.from_bytes(file.read_bytes() if self.is_here else _head().cat_file(str(file)))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file in one move."""
+        file, draft = self.path / name, self.path / f"{name}.new"
+        if self.is_here:
+            file.parent.mkdir(mode=0o700, exist_ok=True)
+            draft.write_bytes(data)
+            draft.replace(file)
+        else:
+            _head().pipe_file(str(draft), data)
+            _head().mv(str(draft), str(file))
+
+    def append(self, name: str, text: str) -> None:
+        """Write at the end of a file."""
+        if self.is_here:
+            with (self.path / name).open("a") as file:
+                file.write(text)
+        else:
+            _head().append(str(self.path / name), text.encode())
+
+    def fetched(self, name: str) -> str:
+        """Give the path by which any process of this machine reads what lies there, copied for this process's life."""
+        path = str(self.path / name)
+        if self.is_here:
+            return path
+        near = f"{_near().name}/{name}"
+        _head().get(path, near, recursive=True)
+        return near
+
+
+@cache
+def _near() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="raykit-")
+
+
+@cache
+def _head() -> Any:
+    from raykit.engine.head import HeadFileSystem
+
+    return HeadFileSystem()

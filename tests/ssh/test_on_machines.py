@@ -1,0 +1,197 @@
+"""Runs on several machines whose links are cut, slow, or whose head is lost; the machines are namespaces of this one.
+
+They share this machine's files but for what lies below ``/mnt``, so a folder of the test is a place that all of them reach.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+import raykit as rk
+from raykit.client import session
+from raykit.errors import ClusterLostError
+from tests.ray import loops
+from tests.ssh.conftest import options
+from tests.ssh.hosts import Network
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+WAIT_S = 120.0
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], Any]], Any]:
+    """Wait for a condition to hold, and give its value; fail when it does not."""
+
+    def wait(condition: Callable[[], Any], timeout_s: float = WAIT_S) -> Any:
+        deadline = time.monotonic() + timeout_s
+        while not (value := condition()):
+            assert time.monotonic() < deadline, f"waited {timeout_s} s in vain"
+            time.sleep(0.05)
+        return value
+
+    return wait
+
+
+@pytest.fixture(scope="module")
+def made(machines: Network) -> Iterator[Any]:
+    yield rk.up("far", **options(machines))
+    rk.down("far")
+    for host in machines.hosts:
+        assert host.processes() == {}
+
+
+@pytest.fixture
+def far(made: Any, until: Any) -> Any:
+    """A cluster of two machines, as the current one, when both are there."""
+    cluster = rk.use("far")
+    until(lambda: sum(node.alive for node in cluster.status().nodes) == 2)
+    return cluster
+
+
+def until_enough(enough: str) -> dict[str, object]:
+    """The fit of ``loops.linear``, until a file is there."""
+    import time
+    from pathlib import Path
+
+    import torch
+    from torch.nn import functional
+
+    import raykit as rk
+
+    torch.manual_seed(0)
+    model = torch.nn.Linear(10, 2)
+    x = torch.randn(1000, 10)
+    y = (x.sum(1) > 0).long()
+    job = rk.elastic(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+    for batch in job.batches({"x": x, "y": y}, batch_size=50, epochs=1000):
+        loss = functional.cross_entropy(model(batch["x"]), batch["y"])
+        loss.backward()
+        time.sleep(0.02)
+        job.commit(loss=loss)
+        if Path(enough).exists():
+            job.stop()
+    return {"step": job.step, "weight": model.weight.detach().flatten().tolist()}
+
+
+def test_a_link_that_is_cut_costs_a_training_no_step_and_it_grows_back_when_the_link_is_healed(
+    machines: Network, far: Any, until: Any, tmp_path: Path
+) -> None:
+    enough = tmp_path / "enough"
+    run = rk.train(until_enough, str(enough), workers=(1, 2), spares=0, name="cut")
+    until(lambda: run.refresh().world_size == 2 and run.view.step > 10)
+    machines.hosts[1].cut()
+    try:
+        until(lambda: run.refresh().world_size == 1)
+        alone_at = run.view.step
+        until(lambda: run.refresh().step > alone_at + 10)
+    finally:
+        machines.hosts[1].heal()
+    until(lambda: run.refresh().world_size == 2)
+    together_at = run.view.step
+    until(lambda: run.refresh().step > together_at + 10)
+    enough.touch()
+    result = run.wait().result
+    assert result["weight"] == pytest.approx(loops.alone_for(result["step"]), abs=1e-4)
+    (card,) = [card for card in run.view.cards if "lost" in card.title]
+    assert dict(card.facts)["lost"].startswith("0 committed steps")
+
+
+def test_a_link_that_is_cut_costs_a_pipeline_no_row_and_writes_none_twice(
+    machines: Network, far: Any, until: Any, tmp_path: Path
+) -> None:
+    @rk.stage(cpus=0.4, replicas=4)
+    def square(row: dict[str, int]) -> dict[str, int]:
+        import time
+
+        time.sleep(0.02)
+        return {"x": row["item"], "y": row["item"] ** 2}
+
+    run = rk.Pipeline([square]).run(range(2000), output=str(tmp_path / "out"), name="cut-rows")
+    until(lambda: len({replica.node for stage in run.refresh().stages for replica in stage.replicas if not replica.gone}) == 2)
+    until(lambda: sum(stage.rows_out for stage in run.refresh().stages) > 100)
+    machines.hosts[1].cut()
+    try:
+        until(lambda: any("lost" in card.title for card in run.refresh().cards))
+    finally:
+        machines.hosts[1].heal()
+    run.wait()
+    table = pq.read_table(tmp_path / "out").to_pydict()
+    assert sorted(zip(table["x"], table["y"], strict=True)) == [(x, x * x) for x in range(2000)]
+
+
+def test_a_run_goes_on_while_this_machine_is_cut_off_and_the_view_catches_up(
+    machines: Network, far: Any, until: Any, tmp_path: Path
+) -> None:
+    enough = tmp_path / "enough"
+    run = rk.train(until_enough, str(enough), workers=2, spares=0, name="away")
+    until(lambda: run.refresh().step > 5)
+    machines.driver.set("down")
+    try:
+        before = run.view.step
+        time.sleep(60)  # the length of the cut is what is tested
+    finally:
+        machines.driver.set("up")
+    until(lambda: run.refresh().step > before + 200)
+    assert run.view.world_size == 2
+    assert run.view.cards == ()
+    enough.touch()
+    result = run.wait().result
+    assert result["weight"] == pytest.approx(loops.alone_for(result["step"]), abs=1e-4)
+
+
+def test_who_waits_for_a_run_waits_on_while_this_machine_is_cut_off(machines: Network, far: Any, until: Any) -> None:
+    run = rk.train(loops.linear, 100, 0.01, workers=1, spares=0, name="waited-for")
+    until(lambda: run.refresh().step > 5)
+    followed = run.follow()
+    next(followed)
+    machines.driver.set("down")
+    healing = threading.Timer(25, machines.driver.set, ["up"])
+    healing.start()
+    steps = [view.step for view in followed]
+    healing.join()
+    assert steps[-1] == 2000
+    assert run.view.state == "done"
+
+
+def test_a_slow_link_makes_a_pipeline_slower_and_loses_nothing(machines: Network, far: Any, until: Any, tmp_path: Path) -> None:
+    @rk.stage(cpus=0.4, replicas=2)
+    def fat(row: dict[str, int]) -> dict[str, object]:
+        return {"x": row["item"], "data": bytes(20_000)}
+
+    machines.hosts[1].slow("2mbit")
+    try:
+        rk.Pipeline([fat]).run(range(100), output=str(tmp_path / "out"), name="slow-rows").wait()
+    finally:
+        machines.hosts[1].fast()
+    assert sorted(pq.read_table(tmp_path / "out").to_pydict()["x"]) == list(range(100))
+
+
+def test_the_head_s_loss_is_told_and_up_makes_the_cluster_anew(machines: Network, far: Any, until: Any) -> None:
+    run = rk.train(loops.linear, 1000, 0.02, workers=2, spares=0, name="headless")
+    until(lambda: run.refresh().step > 5)
+    machines.hosts[0].strike("gcs_server")
+    with pytest.raises(ClusterLostError, match=r"(?s)far is gone: its head on 10\.\S+ has ended.*%ray up far, then %ray resume"):
+        run.wait()
+    again = rk.up("far", **options(machines))
+    assert "anew" in repr(again)
+    until(lambda: sum(node.alive for node in again.status().nodes) == 2)
+    assert all(len(host.processes("raylet/raylet")) == 1 for host in machines.hosts)
+
+
+def test_nodes_leave_and_join_by_scale(machines: Network, far: Any, until: Any) -> None:
+    def num_alive() -> int:
+        return sum(node.alive for node in rk.use("far").status().nodes)
+
+    session.scale("far", num_nodes=1)
+    until(lambda: num_alive() == 1)
+    assert machines.hosts[1].processes() == {}
+    session.scale("far", num_nodes=2)
+    until(lambda: num_alive() == 2)
