@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raykit.client.near import NearFiles
 from raykit.errors import InputError
 from raykit.views import RunView
 from raykit.wire.payload import Payload
@@ -17,14 +18,15 @@ if TYPE_CHECKING:
 class Quarantine:
     """Read from the run's folder: it outlives the run, the cluster and the kernel."""
 
-    def __init__(self, view: RunView) -> None:
-        self._run, self._folder = view.name, Path(view.folder)
+    def __init__(self, view: RunView, near: NearFiles) -> None:
+        self._run, self._folder, self._near = view.name, Path(view.folder), near
 
     def to_pandas(self) -> Any:
         """Give a table of ``stage``, ``error``, ``traceback`` and ``row`` (as the stage was given it)."""
         import pandas as pd
 
-        parts = [pd.read_parquet(file) for file in sorted((self._folder / "quarantine").glob("*.parquet"))]
+        folder = Path(self._near.path(str(self._folder / "quarantine")))
+        parts = [pd.read_parquet(file) for file in sorted(folder.glob("*.parquet"))]
         table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["stage", "error", "traceback", "row"])
         return table.assign(row=[pickle.loads(row) for row in table["row"]])  # noqa: S301  (our own run's)
 
@@ -47,7 +49,7 @@ class Quarantine:
         if (not stage and len(found) > 1) or (stage and stage not in found):
             raise InputError(f"Rows of {self._run} were put aside by {', '.join(found)}.", f"Say which: retry(stage={found[0]!r})")
         stage = stage or found[0]
-        stages: list[Any] = Payload.from_bytes((self._folder / "payload").read_bytes()).open()
+        stages: list[Any] = Payload.from_bytes(Path(self._near.path(str(self._folder / "payload"))).read_bytes()).open()
         names = [stage_name(each) for each in stages]
         again = Pipeline(stages[names.index(stage) :])
         return again.run(list(table["row"][table["stage"] == stage]), name=name or f"{self._run.partition('#')[0]}-retry")

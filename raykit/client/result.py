@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from raykit.client.near import NearFiles
 from raykit.client.quarantine import Quarantine
 from raykit.errors import RunNotFoundError
 from raykit.views import RunView
@@ -15,9 +16,9 @@ HEAD_ROWS = 5
 class Result:
     """The rows of a finished pipeline."""
 
-    def __init__(self, view: RunView) -> None:
+    def __init__(self, view: RunView, near: NearFiles) -> None:
         self.run = view.name
-        self._view = view
+        self._view, self._near = view, near
         self.path = next((output.file for output in view.outputs), "")
 
     def dataset(self) -> Any:
@@ -28,9 +29,10 @@ class Result:
         """
         import pyarrow.dataset
 
-        if not self.path or ("://" not in self.path and not Path(self.path).is_dir()):
+        path = self._near.path(self.path) if self.path else ""
+        if not path or ("://" not in path and not Path(path).is_dir()):
             raise RunNotFoundError(f"The run {self.run} has no rows at {self.path or 'any path'}.", "Run it to its end first.")
-        return pyarrow.dataset.dataset(self.path, format="parquet")
+        return pyarrow.dataset.dataset(path, format="parquet")
 
     def to_pandas(self) -> Any:
         """Read all rows into a pandas table."""
@@ -43,7 +45,7 @@ class Result:
     @property
     def quarantine(self) -> Quarantine:
         """The rows that were put aside: a table, and ``retry()``."""
-        return Quarantine(self._view)
+        return Quarantine(self._view, self._near)
 
     def head(self, rows: int = HEAD_ROWS) -> Any:
         """Read the first rows into a pandas table."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from raykit.client import session
 from raykit.client.capture import pack, with_extra
+from raykit.client.near import NearFiles
 from raykit.client.session import Cluster
 from raykit.commands import Apply, Command, Drill, Resize, Stop
 from raykit.errors import ClusterLostError, InputError, OptionError, RunFailedError, RunLostError, RunNotFoundError, RunStoppedError
@@ -144,7 +145,7 @@ class Run:
         if self.view.run_kind == "pipeline":
             from raykit.client.result import Result
 
-            return Result(self.view)
+            return Result(self.view, self._near())
         return self.output("result")
 
     @property
@@ -152,7 +153,7 @@ class Run:
         """The rows that a pipeline put aside, as a table; ``retry()`` runs them again."""
         from raykit.client.quarantine import Quarantine
 
-        return Quarantine(self.view)
+        return Quarantine(self.view, self._near())
 
     def state_dict(self) -> dict[str, Any]:
         """Give the trained model's state from the run's newest checkpoint, tensors on the CPU: what ``load_state_dict`` takes.
@@ -166,7 +167,7 @@ class Run:
 
         self.refresh()
         path = self.view.checkpoint_path
-        state = Checkpoints(path.rpartition("/")[0], kept=1, told=lambda _: None).newest() if path else None
+        state = Checkpoints(self._near().path(path).rpartition("/")[0], kept=1, told=lambda _: None).newest() if path else None
         if state is None:
             raise RunNotFoundError(
                 f"The run {self.name} has saved no state.", "Wait for its first checkpoint (--checkpoint-every)."
@@ -192,6 +193,9 @@ class Run:
     def logs(self, *, source: str = "", tail: int = 200) -> str:
         """Give the last lines that its workers printed."""
         return self.cluster.door.logs(self.name, source=source, tail=tail)
+
+    def _near(self) -> NearFiles:
+        return NearFiles(self.cluster, self.view)
 
     def __repr__(self) -> str:
         from raykit.render import to_text

@@ -14,6 +14,7 @@ import psutil
 from raykit.cluster.home import clusters_home, private_folder
 from raykit.codec import validate
 from raykit.spec import ClusterSpec
+from raykit.spec.cluster import THIS_MACHINE
 
 MARK = "RAYKIT_CLUSTER"
 """Every process of a cluster carries its folder under this name in its environment: so they are found again."""
@@ -58,6 +59,11 @@ class ClusterRecord:
         return cluster_folder(self.name)
 
     @property
+    def is_here(self) -> bool:
+        """Whether this machine has the files of its runs."""
+        return True
+
+    @property
     def token(self) -> str:
         return Path(self.token_file).read_text()
 
@@ -100,6 +106,10 @@ class SshRecord(ClusterRecord):
     door_port: int
     ray_temp: str
 
+    @property
+    def is_here(self) -> bool:
+        return self.spec.hosts[0] == THIS_MACHINE
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KubeRecord(ClusterRecord):
@@ -107,6 +117,10 @@ class KubeRecord(ClusterRecord):
 
     context: str
     namespace: str
+
+    @property
+    def is_here(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 from raykit.wire.payload import Payload
 
+PROTOCOL = "raykit-head"
 MARK = "spec.json"  # written once, when the run was accepted
 
 
@@ -74,6 +75,11 @@ class RunFolder:
         near = f"{_near().name}/{name}"
         _head().get(path, near, recursive=True)
         return near
+
+
+def on_head(place: str) -> str:
+    """Give the path that a place has on the head's machine; a URL of the user's stays."""
+    return place.removeprefix(f"{PROTOCOL}://")
 
 
 @cache

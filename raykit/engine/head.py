@@ -10,6 +10,7 @@ import ray
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
+from raykit.engine.folder import PROTOCOL
 from raykit.engine.setting import NAMESPACE
 
 FILES = "files"
@@ -40,7 +41,7 @@ class Files:
 class HeadFileSystem(AbstractFileSystem):
     """What :class:`Files` does, asked from another machine of the cluster."""
 
-    protocol = "raykit-head"
+    protocol = PROTOCOL
     cachable = False
 
     def __init__(self, **options: Any) -> None:

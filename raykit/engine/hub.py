@@ -12,6 +12,8 @@ import json
 import logging
 import os
 import sys
+import tarfile
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -94,6 +96,7 @@ class Hub:
                 web.get("/events", self._events),
                 web.get("/outputs/{run}/{name}", self._output),
                 web.get("/logs/{run}", self._logs),
+                web.get("/files/{run}", self._files),
             ]
         )
         runner = web.AppRunner(app, access_log=None)
@@ -238,6 +241,18 @@ class Hub:
         text = await asyncio.to_thread(_read_logs, folder, source, tail)
         return web.Response(text=text)
 
+    async def _files(self, request: web.Request) -> web.StreamResponse:
+        run = self._registry.newest(request.match_info["run"])
+        folder = self._setting.run_folder(run).resolve()
+        path = (folder / request.query["path"]).resolve()
+        if not path.is_relative_to(folder) or not path.exists():
+            raise RunNotFoundError(f"The run {run} has no {request.query['path']}.", f"See what it has: %ray watch {run}")
+        with tempfile.NamedTemporaryFile(prefix="raykit-", suffix=".tar") as packed:
+            await asyncio.to_thread(_pack, path, packed.name)
+            answer = web.FileResponse(packed.name)
+            await answer.prepare(request)
+            return answer
+
     def _make_host(self, run: str, spec: RunSpec) -> None:
         options = {"name": PREFIX + run, "namespace": NAMESPACE, "lifetime": "detached", "scheduling_strategy": on_this_node()}
         Host.options(**options).remote(self._setting, run, spec)  # type: ignore[attr-defined]
@@ -256,6 +271,11 @@ class Hub:
 
 def _part(part: Any) -> bytes:
     return bytes(part.file.read()) if hasattr(part, "file") else str(part).encode()
+
+
+def _pack(path: Path, file: str) -> None:
+    with tarfile.open(file, "w") as archive:
+        archive.add(path, path.name)
 
 
 def _read_logs(folder: Path, source: str, tail: int) -> str:

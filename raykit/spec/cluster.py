@@ -14,6 +14,7 @@ LEAST_OBJECT_STORE_BYTES = 75_000_000  # Ray takes no less
 SMALL_OBJECT_STORE_BYTES = 80_000_000
 LEAST_SAMPLE_S = 0.2
 
+THIS_MACHINE = "here"  # among --hosts
 Place = Literal["local", "ssh", "k8s", "fake"]
 PLACES: dict[str, str] = {
     "local": "this machine",

@@ -18,6 +18,7 @@ import json
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -31,6 +32,7 @@ from raykit.views import ClusterView, RunView
 from raykit.views.why import WhyView
 
 REQUEST_TIMEOUT_S = 30.0
+FETCH_TIMEOUT_S = 600.0
 
 
 class DoorClosedError(ClusterLostError):
@@ -107,6 +109,21 @@ class Door:
         query = {"source": source, "tail": tail}
         return self._request("GET", f"/logs/{_quoted(run)}", params=query).text
 
+    def fetch(self, run: str, path: str, file: Path) -> None:
+        """Write what lies at a path of the run's folder, a file or a folder, into a file, as a tar.
+
+        Raises:
+            RunNotFoundError: nothing lies there.
+        """
+        asked = self._client().stream("GET", f"/files/{_quoted(run)}", params={"path": path}, timeout=FETCH_TIMEOUT_S)
+        with _translated(self.url), asked as answer:
+            if answer.status_code != httpx.codes.OK:
+                answer.read()
+                raise _refusal(self.url, answer)
+            with file.open("wb") as out:
+                for part in answer.iter_bytes():
+                    out.write(part)
+
     def close(self) -> None:
         """Close the connection; the next call opens another."""
         if self._http is not None:
@@ -117,18 +134,25 @@ class Door:
         return self._request(method, path, **request).json()
 
     def _request(self, method: str, path: str, *, timeout_s: float = REQUEST_TIMEOUT_S, **request: Any) -> httpx.Response:
+        with _translated(self.url):
+            answer = self._client().request(method, path, timeout=httpx.Timeout(timeout_s, connect=5.0), **request)
+        if answer.status_code != httpx.codes.OK:
+            raise _refusal(self.url, answer)
+        return answer
+
+    def _client(self) -> httpx.Client:
         if self._http is None:
             headers = {"Authorization": f"Bearer {self._token}"}
             # The environment's proxies are not asked: the address is always on this machine.
             self._http = httpx.Client(base_url=self.url, headers=headers, trust_env=False)
             weakref.finalize(self, self._http.close)
-        with _translated(self.url):
-            answer = self._http.request(method, path, timeout=httpx.Timeout(timeout_s, connect=5.0), **request)
-        if answer.status_code == httpx.codes.OK:
-            return answer
-        if answer.headers.get("content-type", "").startswith("application/json"):
-            raise from_wire(answer.json())
-        raise ClusterLostError(f"The door at {self.url} answered {answer.status_code}: {answer.text[:200]}", "See %ray doctor.")
+        return self._http
+
+
+def _refusal(url: str, answer: httpx.Response) -> Exception:
+    if answer.headers.get("content-type", "").startswith("application/json"):
+        return from_wire(answer.json())
+    return ClusterLostError(f"The door at {url} answered {answer.status_code}: {answer.text[:200]}", "See %ray doctor.")
 
 
 @contextmanager

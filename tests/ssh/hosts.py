@@ -138,8 +138,11 @@ class Host:
         _run(*self._space.command("tc", "qdisc", "del", "dev", "eth0", "root"))
 
     def processes(self, word: str = "") -> dict[int, str]:
-        """Give what runs on it and has a word in its command, by id, without its first ones and what answers ssh."""
-        found = {pid: line for pid, line in self._space.processes() if line and "sshd" not in line}
+        """Give what runs on it and has a word in its command, by id, without its first ones and what answers ssh.
+
+        A ``cat`` is the far end of a way that a person holds open.
+        """
+        found = {pid: line for pid, line in self._space.processes() if line and "sshd" not in line and line != "cat "}
         return {pid: line for pid, line in found.items() if word in line and not line.startswith(("unshare", "setpriv"))}
 
     def strike(self, word: str) -> None:

@@ -81,6 +81,38 @@ def until_enough(enough: str) -> dict[str, object]:
     return {"step": job.step, "weight": model.weight.detach().flatten().tolist()}
 
 
+def test_what_a_run_leaves_is_found_whichever_machine_it_ran_on(machines: Network, far: Any, until: Any) -> None:
+    def learn() -> dict[str, object]:
+        import torch
+
+        import raykit as rk
+
+        model = torch.nn.Linear(4, 1)
+        job = rk.elastic(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+
+        def rows() -> Any:
+            import ray
+
+            return ray.data.from_items([{"x": [float(number)] * 4} for number in range(32)])
+
+        seen = []
+        for batch in job.batches(rows, batch_size=8):
+            model(batch["x"]).pow(2).mean().backward()
+            seen += batch["x"][:, 0].tolist()
+            job.commit()
+        print(f"rank {job.rank} has seen {len(seen)} rows")
+        return {"step": job.step, "weight": model.weight.detach().flatten().tolist()}
+
+    session.scale("far", num_nodes=2)
+    run = rk.train(learn, workers=2, cpus=0.4, spares=0, checkpoint_every="1steps", name="leaves").wait()
+    assert run.result["step"] == 4
+    assert run.state_dict()["weight"].flatten().tolist() == pytest.approx(run.result["weight"])
+    logs = session.get("far").door.logs("leaves", tail=100)
+    assert {f"rank {rank} has seen 16 rows" for rank in (0, 1)} <= {line.rpartition("| ")[2] for line in logs.splitlines()}
+    nodes = {rank.node for rank in run.view.ranks if rank.rank is not None}
+    assert len(nodes) == 2
+
+
 def test_a_link_that_is_cut_costs_a_training_no_step_and_it_grows_back_when_the_link_is_healed(
     machines: Network, far: Any, until: Any, tmp_path: Path
 ) -> None:

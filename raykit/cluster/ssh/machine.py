@@ -14,8 +14,8 @@ from typing import Any
 
 from raykit.errors import ClusterError
 from raykit.spec import ClusterSpec
+from raykit.spec.cluster import THIS_MACHINE
 
-HERE = "here"
 CONNECT_S = 8
 ASK_S = 60.0
 NOT_REACHED = 255  # the status with which ssh says that it could not do what was asked
@@ -54,7 +54,7 @@ class Machine:
 
     @property
     def is_here(self) -> bool:
-        return self.host == HERE
+        return self.host == THIS_MACHINE
 
     def ask(self, verb: str, *, timeout_s: float = ASK_S, **facts: Any) -> dict[str, Any]:
         """Have :mod:`there` do something on the machine, and give its answer.
@@ -110,7 +110,7 @@ def machines(spec: ClusterSpec) -> list[Machine]:
             raise ClusterError(f"{option} {file}: there is no such file.", "Name a file of this machine.")
     key, config = (str(Path(file).expanduser()) if file else "" for file in (spec.key, spec.ssh_config))
     return [
-        Machine(host=host, python=spec.python or (sys.executable if host == HERE else "python3"), key=key, config=config)
+        Machine(host=host, python=spec.python or (sys.executable if host == THIS_MACHINE else "python3"), key=key, config=config)
         for host in spec.hosts
     ]
 

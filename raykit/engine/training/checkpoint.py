@@ -23,6 +23,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from raykit.engine.folder import on_head
 from raykit.engine.training.state import Structure, apart
 from raykit.events import CheckpointFailed, CheckpointSaved, Event
 
@@ -83,11 +84,11 @@ class Checkpoints:
                 dcp.save(state, checkpoint_id=path, process_group=self._group, no_dist=self._group is None)
         except (Exception, CheckpointException) as exc:  # a full disk must not end the training: a card says it
             reason = str(exc).strip().splitlines()[-1]
-            self._told(CheckpointFailed(step=step, path=path, reason=reason))
+            self._told(CheckpointFailed(step=step, path=on_head(path), reason=reason))
             return
         if self._group is None or self._group.rank() == 0:
             self._forget_old(step)
-            self._told(CheckpointSaved(step=step, path=path, save_s=time.monotonic() - begun_s))
+            self._told(CheckpointSaved(step=step, path=on_head(path), save_s=time.monotonic() - begun_s))
 
     def _forget_old(self, newest: int) -> None:
         """Keep the newest complete ones, and drop what is older, torn ones among them."""

@@ -1,0 +1,43 @@
+"""A run's files, as this process reads them: where they are a cluster's elsewhere, copied through its door."""
+
+from __future__ import annotations
+
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raykit.views import RunView
+
+if TYPE_CHECKING:
+    from raykit.client.session import Cluster
+
+
+class NearFiles:
+    """The files of one run."""
+
+    def __init__(self, cluster: Cluster, view: RunView) -> None:
+        self._cluster, self._run, self._folder = cluster, view.name, view.folder
+        self._copied: dict[str, str] = {}
+        self._place: tempfile.TemporaryDirectory[str] | None = None
+
+    def path(self, path: str) -> str:
+        """Give where to read a file or a folder of the run; a copy lasts as long as this object.
+
+        What the user has put elsewhere, such as a bucket, is read there.
+
+        Raises:
+            RunNotFoundError: there is no such file.
+            DoorClosedError: the cluster that has it does not answer.
+        """
+        if self._cluster.record.is_here or not Path(path).is_relative_to(self._folder):
+            return path
+        if path not in self._copied:
+            self._place = self._place or tempfile.TemporaryDirectory(prefix="raykit-")
+            packed, near = Path(self._place.name, "packed.tar"), Path(self._place.name, str(len(self._copied)))
+            self._cluster.door.fetch(self._run, str(Path(path).relative_to(self._folder)), packed)
+            with tarfile.open(packed) as archive:
+                archive.extractall(near, filter="data")
+            packed.unlink()
+            self._copied[path] = str(near / Path(path).name)
+        return self._copied[path]
