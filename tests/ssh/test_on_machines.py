@@ -16,7 +16,7 @@ import pytest
 
 import raykit as rk
 from raykit.client import session
-from raykit.errors import ClusterLostError
+from raykit.errors import RunLostError
 from tests.ray import loops
 from tests.ssh.conftest import options
 from tests.ssh.hosts import Network
@@ -210,7 +210,7 @@ def test_the_head_s_loss_is_told_and_up_makes_the_cluster_anew(machines: Network
     run = rk.train(loops.linear, 1000, 0.02, workers=2, spares=0, name="headless")
     until(lambda: run.refresh().step > 5)
     machines.hosts[0].strike("gcs_server")
-    with pytest.raises(ClusterLostError, match=r"(?s)far is gone: its head on 10\.\S+ has ended.*%ray up far, then %ray resume"):
+    with pytest.raises(RunLostError, match=r"(?s)far is gone: its head on 10\.\S+ has ended.*%ray up far, then %ray resume"):
         run.wait()
     again = rk.up("far", **options(machines))
     assert "anew" in repr(again)
