@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 import tempfile
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,7 @@ class NearFiles:
     def __init__(self, cluster: Cluster, view: RunView) -> None:
         self._cluster, self._run, self._folder = cluster, view.name, view.folder
         self._copied: dict[str, str] = {}
-        self._place: tempfile.TemporaryDirectory[str] | None = None
+        self._place: Path | None = None
 
     def path(self, path: str) -> str:
         """Give where to read a file or a folder of the run; a copy lasts as long as this object.
@@ -33,11 +35,16 @@ class NearFiles:
         if self._cluster.record.is_here or not Path(path).is_relative_to(self._folder):
             return path
         if path not in self._copied:
-            self._place = self._place or tempfile.TemporaryDirectory(prefix="raykit-")
-            packed, near = Path(self._place.name, "packed.tar"), Path(self._place.name, str(len(self._copied)))
+            place = self._place or self._made()
+            packed, near = place / "packed.tar", place / str(len(self._copied))
             self._cluster.door.fetch(self._run, str(Path(path).relative_to(self._folder)), packed)
             with tarfile.open(packed) as archive:
                 archive.extractall(near, filter="data")
             packed.unlink()
             self._copied[path] = str(near / Path(path).name)
         return self._copied[path]
+
+    def _made(self) -> Path:
+        self._place = Path(tempfile.mkdtemp(prefix="raykit-"))
+        weakref.finalize(self, shutil.rmtree, self._place, ignore_errors=True)
+        return self._place

@@ -166,8 +166,8 @@ class Run:
         from raykit.engine.training.checkpoint import Checkpoints
 
         self.refresh()
-        path = self.view.checkpoint_path
-        state = Checkpoints(self._near().path(path).rpartition("/")[0], kept=1, told=lambda _: None).newest() if path else None
+        path, near = self.view.checkpoint_path, self._near()  # held: a copy lasts as long as it
+        state = Checkpoints(near.path(path).rpartition("/")[0], kept=1, told=lambda _: None).newest() if path else None
         if state is None:
             raise RunNotFoundError(
                 f"The run {self.name} has saved no state.", "Wait for its first checkpoint (--checkpoint-every)."

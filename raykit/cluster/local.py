@@ -272,7 +272,7 @@ def _end(name: str, ray_temp: str | None) -> None:
             if BLOCK in process.cmdline():
                 process.send_signal(signal.SIGTERM)
     psutil.wait_procs(asked, timeout=DOWN_TIMEOUT_S)
-    while left := records.processes(name):
+    while left := [*records.processes(name), *(records.agents(ray_temp) if ray_temp else ())]:
         for process in left:
             with suppress(psutil.NoSuchProcess):
                 process.kill()

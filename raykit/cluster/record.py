@@ -164,6 +164,19 @@ def processes(name: str) -> list[psutil.Process]:
     return found
 
 
+def agents(ray_temp: str) -> list[psutil.Process]:
+    """Give the processes that write below Ray's folder.
+
+    Ray's agents overwrite their environment with their title, and stay when their raylet was killed.
+    """
+    found, place = [], os.path.realpath(ray_temp)
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if any(Path(file.path).is_relative_to(place) for file in process.open_files()):
+                found.append(process)
+    return found
+
+
 @contextmanager
 def locked(name: str) -> Iterator[None]:
     """Let one process at a time make or end a cluster: two notebooks that click at once get one."""

@@ -5,6 +5,8 @@ A worker that does not find it asks an actor on the head's node for its files, t
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -68,23 +70,24 @@ class RunFolder:
             _head().append(str(self.path / name), text.encode())
 
     def fetched(self, name: str) -> str:
-        """Give the path by which any process of this machine reads what lies there, copied for this process's life."""
-        path = str(self.path / name)
+        """Give the path by which any process of this machine reads what lies there; a copy lasts as long as the cluster."""
         if self.is_here:
-            return path
-        near = f"{_near().name}/{name}"
-        _head().get(path, near, recursive=True)
-        return near
+            return str(self.path / name)
+        cluster = self.path.parent.parent
+        near = cluster / "near" / f"{self.path.name}-{'-'.join(map(str, self.mark))}" / name
+        if not near.exists():
+            near.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            draft = tempfile.mkdtemp(dir=near.parent)  # of this process: others of this machine may fetch it too
+            _head().get(str(self.path / name), f"{draft}/whole", recursive=True)
+            with suppress(OSError):  # another one was quicker
+                os.rename(f"{draft}/whole", near)
+            shutil.rmtree(draft)
+        return str(near)
 
 
 def on_head(place: str) -> str:
     """Give the path that a place has on the head's machine; a URL of the user's stays."""
     return place.removeprefix(f"{PROTOCOL}://")
-
-
-@cache
-def _near() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="raykit-")
 
 
 @cache

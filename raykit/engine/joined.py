@@ -12,6 +12,8 @@ import sys
 import time
 from types import FrameType
 
+from raykit.engine.node import end_session
+
 LEAST_S = 30.0  # one that ends sooner has hardly joined
 TRIES = 3
 AGAIN_S = 1.0
@@ -37,6 +39,7 @@ def main(options: list[str]) -> int:
         if is_told:  # while it was started
             node.terminate()
         status, ended_s = node.wait(), time.monotonic()
+        end_session()
         num_tries += 1
         stood_s = ended_s if ended_s - begun_s > LEAST_S else stood_s
         if is_told or (num_tries == TRIES if stood_s is None else ended_s - stood_s > PATIENCE_S):

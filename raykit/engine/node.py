@@ -7,8 +7,12 @@ cluster on this machine on loopback. All of it is private to Ray 2.60; tests/ray
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from contextlib import suppress
 from typing import Any
+
+import psutil
 
 LEAN = "--include-dashboard=false"
 LOOPBACK = "--node-ip-address=127.0.0.1"
@@ -27,6 +31,13 @@ def main() -> None:
     def left_out(_: Node, **__: Any) -> None:
         """Start nothing."""
 
+    kill_all = Node.kill_all_processes
+
+    def kill_all_and_agents(node: Node, **options: Any) -> None:
+        kill_all(node, **options)
+        end_session()
+
+    Node.kill_all_processes = kill_all_and_agents
     Node.start_ray_client_server = left_out  # for drivers on other machines: there are none
     if LEAN in sys.argv:
         Node.start_api_server = left_out  # even without a dashboard it would be a process that reports usage
@@ -40,6 +51,17 @@ def main() -> None:
             self, socket_path or f"{self._sockets_dir}/{default_prefix}.{os.getpid()}", default_prefix
         )
     start()
+
+
+def end_session() -> None:
+    """Kill what else is in the session that this process leads: Ray's agents stay when their raylet was killed."""
+    mine = os.getsid(0)
+    if mine != os.getpid():
+        return
+    for pid in psutil.pids():
+        with suppress(OSError):
+            if pid != os.getpid() and os.getsid(pid) == mine:
+                os.kill(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from ray.scripts import scripts
 assert inspect.signature(Node.start_api_server).parameters.keys() == {"self", "include_dashboard", "raise_on_failure"}
 assert callable(Node.start_ray_client_server)
 assert inspect.signature(Node._prepare_socket_file).parameters.keys() == {"self", "socket_path", "default_prefix"}
+assert inspect.signature(Node.kill_all_processes).parameters.keys() == {"self", "check_alive", "allow_graceful", "wait"}
+assert "node.kill_all_processes(check_alive=False, allow_graceful=False)" in inspect.getsource(scripts.start.callback)
 assert "self._sockets_dir" in inspect.getsource(Node._prepare_socket_file)
 assert "services.get_node_ip_address(" in inspect.getsource(scripts.start.callback)
 assert "get_node_ip_address(" in inspect.getsource(services.resolve_ip_for_localhost)

@@ -1,6 +1,8 @@
 import os
 import signal
+from contextlib import suppress
 
+import psutil
 import pytest
 
 import raykit as rk
@@ -145,6 +147,26 @@ def test_a_run_whose_head_dies_is_lost_and_not_failed(own, until):
     os.kill(record.head.pid, signal.SIGKILL)
     with pytest.raises(RunLostError, match="The cluster mortal is gone: its head died"):
         run.wait()
+    rk.down("mortal")
+    assert _in_session(record.head.pid) == []
+
+
+def test_a_head_whose_gcs_dies_takes_all_of_its_processes_along(own, until):
+    record = own("headless").record
+    (gcs,) = [each for each in _in_session(record.head.pid) if "gcs_server" in each.name()]
+    gcs.kill()
+    until(lambda: _in_session(record.head.pid) == [])
+    rk.down("headless")
+
+
+def _in_session(leader):
+    """Give all processes of a head: its agents, which overwrite their environment, are in its session too."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def test_down_leaves_no_process_and_the_runs_are_still_known(own):

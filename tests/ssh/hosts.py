@@ -145,6 +145,13 @@ class Host:
         found = {pid: line for pid, line in self._space.processes() if line and "sshd" not in line and line != "cat "}
         return {pid: line for pid, line in found.items() if word in line and not line.startswith(("unshare", "setpriv"))}
 
+    def left(self, *, within_s: float = 10) -> list[str]:
+        """Give what still runs on it after a while: Ray's agents end when they see that their raylet has."""
+        deadline = time.monotonic() + within_s
+        while (found := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return list(found.values())
+
     def strike(self, word: str) -> None:
         """Kill what has a word in its command."""
         for pid in self.processes(word):

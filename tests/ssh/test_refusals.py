@@ -51,7 +51,7 @@ def _refused(spec: ClusterSpec, words: str) -> None:
 def _left(host: Host) -> list[str]:
     """Give what is left on a machine but for the log and the runs of clusters that ended."""
     files = (file.name for file in host.folder.glob(".raykit/clusters/*/*") if file.name not in KEPT)
-    return [*host.processes().values(), *files, *(file.name for file in host.folder.glob("raykit-*"))]
+    return [*host.left(), *files, *(file.name for file in host.folder.glob("raykit-*"))]
 
 
 def test_a_name_that_nobody_knows_is_told(spec: ClusterSpec) -> None:

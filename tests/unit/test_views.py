@@ -116,7 +116,9 @@ def test_an_event_is_the_same_after_the_wire(event):
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(EVENTS), max_size=30))
-@example([each for each in EVENTS if isinstance(each, ev.StageSampled | ev.WorkerStarted)] * 2)  # rates of a stage in a view whose lanes are ranks
+@example(
+    [each for each in EVENTS if isinstance(each, ev.StageSampled | ev.WorkerStarted)] * 2
+)  # rates of a stage in a view whose lanes are ranks
 def test_any_sequence_of_events_gives_a_view_that_can_be_shown_and_sent(events):
     view = _after(ev.RunAccepted(run_kind="training", folder="/f", stages=("decode",)), *events)
     assert to_text(view)

@@ -122,7 +122,7 @@ def end(folder: str, ray_temp: str, kept: list[str]) -> dict[str, Any]:
     deadline = time.monotonic() + GRACE_S
     while _processes(folder) and time.monotonic() < deadline:
         time.sleep(LOOK_S)
-    while left := _processes(folder):
+    while left := [*_processes(folder), *_agents(ray_temp)]:
         for pid in left:
             _signal(pid, signal.SIGKILL)
         time.sleep(LOOK_S)
@@ -181,6 +181,17 @@ def _processes(folder: str) -> list[int]:
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
             if mark in file.read().split(b"\0") and _begun(pid) is not None:
+                found.append(pid)
+    return found
+
+
+def _agents(ray_temp: str) -> list[int]:
+    """Give what writes below Ray's folder: its agents overwrite their environment, and stay when their raylet was killed."""
+    found = []
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        with suppress(OSError):
+            files = [os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")]
+            if ray_temp and any(file.startswith(f"{ray_temp}/") for file in files):
                 found.append(pid)
     return found
 
