@@ -16,7 +16,7 @@ WAIT_S = 60.0
 @pytest.fixture(scope="session")
 def shared(raykit_home: Any) -> Iterator[Any]:
     """A cluster of two CPUs that lives as long as the session."""
-    yield rk.up("shared", num_cpus=2, object_store_bytes=100_000_000)
+    yield rk.up("shared", num_cpus=2, object_store_bytes=100_000_000, profile="small")  # trainings that ask for no spare start none
     rk.down("shared")
 
 
