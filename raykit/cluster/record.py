@@ -96,7 +96,7 @@ class LocalRecord(ClusterRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SshRecord(ClusterRecord):
-    """A cluster's place on machines that ssh reaches.
+    """A cluster's place on machines that ssh reaches, a person's own or rented ones.
 
     ``address`` is the head's among them, ``door_port`` on its loopback; ``ray_temp`` is a folder of each of them.
     """
@@ -108,7 +108,7 @@ class SshRecord(ClusterRecord):
 
     @property
     def is_here(self) -> bool:
-        return self.spec.hosts[0] == THIS_MACHINE
+        return self.spec.hosts[:1] == (THIS_MACHINE,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +130,13 @@ class FakeRecord(ClusterRecord):
     suspended: bool = False
 
 
-RECORDS: dict[str, type[ClusterRecord]] = {"local": LocalRecord, "ssh": SshRecord, "k8s": KubeRecord, "fake": FakeRecord}
+RECORDS: dict[str, type[ClusterRecord]] = {
+    "local": LocalRecord,
+    "ssh": SshRecord,
+    "aws": SshRecord,
+    "k8s": KubeRecord,
+    "fake": FakeRecord,
+}
 
 
 def cluster_folder(name: str) -> Path:

@@ -15,14 +15,16 @@ SMALL_OBJECT_STORE_BYTES = 80_000_000
 LEAST_SAMPLE_S = 0.2
 
 THIS_MACHINE = "here"  # among --hosts
-Place = Literal["local", "ssh", "k8s", "fake"]
+Place = Literal["local", "ssh", "aws", "k8s", "fake"]
 PLACES: dict[str, str] = {
     "local": "this machine",
     "ssh": "machines that ssh reaches",
+    "aws": "Amazon's cloud",
     "k8s": "Kubernetes, by KubeRay",
     "fake": "nowhere: a stand-in that runs nothing",
 }
-HERE, OWN, SSH, KUBE = ("local", "fake"), ("local", "ssh", "fake"), ("ssh", "fake"), ("k8s", "fake")
+HERE, OWN, SSH, KUBE, AWS = ("local", "fake"), ("local", "ssh", "aws", "fake"), ("ssh", "fake"), ("k8s", "fake"), ("aws", "fake")
+REACHED, RENTED = ("ssh", "aws", "fake"), ("aws", "k8s", "fake")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,7 @@ class ClusterSpec:
     """
 
     name: str = option("NAME", default="local", help="how the cluster is called", read=str)
-    place: Literal["local", "ssh", "k8s", "fake"] = option(
+    place: Literal["local", "ssh", "aws", "k8s", "fake"] = option(
         "--on", default="local", help=f"where it is: {', '.join(PLACES)}", read=str, metavar="PLACE"
     )
     num_cpus: float | None = option("--cpus", default=None, help="CPU slots of each node", read=amount, metavar="N")
@@ -89,15 +91,21 @@ class ClusterSpec:
         places=SSH,
     )
     key: str = option("--key", default="", help="file of the private key; ssh's own if not given", read=str, places=SSH)
-    ssh_config: str = option("--ssh-config", default="", help="file; ssh's own if not given", read=str, places=SSH)
-    python: str = option("--python", default="", help="the machines' Python (python3)", read=str, metavar="PATH", places=SSH)
+    ssh_config: str = option("--ssh-config", default="", help="file; ssh's own if not given", read=str, places=REACHED)
+    python: str = option("--python", default="", help="the machines' Python (python3)", read=str, metavar="PATH", places=REACHED)
+    machine: str = option("--machine", default="m6i.xlarge", help="type of the machines", read=str, metavar="g5.xlarge", places=AWS)
+    region: str = option("--region", default="us-west-2", help="where they are", read=str, places=AWS)
+    user: str = option("--user", default="ubuntu", help="who logs in to them", read=str, places=AWS)
+    spot: bool = option("--spot", default=False, help="cheaper machines that may be taken away", places=AWS)
     gpus_per_node: NodeGpus | None = option(  # noqa: RUF009  (it makes a field)
         "--gpus-per-node", default=None, help="GPUs of each worker, with their type", read=node_gpus, metavar="A100:4", places=KUBE
     )
     memory_bytes: int | None = option(
         "--memory", default=None, help="memory of each worker", read=memory, metavar="16G", places=KUBE
     )
-    image: str = option("--image", default="", help="image with Ray, torch and this Python", read=str, places=KUBE)
+    image: str = option(
+        "--image", default="", help="image with Ray, torch and this Python; on aws of the machines", read=str, places=RENTED
+    )
     namespace: str = option("--namespace", default="", help="the context's own if not given", read=str, places=KUBE)
     context: str = option("--context", default="", help="of the kubeconfig; its current one if not given", read=str, places=KUBE)
     kubeconfig: str = option("--kubeconfig", default="", help="file; kubectl's own if not given", read=str, places=KUBE)
@@ -127,10 +135,15 @@ class ClusterSpec:
         "--idle", default=None, help="suspend it when nothing has run for so long", read=seconds, metavar="20m", places=KUBE
     )
     price_per_node_h: float | None = option(
-        "--price", default=None, help="what a worker costs an hour, where you know it", read=amount, metavar="4.10", places=KUBE
+        "--price",
+        default=None,
+        help="what a worker (on aws a machine) costs an hour, where you know it",
+        read=amount,
+        metavar="4.10",
+        places=RENTED,
     )
     max_cost_per_h: float | None = option(
-        "--max-cost", default=None, help="never have more workers than this pays for", read=hourly, metavar="30/h", places=KUBE
+        "--max-cost", default=None, help="never have more workers than this pays for", read=hourly, metavar="30/h", places=RENTED
     )
 
     @property
@@ -191,7 +204,7 @@ class ClusterSpec:
             )
 
     def _check_nodes(self) -> None:
-        if self.place in ("local", "ssh") and self.min_nodes != self.max_nodes:
+        if self.place in ("local", "ssh", "aws") and self.min_nodes != self.max_nodes:
             raise OptionError(
                 f"--nodes {self.min_nodes}:{self.max_nodes}: nodes of {PLACES[self.place]} do not come and go by themselves.",
                 f"Give one number, as --nodes {self.max_nodes}, and change it with %ray scale.",

@@ -51,6 +51,7 @@ class Machine:
     python: str
     key: str = ""
     config: str = ""
+    options: tuple[str, ...] = ()
 
     @property
     def is_here(self) -> bool:
@@ -83,7 +84,7 @@ class Machine:
 
     def command(self, words: str, *, options: Sequence[str] = ()) -> list[str]:
         """Give the command of this machine that runs a shell's words on it."""
-        options = [*options, *(word for option in OPTIONS for word in ("-o", option))]
+        options = [*options, *(word for option in (*OPTIONS, *self.options) for word in ("-o", option))]
         options += ["-F", self.config] if self.config else []
         options += ["-i", self.key, "-o", "IdentitiesOnly=yes"] if self.key else []
         return ["ssh", *options, "-T", self.host, words]

@@ -76,7 +76,7 @@ class Ssh(Provider):
 
     def plan(self, spec: ClusterSpec) -> Plan:
         """Say what ``up`` would make; each machine is asked what it has."""
-        sites = _sites(_used(spec))
+        sites = _sites(self.machines(spec))
         slots = [f"{spec.num_cpus or site.num_cpus:g} CPUs at {site.address}" for site in sites]
         things = [(site.machine.host, f"a Ray node: {words}") for site, words in zip(sites, slots, strict=True)]
         things.append(("hub", f"a door on the loopback of {spec.hosts[0]}, with a token, reached through ssh"))
@@ -86,24 +86,32 @@ class Ssh(Provider):
         deadline = time.monotonic() + timeout_s
         with records.locked(spec.name):
             self._refuse_second_place(spec)
-            head = _used(spec)[0]
-            found = head.ask("find", folder=_folder(spec.name))
-            if not found["alive"]:
-                word = "is up"
-                if found["left"]:
-                    _end_all(_used(spec), spec.name, json.loads(found["note"])["ray_temp"] if found["note"] else "")
-                    word = "is up anew: its head had ended; its runs are still listed by %ray runs"
-                told(f"{spec.name} starts on {', '.join(spec.hosts[: spec.max_nodes])}.")
-                if record := _make(spec, deadline):
-                    return record, word
-                found = head.ask("find", folder=_folder(spec.name))  # somebody else was quicker
-            record = _adopt(found["note"], spec)
-            refuse_difference(record, spec)
-            _wait(record, deadline)
-            return record, "is up already"
+            return self.up_on(self.machines(spec), spec, told, deadline)
+
+    def up_on(self, used: Sequence[Machine], spec: ClusterSpec, told: Told, deadline: float) -> Started:
+        """Make the cluster on machines that are there, the head's first, or find it; the cluster's lock is held."""
+        head, *_ = used
+        found = head.ask("find", folder=_folder(spec.name))
+        if not found["alive"]:
+            word = "is up"
+            if found["left"]:
+                end_all(used, spec.name, json.loads(found["note"])["ray_temp"] if found["note"] else "")
+                word = "is up anew: its head had ended; its runs are still listed by %ray runs"
+            told(f"{spec.name} starts on {', '.join(machine.host for machine in used)}.")
+            if record := _make(used, spec, deadline):
+                return record, word
+            found = head.ask("find", folder=_folder(spec.name))  # somebody else was quicker
+        record = _adopt(found["note"], spec)
+        refuse_difference(record, spec)
+        _wait(used, record, deadline)
+        return record, "is up already"
+
+    def machines(self, spec: ClusterSpec) -> list[Machine]:
+        """Give the machines that have a node, the head's first."""
+        return machines(spec)[: spec.max_nodes]
 
     def status(self, record: ClusterRecord) -> Status:
-        head = _used(record.spec)[0]
+        head = self.machines(record.spec)[0]
         if head.ask("find", folder=_folder(record.name))["alive"]:
             return Status(state="up")
         return Status(state="gone", why=f"its head on {head.host} has ended")
@@ -112,15 +120,10 @@ class Ssh(Provider):
         """Start nodes on further machines, or end those of the last ones. The first one has the head and stays."""
         assert isinstance(record, SshRecord)
         scaled = replace(record, spec=replace(record.spec, num_nodes=num_nodes))
-        now, wanted = _used(record.spec), _used(scaled.spec)
-        joining = wanted[len(now) :]
         with records.locked(record.name):
-            _end_all(now[len(wanted) :], record.name, record.ray_temp)
-            scaled.save()  # before anything is started: so `down` finds what a killed one leaves
-            with _ended_on_error(scaled, joining, back_to=record):
-                _start_further(scaled, _sites([wanted[0], *joining])[1:])
-                _wait(scaled, time.monotonic() + UP_TIMEOUT_S)
-            wanted[0].ask("write", folder=_folder(record.name), files=_packed({NOTE: _note(scaled)}))
+            now, wanted = self.machines(record.spec), self.machines(scaled.spec)
+            end_all(now[len(wanted) :], record.name, record.ray_temp)
+            join(wanted, wanted[len(now) :], record, scaled)
         return scaled
 
     def suspend(self, record: ClusterRecord) -> None:
@@ -133,13 +136,13 @@ class Ssh(Provider):
             record = records.find(name)
             if not isinstance(record, SshRecord):
                 return False
-            was_there = _end_all(_used(record.spec), name, record.ray_temp)
+            was_there = end_all(self.machines(record.spec), name, record.ray_temp)
             (record.folder / "token").unlink(missing_ok=True)
             record.remove()
             return was_there
 
     def logs(self, record: ClusterRecord, *, tail: int = 200) -> str:
-        used = _used(record.spec)
+        used = self.machines(record.spec)
         asked = _each(used, lambda machine: machine.ask("logs", folder=_folder(record.name), tail=tail)["logs"])
         parts = (
             (f"{machine.host} {part}", lines) for machine, logs in zip(used, asked, strict=True) for part, lines in logs.items()
@@ -148,8 +151,7 @@ class Ssh(Provider):
 
     def connect(self, record: ClusterRecord) -> Way:
         assert isinstance(record, SshRecord)
-        head = _used(record.spec)[0]
-        return LocalWay(url=f"http://127.0.0.1:{record.door_port}") if head.is_here else Forward(head, record.door_port)
+        return _way(self.machines(record.spec)[0], record)
 
     def _refuse_second_place(self, spec: ClusterSpec) -> None:
         """Let no name stand for clusters with two heads."""
@@ -162,9 +164,8 @@ def _folder(name: str) -> str:
     return f"~/.raykit/clusters/{name}"
 
 
-def _used(spec: ClusterSpec) -> list[Machine]:
-    """Give the machines that have a node, the head first."""
-    return machines(spec)[: spec.max_nodes]
+def _way(head: Machine, record: SshRecord) -> Way:
+    return LocalWay(url=f"http://127.0.0.1:{record.door_port}") if head.is_here else Forward(head, record.door_port)
 
 
 def _each(asked: Sequence[Machine], ask: Callable[[Machine], Any]) -> list[Any]:
@@ -220,12 +221,11 @@ def _refuse_lack(machine: Machine, look: dict[str, Any]) -> None:
         )
 
 
-def _make(spec: ClusterSpec, deadline: float) -> SshRecord | None:
+def _make(used: Sequence[Machine], spec: ClusterSpec, deadline: float) -> SshRecord | None:
     """Start every node and the hub, or nothing if the head stands by now.
 
     On an error or an interrupt all of them are ended.
     """
-    used = _used(spec)
     head, *others = _sites(used)
     if others and head.address.startswith("127."):
         raise ClusterError(
@@ -248,8 +248,17 @@ def _make(spec: ClusterSpec, deadline: float) -> SshRecord | None:
         if not _start_head(record, head):
             return None
         _start_further(record, others)
-        _wait(record, deadline)
+        _wait(used, record, deadline)
     return record
+
+
+def join(wanted: Sequence[Machine], joining: Sequence[Machine], record: SshRecord, scaled: SshRecord) -> None:
+    """Start nodes on machines that join, and have the cluster known as it is then; the cluster's lock is held."""
+    scaled.save()  # before anything is started: so `down` finds what a killed one leaves
+    with _ended_on_error(scaled, joining, back_to=record):
+        _start_further(scaled, _sites([wanted[0], *joining])[1:])
+        _wait(wanted, scaled, time.monotonic() + UP_TIMEOUT_S)
+    wanted[0].ask("write", folder=_folder(record.name), files=_packed({NOTE: _note(scaled)}))
 
 
 def _start_head(record: SshRecord, head: Site) -> bool:
@@ -321,14 +330,13 @@ def _adopt(note: str, asked: ClusterSpec) -> SshRecord:
     return record
 
 
-def _wait(record: SshRecord, deadline: float) -> None:
+def _wait(used: Sequence[Machine], record: SshRecord, deadline: float) -> None:
     """Wait until the door answers and every node is there.
 
     Raises:
         ClusterError: a node has ended, or the time is over.
     """
-    used = _used(record.spec)
-    with closing(Ssh().connect(record)) as way, closing(Door(way.url, record.token)) as door:
+    with closing(_way(used[0], record)) as way, closing(Door(way.url, record.token)) as door:
         while True:
             there = "its door does not answer"
             with suppress(DoorClosedError):
@@ -357,7 +365,7 @@ def _ended_on_error(record: SshRecord, used: Sequence[Machine], *, back_to: SshR
     try:
         yield
     except BaseException:  # an interrupt too must leave nothing behind
-        _end_all(used, record.name, record.ray_temp)
+        end_all(used, record.name, record.ray_temp)
         if back_to is None:
             (record.folder / "token").unlink(missing_ok=True)
             record.remove()
@@ -366,7 +374,7 @@ def _ended_on_error(record: SshRecord, used: Sequence[Machine], *, back_to: SshR
         raise
 
 
-def _end_all(ending: Sequence[Machine], name: str, ray_temp: str) -> bool:
+def end_all(ending: Sequence[Machine], name: str, ray_temp: str) -> bool:
     """End a cluster's processes on machines, the head last, and say whether there were any.
 
     Raises:

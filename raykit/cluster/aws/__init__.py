@@ -1,0 +1,1 @@
+"""Clusters on machines of Amazon's cloud."""
