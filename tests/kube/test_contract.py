@@ -16,7 +16,8 @@ from raykit.errors import ClusterDiffersError
 from raykit.spec import ClusterSpec
 from raykit.wire.door import Door
 from tests.kube.conftest import operating
-from tests.ssh import hosts
+from tests.ssh import hosts, moto
+from tests.ssh.conftest import aws_options
 from tests.ssh.conftest import options as ssh_options
 
 
@@ -46,6 +47,7 @@ class Place:
         pytest.param("kuberay-real", marks=pytest.mark.k8s),
         pytest.param("local", marks=pytest.mark.ray),
         pytest.param("ssh", marks=pytest.mark.ray),
+        pytest.param("aws", marks=pytest.mark.ray),
     ]
 )
 def place(request: pytest.FixtureRequest, home: Any, tmp_path: Path) -> Iterator[Place]:
@@ -62,6 +64,12 @@ def place(request: pytest.FixtureRequest, home: Any, tmp_path: Path) -> Iterator
             if lacking := hosts.missing():
                 pytest.skip(lacking)
             options = ssh_options(stack.enter_context(hosts.network(tmp_path / "net", 2)), num_nodes=1)
+        elif request.param == "aws":
+            if lacking := hosts.missing():
+                pytest.skip(lacking)
+            network = stack.enter_context(hosts.network(tmp_path / "net", 0))
+            rented = stack.enter_context(moto.cloud(network, request.getfixturevalue("monkeypatch").setenv))
+            options = aws_options(rented)
         place = Place(provider(options["place"]), name="contract", **options)
         yield place
         place.provider.down("contract")

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from raykit.spec import ClusterSpec
-from tests.ssh import hosts
+from tests.ssh import hosts, moto
 from tests.ssh.hosts import Network
+from tests.ssh.moto import Hypervisor
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,21 @@ def options(network: Network, **more: Any) -> dict[str, Any]:
         "ssh_config": str(network.config),
         "python": sys.executable,
         "num_cpus": 1,
+        "object_store_bytes": 80_000_000,
+    } | more
+
+
+def aws_options(rented: Hypervisor, **more: Any) -> dict[str, Any]:
+    """Give the options by which a small cluster is made of rented machines."""
+    return {
+        "place": "aws",
+        "region": moto.REGION,
+        "image": moto.IMAGE,
+        "user": "root",
+        "ssh_config": str(rented.config),
+        "python": sys.executable,
+        "num_cpus": 1,
+        "num_nodes": 1,
         "object_store_bytes": 80_000_000,
     } | more
 
