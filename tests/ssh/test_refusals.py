@@ -128,8 +128,13 @@ def test_an_interrupt_in_the_middle_of_up_leaves_nothing(machines: Network, spec
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        Ssh().up(spec, told=print)
+    # Whoever runs these tests in the background has interrupts ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Ssh().up(spec, told=print)
+    finally:
+        signal.signal(signal.SIGINT, before)
     thread.join()
     assert records.find("lab") is None
     assert [_left(host) for host in machines.hosts] == [[], []]
