@@ -212,5 +212,6 @@ def test_nodes_leave_and_join_by_scale(machines: Network, far: Any, until: Any) 
     session.scale("far", num_nodes=1)
     until(lambda: num_alive() == 1)
     assert machines.hosts[1].left() == []
+    assert "is up already" in repr(rk.up("far", **options(machines))), "with as many nodes as it has now"
     session.scale("far", num_nodes=2)
     until(lambda: num_alive() == 2)

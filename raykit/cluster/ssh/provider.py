@@ -103,7 +103,7 @@ class Ssh(Provider):
             found = head.ask("find", folder=_folder(spec.name))  # somebody else was quicker
         record = _adopt(found["note"], spec)
         refuse_difference(record, spec)
-        _wait(used, record, deadline)
+        _wait(used[: record.spec.max_nodes], record, deadline)
         return record, "is up already"
 
     def machines(self, spec: ClusterSpec) -> list[Machine]:
@@ -156,7 +156,7 @@ class Ssh(Provider):
     def _refuse_second_place(self, spec: ClusterSpec) -> None:
         """Let no name stand for clusters with two heads."""
         known = records.find(spec.name)
-        if isinstance(known, SshRecord) and known.spec.hosts[0] != spec.hosts[0] and self.status(known).state == "up":
+        if isinstance(known, SshRecord) and known.spec.hosts[:1] != spec.hosts[:1] and self.status(known).state == "up":
             refuse_difference(known, spec)
 
 
