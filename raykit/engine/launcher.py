@@ -15,6 +15,7 @@ from contextlib import redirect_stdout
 from typing import Any
 
 NODE = "node"
+os.environ.setdefault("BOTO_MAX_RETRIES", "3")  # Ray's own are 12, which take half a minute to say that nobody answers
 ALIVE = ["pending", "running", "stopping", "stopped"]
 REMEDIES = {
     "AuthFailure": "They are wrong, or of another account: see aws sts get-caller-identity.",

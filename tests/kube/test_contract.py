@@ -65,7 +65,7 @@ def place(request: pytest.FixtureRequest, home: Any, tmp_path: Path) -> Iterator
                 pytest.skip(lacking)
             options = ssh_options(stack.enter_context(hosts.network(tmp_path / "net", 2)), num_nodes=1)
         elif request.param == "aws":
-            if lacking := hosts.missing():
+            if lacking := moto.missing():
                 pytest.skip(lacking)
             network = stack.enter_context(hosts.network(tmp_path / "net", 0))
             rented = stack.enter_context(moto.cloud(network, request.getfixturevalue("monkeypatch").setenv))

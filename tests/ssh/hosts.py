@@ -76,6 +76,8 @@ class Space:
 
     def processes(self) -> Iterator[tuple[int, str]]:
         """Give the processes in it, by id and command."""
+        if self._keeper.poll() is not None:
+            return
         mine = os.readlink(f"/proc/{self.pid}/ns/net")
         for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
             with suppress(OSError):

@@ -7,6 +7,7 @@ the instance's address through a proxy command.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -15,8 +16,10 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from typing import Any
 
+from tests.ssh import hosts
 from tests.ssh.hosts import Network
 
 WAIT_S = 60
@@ -45,6 +48,12 @@ CONFIG = """Host *
   IdentitiesOnly yes
   ProxyCommand {python} {folder}/proxy.py {folder}/addresses %h
 """
+
+
+def missing() -> str:
+    """Say why there is no such cloud here; empty when there can be one."""
+    lacking = [name for name in ("moto", "boto3") if find_spec(name) is None]
+    return f"needs {' and '.join(lacking)}: pip install 'moto[server,ec2]' boto3" if lacking else hosts.missing()
 
 
 class Hypervisor:
@@ -111,7 +120,8 @@ def cloud(network: Network, setenv: Callable[[str, str], None]) -> Iterator[Hype
         setenv(name, value)
     with (network.folder / "moto.log").open("w") as log:
         command = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-        server = subprocess.Popen(command, stdout=log, stderr=log)
+        checked = os.environ | {"MOTO_ENABLE_AMI_VALIDATION": "true"}
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=checked)
     try:
         deadline = time.monotonic() + WAIT_S
         while time.monotonic() < deadline and server.poll() is None:

@@ -7,7 +7,6 @@ finds them, and `down` gives all of them back.
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from dataclasses import replace
 
 from raykit.cluster import record as records
@@ -125,9 +124,7 @@ class Aws(Ssh):
             running = [each for each in cloud.look() if each.state == "running"]
             if len(running) >= spec.max_nodes:
                 reached = _reached(spec, running)
-                with suppress(ClusterError):
-                    for machine in reached:
-                        machine.ask("logs", folder="~/.raykit", tail=1)
+                if all(machine.answers() for machine in reached):
                     return reached
             if time.monotonic() > deadline:
                 states = ", ".join(f"{each.number} is {each.state}" for each in cloud.look()) or "none is there"

@@ -82,6 +82,10 @@ class Machine:
             raise ClusterError(f"{self.host} answered what raykit does not understand: {last}") from exc
         return answer
 
+    def answers(self) -> bool:
+        """Say whether ssh reaches it, whatever it has."""
+        return subprocess.run(self.command("true"), stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
+
     def command(self, words: str, *, options: Sequence[str] = ()) -> list[str]:
         """Give the command of this machine that runs a shell's words on it."""
         options = [*options, *(word for option in (*OPTIONS, *self.options) for word in ("-o", option))]

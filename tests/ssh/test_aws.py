@@ -1,0 +1,130 @@
+"""What Amazon's cloud can refuse, and what is given back; EC2 is moto's, its machines are namespaces of this one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raykit.cluster import record as records
+from raykit.cluster.aws.provider import Aws
+from raykit.errors import ClusterDiffersError, ClusterError, MissingPackageError
+from raykit.spec import ClusterSpec
+from tests.ssh import hosts, moto
+from tests.ssh.conftest import aws_options
+from tests.ssh.moto import Hypervisor
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def rented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hypervisor]:
+    """A cloud without machines, and a home of this test's own."""
+    if lacking := moto.missing():
+        pytest.skip(lacking)
+    monkeypatch.setenv("RAYKIT_HOME", str(tmp_path / "home"))
+    with hosts.network(tmp_path / "net", 0) as network, moto.cloud(network, monkeypatch.setenv) as hypervisor:
+        yield hypervisor
+
+
+@pytest.fixture
+def spec(rented: Hypervisor) -> ClusterSpec:
+    return ClusterSpec(name="lab", **aws_options(rented))
+
+
+def _refused(spec: ClusterSpec, words: str, kind: type[Exception] = ClusterError) -> None:
+    with pytest.raises(kind, match=words):
+        Aws().up(spec, told=print)
+    assert records.find(spec.name) is None
+
+
+def test_what_the_account_refuses_is_told_with_what_to_do_and_nothing_is_rented(
+    rented: Hypervisor, spec: ClusterSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _refused(
+        replace(spec, image="ami-00000000"), r"AWS refused: .*ami-00000000.*InvalidAMIID\.NotFound.*\nName an image of this region"
+    )
+    _refused(replace(spec, machine="m9.none"), "m9.none")
+    with monkeypatch.context() as context:
+        for name in moto.CREDENTIALS:
+            context.delenv(name)
+        context.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        _refused(spec, r"AWS was not asked: .*credentials.*\nLog in")
+    with monkeypatch.context() as context:
+        context.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        _refused(spec, r"AWS does not answer: .*\nIs this machine on the internet")
+    with monkeypatch.context() as context:
+        context.setitem(sys.modules, "boto3", None)
+        _refused(spec, r"pip install 'raykit\[aws\]'", MissingPackageError)
+    assert rented.instances("pending", "running", "stopped") == []
+
+
+def test_a_plan_rents_nothing_and_knows_what_a_machine_has(rented: Hypervisor, spec: ClusterSpec) -> None:
+    plan = repr(Aws().plan(replace(spec, num_nodes=2, price_per_node_h=0.5, spot=True)))
+    assert "spot m6i.xlarge in us-west-2: 4 CPU" in plan
+    assert "By --price it costs 1.00 an hour. Nothing was made." in plan
+    assert rented.instances() == []
+
+
+def test_machines_that_lack_something_are_given_back(rented: Hypervisor, spec: ClusterSpec) -> None:
+    _refused(replace(spec, python="/nowhere/python"), "has no program /nowhere/python")
+    assert rented.instances("pending", "running", "stopped") == []
+
+
+def test_an_interrupt_gives_back_what_was_rented(rented: Hypervisor, spec: ClusterSpec) -> None:
+    def interrupt() -> None:
+        while not rented.instances("running"):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    # Whoever runs these tests in the background has interrupts ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Aws().up(spec, told=print)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    thread.join()
+    assert records.find("lab") is None
+    assert rented.instances("pending", "running", "stopped") == []
+
+
+def test_an_up_that_was_killed_is_taken_up_with_the_machines_that_it_rented(rented: Hypervisor, spec: ClusterSpec) -> None:
+    code = f"from raykit.cluster.aws.provider import Aws; from raykit.spec import ClusterSpec; Aws().up({spec!r}, told=print)"
+    asking = subprocess.Popen([sys.executable, "-c", code])
+    while not rented.instances("running"):
+        assert asking.poll() is None
+        time.sleep(0.02)
+    asking.kill()
+    asking.wait()
+    (before,) = rented.instances("running")
+    record, _ = Aws().up(spec, told=print)
+    assert [each["InstanceId"] for each in rented.instances("running")] == [before["InstanceId"]]
+    with pytest.raises(ClusterDiffersError, match=r"--machine is m6i\.xlarge, asked m6i\.large"):
+        Aws().up(replace(spec, machine="m6i.large"), told=print)
+    assert Aws().down("lab") is True
+    assert rented.instances("pending", "running", "stopped") == []
+    assert Aws().status(record).state == "gone"
+
+
+def test_an_up_that_was_killed_can_be_given_back_without_taking_it_up(rented: Hypervisor, spec: ClusterSpec) -> None:
+    code = f"from raykit.cluster.aws.provider import Aws; from raykit.spec import ClusterSpec; Aws().up({spec!r}, told=print)"
+    asking: Any = subprocess.Popen([sys.executable, "-c", code])
+    while not rented.instances("running"):
+        assert asking.poll() is None
+        time.sleep(0.02)
+    asking.kill()
+    asking.wait()
+    assert Aws().down("lab") is True
+    assert rented.instances("pending", "running", "stopped") == []
