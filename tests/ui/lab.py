@@ -139,6 +139,12 @@ class Notebook:
         page = self.page
         self._until(lambda: page.evaluate(KERNEL_IDLE), "the kernel to be idle")
 
+    def set_theme(self, name: str) -> None:
+        """Choose JupyterLab's theme, Light or Dark; a lab keeps it for the pages that come."""
+        self.page.evaluate(f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {name}'}})")
+        is_light = "true" if name == "Light" else "false"
+        self._until(lambda: self.page.locator("body").get_attribute("data-jp-theme-light") == is_light, f"the theme {name}")
+
     def start(self, index: int) -> None:
         """Start a cell, and do not wait for its end."""
         self.page.evaluate(START_CELL, index)

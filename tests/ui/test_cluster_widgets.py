@@ -82,7 +82,7 @@ def test_the_map_of_a_cluster_moves_while_a_cell_blocks_and_a_click_on_a_node_sh
     notebook.page.screenshot(path=pictures / "map-light.png")
     view.get_by_label("node", exact=True).select_option("n002")
     expect(rows).to_contain_text("GPU is lost")
-    notebook.page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    notebook.set_theme("Dark")
     expect(notebook.page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
     before = at_work.inner_text()
     expect(at_work).not_to_have_text(before)

@@ -25,6 +25,7 @@ def test_every_state_is_drawn_in_both_themes_wide_and_narrow_and_the_charts_foll
     shutil.copy(GALLERY, lab.root / "gallery.ipynb")
     notebook = opened("gallery.ipynb", height=12_000)
     page = notebook.page
+    notebook.set_theme("Light")
     for index, cell in enumerate(nbformat.read(GALLERY, as_version=4).cells):
         if cell.cell_type == "code":
             assert notebook.run(index), notebook.cell(index).inner_text()
@@ -49,8 +50,7 @@ def test_every_state_is_drawn_in_both_themes_wide_and_narrow_and_the_charts_foll
     done.get_by_role("button", name="Show all").click()
     expect(done.locator(".raykit-timeline-words span")).to_have_text("0.0 s to 93.3 s")
 
-    page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-    expect(page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
+    notebook.set_theme("Dark")
     page.set_viewport_size({"width": 700, "height": 18_000})
     page.wait_for_function("document.querySelector('.raykit-run').clientWidth < 700")
     assert widgets.evaluate_all(OVERFLOW) == []

@@ -17,8 +17,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.ui, pytest.mark.slow, pytest.mark.tim
 def test_every_cell_of_the_tour_runs_in_jupyterlab_and_shows_what_it_did(lab, opened, theme):
     shutil.copy(TOUR, lab.root / f"tour-{theme}.ipynb")
     notebook = opened(f"tour-{theme}.ipynb", width=1280, height=1100)
-    if theme == "dark":
-        notebook.page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    notebook.set_theme(theme.capitalize())
     cells = nbformat.read(TOUR, as_version=4).cells
     for index, cell in enumerate(cells):
         if cell.cell_type == "code":
