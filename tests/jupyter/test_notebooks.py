@@ -1,5 +1,6 @@
 """Every notebook runs from its first cell to its last, and shows what its words promise."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+STRIPPED = re.compile(r"<(script|style|svg)\b.*?</\1>|\s(style|class)=(\"[^\"]*\"|'[^']*')", re.DOTALL)
+"""What GitHub takes out of a saved notebook."""
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -60,3 +64,15 @@ def test_the_notebook_shows_true_results_and_the_recovery(executed, name, words)
     )
     for each in words:
         assert each in shown, (each, shown)
+
+
+def test_the_tour_shows_lanes_curves_and_the_recovery_where_scripts_styles_and_drawings_are_stripped(executed):
+    notebook = executed(ROOT / "notebooks" / "00_tour.ipynb")
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    pages = [output["data"]["text/html"] for output in outputs if "text/html" in output.get("data", {})]
+    shown = "\n".join(STRIPPED.sub("", page) for page in pages)
+    assert "<td>rank 0</td>" in shown
+    assert "<td>Classify</td>" in shown
+    assert re.search("[▁▂▃▄▅▆▇█]{8}", shown), "a curve in block characters"
+    assert re.search(r"rank \d \(w\d\) was lost", shown)
+    assert "committed steps" in shown
