@@ -45,6 +45,10 @@ CLIENT = """Host {subnet}.*
 
 ENDS_WITH_US = ["setpriv", "--pdeathsig", "KILL"]
 MACHINE = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+PROBE = f"""mount --bind /tmp {HOME}
+ip link add br0 type bridge
+ip link add one type veth peer name two
+tc qdisc add dev one root tbf rate 2mbit burst 32k latency 100ms"""
 FIRST = 'mount --bind "$0" "$1" && exec /usr/sbin/sshd -D -e -f "$2"'
 
 
@@ -53,8 +57,8 @@ def missing() -> str:
     lacking = [name for name in NEEDED if not shutil.which(name)]
     if lacking:
         return f"needs {', '.join(lacking)} (Debian: openssh-server, openssh-client, iproute2, util-linux)"
-    allowed = subprocess.run([*MACHINE, "--net", "mount", "--bind", "/tmp", HOME], capture_output=True, text=True, check=False)
-    return f"needs root, to make namespaces: {allowed.stderr.strip()}" if allowed.returncode else ""
+    allowed = subprocess.run([*MACHINE, "--net", "sh", "-ec", PROBE], capture_output=True, text=True, check=False)
+    return f"needs root and a kernel that makes namespaces: {allowed.stderr.strip()}" if allowed.returncode else ""
 
 
 class Space:
