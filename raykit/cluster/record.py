@@ -16,6 +16,7 @@ from raykit.codec import validate
 from raykit.spec import ClusterSpec
 from raykit.spec.cluster import THIS_MACHINE
 
+TITLE = "ray::"  # of Ray's own processes, but for a driver's
 MARK = "RAYKIT_CLUSTER"
 """Every process of a cluster carries its folder under this name in its environment: so they are found again."""
 
@@ -171,14 +172,15 @@ def processes(name: str) -> list[psutil.Process]:
 
 
 def agents(ray_temp: str) -> list[psutil.Process]:
-    """Give the processes that write below Ray's folder.
+    """Give Ray's agents that write below its folder: they overwrite their environment with their title.
 
-    Ray's agents overwrite their environment with their title, and stay when their raylet was killed.
+    A person's own processes may have files open there too: who reads a log, a kernel that is connected.
     """
     found, place = [], os.path.realpath(ray_temp)
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if any(Path(file.path).is_relative_to(place) for file in process.open_files()):
+            is_titled = "".join(process.cmdline()).startswith(TITLE)
+            if is_titled and any(Path(file.path).is_relative_to(place) for file in process.open_files()):
                 found.append(process)
     return found
 

@@ -1,6 +1,8 @@
 import os
 import signal
+import subprocess
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -157,6 +159,18 @@ def test_a_head_whose_gcs_dies_takes_all_of_its_processes_along(own, until):
     gcs.kill()
     until(lambda: _in_session(record.head.pid) == [])
     rk.down("headless")
+
+
+def test_who_reads_a_log_of_a_cluster_outlives_its_end(own):
+    record = own("read").record
+    log = next(Path(record.ray_temp).rglob("raylet.out"))
+    reader = subprocess.Popen(["tail", "-f", log], stdout=subprocess.DEVNULL)
+    try:
+        rk.down("read")
+        assert reader.poll() is None
+    finally:
+        reader.kill()
+        reader.wait()
 
 
 def _in_session(leader):

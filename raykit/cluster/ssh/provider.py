@@ -101,6 +101,8 @@ class Ssh(Provider):
             if record := _make(used, spec, deadline):
                 return record, word
             found = head.ask("find", folder=_folder(spec.name))  # somebody else was quicker
+            if not found["alive"]:
+                raise ClusterError(f"Somebody else started {spec.name} and ended it again meanwhile.", "Ask again.")
         record = _adopt(found["note"], spec)
         refuse_difference(record, spec)
         _wait(used[: record.spec.max_nodes], record, deadline)

@@ -186,9 +186,11 @@ def _processes(folder: str) -> list[int]:
 
 
 def _agents(ray_temp: str) -> list[int]:
-    """Give what writes below Ray's folder: its agents overwrite their environment, and stay when their raylet was killed."""
+    """Give Ray's agents that write below its folder: they overwrite their environment with their title."""
     found = []
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        if not (_text(f"/proc/{pid}/cmdline") or "").startswith("ray::"):
+            continue  # a person's own process may have a file open there too
         with suppress(OSError):
             files = [os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")]
             if ray_temp and any(file.startswith(f"{ray_temp}/") for file in files):
