@@ -118,6 +118,19 @@ def test_an_up_that_was_killed_is_taken_up_with_the_machines_that_it_rented(rent
     assert Aws().status(record).state == "gone"
 
 
+def test_an_up_that_fails_on_machines_that_were_stopped_keeps_them_known(rented: Hypervisor, spec: ClusterSpec) -> None:
+    record, _ = Aws().up(spec, told=print)
+    with pytest.raises(ClusterDiffersError, match="--region is us-west-2, asked eu-west-1"):
+        Aws().up(replace(spec, region="eu-west-1"), told=print)
+    Aws().suspend(record)
+    with pytest.raises(ClusterError, match=r"given up waiting|ended while it started"):
+        Aws().up(spec, told=print, timeout_s=-600)
+    assert records.find("lab") is not None, "what is rented is known, so that it can be given back"
+    assert len(rented.instances("running", "pending", "stopped")) == 1
+    assert Aws().down("lab") is True
+    assert rented.instances("pending", "running", "stopped") == []
+
+
 def test_an_up_that_was_killed_can_be_given_back_without_taking_it_up(rented: Hypervisor, spec: ClusterSpec) -> None:
     code = f"from raykit.cluster.aws.provider import Aws; from raykit.spec import ClusterSpec; Aws().up({spec!r}, told=print)"
     asking: Any = subprocess.Popen([sys.executable, "-c", code])

@@ -44,21 +44,23 @@ class Aws(Ssh):
     def up(self, spec: ClusterSpec, *, told: Told, timeout_s: float = UP_TIMEOUT_S) -> Started:
         deadline = time.monotonic() + timeout_s
         with records.locked(spec.name):
-            cloud, known = Cloud(spec), records.find(spec.name)
+            cloud, known = Cloud(spec), _known(spec.name)
+            if known is not None:
+                refuse_difference(known, spec)  # of another region too: nobody pays for machines that no record knows of
             before = cloud.look()
-            if known is not None and before:
-                refuse_difference(known, spec)
-            if known is None:  # before anything is rented: so `down` finds what a killed one leaves
-                _placeholder(spec).save()
-            rented_before = {each.id for each in before}
+            # Before anything is rented: so `down` finds what a killed one leaves.
+            kept = known or _placeholder(spec)
+            kept.save()
             try:
                 again = _rent(cloud, spec, before, told)
                 record, word = self.up_on(self._answering(cloud, spec, told), spec, told, deadline)
             except BaseException:  # an interrupt too must leave nothing behind that costs
-                if new := [each.id for each in cloud.look() if each.id not in rented_before]:
+                kept.save()  # until they are given back
+                there = {each.id for each in before}
+                if new := [each.id for each in cloud.look() if each.id not in there]:
                     cloud.end(new)
                 if not before:
-                    _placeholder(spec).remove()
+                    kept.remove()
                 raise
             return record, "is up again, on the machines that it had" if again else word
 
@@ -162,6 +164,12 @@ def _reached(spec: ClusterSpec, rented: list[Rented]) -> list[Machine]:
         )
         for each in rented
     ]
+
+
+def _known(name: str) -> SshRecord | None:
+    """Give the record of a cluster whose machines are there, running or stopped."""
+    record = records.find(name)
+    return record if isinstance(record, SshRecord) and record.spec.place == "aws" and Cloud(record.spec).look() else None
 
 
 def _placeholder(spec: ClusterSpec) -> SshRecord:
