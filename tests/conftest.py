@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -48,3 +48,14 @@ def clusters_end_with_module() -> Iterator[None]:
     for folder in clusters_home().iterdir():
         if folder.name not in earlier:
             Local().down(folder.name)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """A home of this test's own; called with a word it becomes another machine's."""
+
+    def use(name: str) -> None:
+        monkeypatch.setenv("RAYKIT_HOME", str(tmp_path / name))
+
+    use("home")
+    return use

@@ -105,7 +105,8 @@ class Cluster:
         """Wait while the hub restarts, and longer while this machine is cut off from the cluster's.
 
         Raises:
-            ClusterLostError: at once when the head is dead, else after ``timeout_s``.
+            ClusterLostError: at once when the head is dead, else after ``timeout_s``; after ten minutes when its place
+                cannot be asked.
         """
         begun_s = time.monotonic()
         while True:

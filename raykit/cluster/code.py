@@ -9,11 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 LEFT_OUT = ("jupyter", "__pycache__")
-FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # the same code gives the same bytes
-
-
 ROOT = Path(__file__).parents[1]
 SHIM = Path(__file__).parent / "shim"
+FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # the same code gives the same bytes
 
 
 def python_path(place: str) -> str:

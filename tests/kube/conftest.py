@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,14 +135,3 @@ def operator(kubernetes: Kubernetes) -> Iterator[StandIn]:
     """The stand-in operator, whose heads are doors."""
     with operating(kubernetes) as standin:
         yield standin
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """A home of this test's own; called with a word it becomes another machine's."""
-
-    def use(name: str) -> None:
-        monkeypatch.setenv("RAYKIT_HOME", str(tmp_path / name))
-
-    use("home")
-    return use

@@ -86,6 +86,7 @@ def test_a_pipeline_and_a_training_that_loses_a_pod_run_on_kubernetes_and_nothin
         cells.run(PIPELINE)
         (view,) = (view for view in session.runs() if view.name == "squares")
         assert (view.state, view.stages[-1].rows_out) == ("done", 200)
+        assert session.watch("squares").result.count() == 200, "the rows come through the door"
 
         cells.run(TRAIN)
         run = session.watch("digits")

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -29,17 +28,6 @@ ANOTHER = """#!/bin/sh
 PYTHONPATH={folder} exec {python} "$@"
 """
 OLD = "import sys; sys.version_info = type('Version', (tuple,), {'major': 3, 'minor': 9})((3, 9, 2))"
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """A home of this test's own; called with a word it becomes another person's machine."""
-
-    def use(name: str) -> None:
-        monkeypatch.setenv("RAYKIT_HOME", str(tmp_path / name))
-
-    use("home")
-    return use
 
 
 def _refused(spec: ClusterSpec, words: str) -> None:

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from raykit.cluster.exchange import exchange
 from raykit.errors import ClusterError, require
 from raykit.spec import ClusterSpec
 
@@ -78,18 +79,11 @@ class Cloud:
     def _ask(self, verb: str, **facts: Any) -> dict[str, Any]:
         require("boto3", extra="aws", why="to reach Amazon's cloud")
         asked = json.dumps({"verb": verb, "cloud": self._cloud, **facts})
-        # A session of its own: an interrupt waits for the answer, so that nobody pays for a machine that nobody knows of.
-        pipe = subprocess.PIPE
-        with subprocess.Popen(PROGRAM, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
-            try:
-                said, complaints = process.communicate(asked, ASK_S)
-            except KeyboardInterrupt:
-                process.communicate(timeout=ASK_S)
-                raise
-            except subprocess.TimeoutExpired as exc:
-                process.kill()
-                raise ClusterError(f"AWS did not {verb} within {ASK_S:.0f} s.", "Is this machine on the internet?") from exc
-        if process.returncode:
+        try:
+            status, said, complaints = exchange(PROGRAM, asked, ASK_S)
+        except subprocess.TimeoutExpired as exc:
+            raise ClusterError(f"AWS did not {verb} within {ASK_S:.0f} s.", "Is this machine on the internet?") from exc
+        if status:
             raise ClusterError(f"Ray's launcher failed: {complaints.strip()[-500:]}")
         answer: dict[str, Any] = json.loads(said)
         if "refused" in answer:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from raykit.cluster.exchange import exchange
 from raykit.errors import ClusterError
 from raykit.spec import ClusterSpec
 from raykit.spec.cluster import THIS_MACHINE
@@ -66,7 +67,7 @@ class Machine:
         command = [self.python, "-c", BOOT] if self.is_here else self.command(shlex.join([self.python, "-c", BOOT]))
         line = json.dumps({"program": _program(), "verb": verb, **facts})
         try:
-            status, said, complaints = _done(command, line, timeout_s)
+            status, said, complaints = exchange(command, line, timeout_s)
         except FileNotFoundError as exc:
             raise ClusterError(f"There is no program {command[0]} on this machine.", self._without(command[0])) from exc
         except subprocess.TimeoutExpired as exc:
@@ -118,24 +119,6 @@ def machines(spec: ClusterSpec) -> list[Machine]:
         Machine(host=host, python=spec.python or (sys.executable if host == THIS_MACHINE else "python3"), key=key, config=config)
         for host in spec.hosts
     ]
-
-
-def _done(command: list[str], line: str, timeout_s: float) -> tuple[int, str, str]:
-    """Run a command to its end, and give its status, its output and its complaints.
-
-    An interrupt is raised when the other side has answered: what it does has an end, and what it began can be undone.
-    """
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
-        try:
-            said, complaints = process.communicate(line, timeout_s)
-        except KeyboardInterrupt:
-            process.communicate(timeout=timeout_s)
-            raise
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise
-        return process.returncode, said, complaints
 
 
 @cache

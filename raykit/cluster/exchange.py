@@ -1,0 +1,28 @@
+"""One question to a program, and its answer."""
+
+from __future__ import annotations
+
+import subprocess
+
+
+def exchange(command: list[str], line: str, timeout_s: float) -> tuple[int, str, str]:
+    """Run a program to its end, and give its status, its output and its complaints.
+
+    An interrupt is raised when it has answered: what it does has an end, and what it began can be undone then. It has a
+    session of its own, which a terminal's interrupt does not reach.
+
+    Raises:
+        FileNotFoundError: there is no such program.
+        subprocess.TimeoutExpired: it did not answer in time.
+    """
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        try:
+            said, complaints = process.communicate(line, timeout_s)
+        except KeyboardInterrupt:
+            process.communicate(timeout=timeout_s)
+            raise
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        return process.returncode, said, complaints
