@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 import traitlets
@@ -40,6 +40,7 @@ class ClusterPicker(Answering):
         self._told: tuple[str, ...] = ()
         self._plan: Plan | None = None
         self._working: Thread | None = None
+        self._drawing = Lock()
         self.on_command(self._carry_out)
         self.on_look(self._draw)
 
@@ -119,16 +120,17 @@ class ClusterPicker(Answering):
         self._draw()
 
     def _draw(self) -> None:
-        plan = self._plan
-        face = PickerFace(
-            clusters=tuple(_rows()),
-            doing=self._doing,
-            told=self._told,
-            line=self._line,
-            plan=plan.things if plan else (),
-            price=plan.price if plan else "",
-        )
-        self.now = encode(face)
+        with self._drawing:  # what was looked at first is shown first
+            plan = self._plan
+            face = PickerFace(
+                clusters=tuple(_rows()),
+                doing=self._doing,
+                told=self._told,
+                line=self._line,
+                plan=plan.things if plan else (),
+                price=plan.price if plan else "",
+            )
+            self.now = encode(face)
 
 
 def _rows() -> list[ClusterRow]:
