@@ -5,15 +5,17 @@ from __future__ import annotations
 import sys
 import time
 import weakref
-from contextlib import suppress
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raykit.client.mirror import Mirror
 from raykit.cluster import record as records
 from raykit.cluster.base import Plan, Provider, Status, Told, Way, refuse_difference
 from raykit.cluster.home import clusters_home
 from raykit.cluster.places import provider
 from raykit.cluster.processes import num_cpus
-from raykit.cluster.record import ClusterRecord, LocalRecord
+from raykit.cluster.record import ClusterRecord, KubeRecord, LocalRecord, SshRecord
 from raykit.commands import Stop
 from raykit.errors import (
     ClusterError,
@@ -49,6 +51,7 @@ class Cluster:
         self.found = found
         self._way: Way | None = None
         self._door: Door | None = None
+        self._mirror: Mirror | None = None
 
     @property
     def name(self) -> str:
@@ -79,11 +82,21 @@ class Cluster:
 
     def close(self) -> None:
         """Close the door and the way to it, if they are open; the next call opens them again."""
+        if self._mirror is not None:
+            self._mirror.close()
+        self._mirror = None
         if self._door is not None:
             self._door.close()
         if self._way is not None:
             self._way.close()
         self._door = self._way = None
+
+    def mirror(self) -> Cluster:
+        """Have its events kept here too, where they would go with its machines."""
+        if self._mirror is None and isinstance(self.record, SshRecord | KubeRecord):
+            self._mirror = Mirror(self.record, self.door.url)
+            weakref.finalize(self, self._mirror.end)
+        return self
 
     @property
     def is_alive(self) -> bool:
@@ -160,7 +173,7 @@ def up_spec(spec: ClusterSpec, *, told: Told = print) -> Cluster:
     started = Cluster(*provider(spec.place).up(spec, told=told))
     if _current is not None:
         _current.close()
-    _current = started
+    _current = started.mirror()
     return _current
 
 
@@ -188,7 +201,7 @@ def scale(name: str | None = None, *, num_nodes: int | tuple[int, int]) -> Clust
     scaled = Cluster(cluster.place.scale(cluster.record, num_nodes))
     if _current is not None and _current.name == scaled.name:
         _current.close()
-        _current = scaled
+        _current = scaled.mirror()
     return scaled
 
 
@@ -199,6 +212,7 @@ def suspend(name: str | None = None) -> str:
         ClusterError: its place has nothing to give back.
     """
     cluster = get(name)
+    _bring_home(cluster.record)
     cluster.place.suspend(cluster.record)
     cluster.close()
     return f"Cluster {cluster.name} is suspended. Bring it back: %ray up {cluster.name}"
@@ -211,7 +225,7 @@ def use(name: str) -> Cluster:
         NoClusterError: none of that name is up.
     """
     global _current  # noqa: PLW0603
-    _current = get(name)
+    _current = get(name).mirror()
     return _current
 
 
@@ -272,11 +286,19 @@ def down(name: str | None = None) -> str:
         from raykit.engine.connect import disconnect
 
         disconnect(found.gcs_address)
+    if found is not None:
+        _bring_home(found)
     was_there = provider(found.spec.place if found else "local").down(name)
     if _current is not None and _current.name == name:
         _current.close()
         _current = None
     return f"Cluster {name} is down; its runs are kept." if was_there else f"No cluster {name} is up; nothing to do."
+
+
+def _bring_home(record: ClusterRecord) -> None:
+    """Keep what a cluster elsewhere tells last; one that is not reached any more tells nothing."""
+    with suppress(ClusterError, MissingPackageError), closing(Cluster(record)) as cluster:
+        cluster.mirror()
 
 
 def status(name: str | None = None) -> ClusterView:
@@ -357,7 +379,7 @@ def _folder_elsewhere(name: str, here: str) -> str | None:
         raise RunNameTakenError(f"The run {view.name} goes on in the cluster {where}.", f"Stop it there first: %ray use {where}")
     if view.state == "done":
         raise RunError(f"The run {view.name} of the cluster {where} is done; there is nothing to resume.", "Run its cell again.")
-    return view.folder
+    return view.folder if Path(view.folder).exists() else None  # of a cluster elsewhere only its events are here
 
 
 def connect(name: str | None = None) -> Any:

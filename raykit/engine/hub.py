@@ -128,7 +128,7 @@ class Hub:
 
     async def _ping(self, _: web.Request) -> web.Response:
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
-        versions = {"ray": ray.__version__, "raykit": version("raykit"), "python": python}
+        versions = {"ray": ray.__version__, "raykit": version("raykit"), "python": python, "log": self._registry.log.life}
         return web.json_response(
             {"name": self._setting.name, "pid": os.getpid(), "started_unix_s": self._started_unix_s} | versions
         )
@@ -213,7 +213,7 @@ class Hub:
             return
 
     async def _events(self, request: web.Request) -> web.Response:
-        run = self._registry.newest(request.query["run"])
+        run = self._registry.newest(request.query["run"]) if "run" in request.query else None
         after = int(request.query["after"])
         begun_s = time.monotonic()
         deadline = begun_s + min(float(request.query.get("wait_s", 0)), MAX_WAIT_S)

@@ -24,6 +24,9 @@ CREATE TABLE IF NOT EXISTS events (
 );
 CREATE INDEX IF NOT EXISTS events_of_run ON events (run, number);
 CREATE INDEX IF NOT EXISTS events_of_kind ON events (kind, number);
+CREATE TABLE IF NOT EXISTS life (place INTEGER PRIMARY KEY, id TEXT NOT NULL);
+INSERT OR IGNORE INTO life VALUES (1, lower(hex(randomblob(8))));
+CREATE TABLE IF NOT EXISTS mirrored (life TEXT PRIMARY KEY, begun_after INTEGER NOT NULL, kept_up_to INTEGER NOT NULL);
 """
 
 
@@ -55,7 +58,7 @@ class Log:
             instead_of: numbers of earlier ones that go.
         """
         now = time.time()
-        rows = [(now, run, type(event).__name__, json.dumps(encode(event), separators=(",", ":"))) for event in events]
+        rows = [(now, run, type(event).__name__, _packed(event)) for event in events]
         with self._session() as connection, connection:
             connection.executemany("DELETE FROM events WHERE number = ?", [(number,) for number in instead_of])
             connection.executemany("INSERT INTO events (at_unix_s, run, kind, body) VALUES (?, ?, ?, ?)", rows)
@@ -90,6 +93,31 @@ class Log:
             yield page
             after = page[-1].number
 
+    @property
+    def life(self) -> str:
+        """What tells this log from every other, also from a later one at the same place."""
+        with self._session() as connection:
+            return str(connection.execute("SELECT id FROM life").fetchone()[0])
+
+    def kept_up_to(self, life: str) -> int:
+        """Give the number up to which another log's records are in this one."""
+        with self._session() as connection:
+            row = connection.execute("SELECT kept_up_to FROM mirrored WHERE life = ?", (life,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def keep(self, life: str, records: Sequence[Record]) -> None:
+        """Write another log's records down, after what was here when its first ones came; each once, whoever brings it."""
+        with self._session() as connection, connection:
+            connection.execute("INSERT OR IGNORE INTO mirrored SELECT ?, coalesce(max(number), 0), 0 FROM events", (life,))
+            (begun_after,) = connection.execute("SELECT begun_after FROM mirrored WHERE life = ?", (life,)).fetchone()
+            rows = [
+                (begun_after + each.number, each.at_unix_s, each.run, type(each.event).__name__, _packed(each.event))
+                for each in records
+            ]
+            connection.executemany("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?)", rows)
+            newest = max((each.number for each in records), default=0)
+            connection.execute("UPDATE mirrored SET kept_up_to = max(kept_up_to, ?) WHERE life = ?", (newest, life))
+
     def version(self) -> int:
         """Give a number that changes when another process has appended; a look costs microseconds."""
         with self._session() as connection:
@@ -111,6 +139,10 @@ class Log:
                 yield self._connection
             except sqlite3.Error as exc:
                 raise LogError(str(self.path), str(exc)) from exc
+
+
+def _packed(event: Event) -> str:
+    return json.dumps(encode(event), separators=(",", ":"))
 
 
 def _opened(path: Path) -> sqlite3.Connection:

@@ -7,7 +7,7 @@ GET  /runs/why?run=                 what a run lacks, and who holds it
 POST /runs                          start: multipart of `spec` (JSON) and `payload` (bytes)
 POST /runs/resume                   start a run again from its folder
 POST /commands                      a Command
-GET  /events?run=&after=&wait_s=    records by number; waits for the first
+GET  /events?run=&after=&wait_s=    records by number, of all runs without one; waits for the first
 GET  /outputs/RUN/NAME              the bytes of an output
 GET  /logs/RUN?source=&tail=        what workers printed, whole
 """
@@ -48,7 +48,7 @@ class Door:
         self._http: httpx.Client | None = None
 
     def ping(self, *, timeout_s: float = REQUEST_TIMEOUT_S) -> dict[str, Any]:
-        """Say who serves the door: process id, versions, start."""
+        """Say who serves the door: process id, versions, start, and the life of its log."""
         answer: dict[str, Any] = self._json("GET", "/ping", timeout_s=timeout_s)
         return answer
 
@@ -94,9 +94,12 @@ class Door:
         """Ask something of a run that goes on."""
         self._json("POST", "/commands", json=encode(command))
 
-    def events(self, run: str, *, after: int, wait_s: float = 20.0) -> list[Record]:
-        """Give the run's records above ``after``; wait up to ``wait_s`` for the first. An interrupt ends the wait."""
-        query = {"run": run, "after": after, "wait_s": wait_s}
+    def events(self, run: str | None, *, after: int, wait_s: float = 20.0) -> list[Record]:
+        """Give a run's records above ``after``, or those of all runs; wait up to ``wait_s`` for the first.
+
+        An interrupt ends the wait.
+        """
+        query = {"after": after, "wait_s": wait_s} | ({"run": run} if run is not None else {})
         answer = self._json("GET", "/events", params=query, timeout_s=wait_s + REQUEST_TIMEOUT_S)
         return [record_from_json(record) for record in answer["records"]]
 

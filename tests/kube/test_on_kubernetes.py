@@ -102,6 +102,7 @@ def test_a_pipeline_and_a_training_that_loses_a_pod_run_on_kubernetes_and_nothin
         assert "kr-head" in cluster.logs()
     finally:
         cells.run("%ray down kr")
+    assert {view.name: view.state for view in session.runs("kr")} == {"squares": "done", "digits": "done"}, "told here, too"
     assert kubernetes.objects() == []
     assert raynodes.processes("") == []
 

@@ -193,6 +193,21 @@ def test_a_slow_link_makes_a_pipeline_slower_and_loses_nothing(machines: Network
     assert sorted(pq.read_table(tmp_path / "out").to_pydict()["x"]) == list(range(100))
 
 
+def test_what_a_cluster_told_is_here_when_it_is_gone(machines: Network, far: Any, until: Any) -> None:
+    rk.run(lambda: 1, name="before").wait()
+    machines.driver.set("down")
+    heal = threading.Timer(5, machines.driver.set, ["up"])
+    heal.start()
+    heal.join()
+    rk.run(lambda: 2, name="after").wait()
+    told = {view.name: view.state for view in rk.runs("far")}
+    rk.down("far")
+    assert {view.name: view.state for view in rk.runs("far")} == told
+    assert (told["before"], told["after"]) == ("done", "done")
+    rk.up("far", **options(machines))
+    until(lambda: {view.name for view in rk.runs("far")} >= {"before", "after"})
+
+
 def test_the_head_s_loss_is_told_and_up_makes_the_cluster_anew(machines: Network, far: Any, until: Any) -> None:
     run = rk.train(loops.linear, 1000, 0.02, workers=2, spares=0, name="headless")
     until(lambda: run.refresh().step > 5)

@@ -149,3 +149,22 @@ def test_what_a_host_that_comes_back_reads_does_not_grow_with_the_log(tmp_path):
         tracemalloc.stop()
         log.append("a", _steps(4001, 20_000))
     assert peaks[1] < 1.5 * peaks[0]
+
+
+def test_what_another_log_has_is_kept_once_and_after_what_was_here(tmp_path):
+    ours, theirs, later = (Log(tmp_path / f"{name}.sqlite") for name in ("ours", "theirs", "later"))
+    theirs.append("a", [RunStarted(), RunEnded(state="done")])
+    assert ours.kept_up_to(theirs.life) == 0
+    ours.keep(theirs.life, theirs.read(limit=1))
+    assert ours.kept_up_to(theirs.life) == 1
+    for _ in range(2):  # a second mirror brings the same
+        ours.keep(theirs.life, theirs.read())
+    later.append("b", [RunStarted()])
+    assert later.life != theirs.life
+    ours.keep(later.life, later.read())
+    assert [(record.number, record.run, record.event) for record in ours.read()] == [
+        (1, "a", RunStarted()),
+        (2, "a", RunEnded(state="done")),
+        (3, "b", RunStarted()),
+    ]
+    assert Log(tmp_path / "theirs.sqlite").life == theirs.life
