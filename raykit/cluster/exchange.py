@@ -5,11 +5,11 @@ from __future__ import annotations
 import subprocess
 
 
-def exchange(command: list[str], line: str, timeout_s: float) -> tuple[int, str, str]:
+def exchange(command: list[str], line: str, timeout_s: float, *, only_looks: bool = False) -> tuple[int, str, str]:
     """Run a program to its end, and give its status, its output and its complaints.
 
-    An interrupt is raised when it has answered: what it does has an end, and what it began can be undone then. It has a
-    session of its own, which a terminal's interrupt does not reach.
+    An interrupt is raised when it has answered: what it does has an end, and what it began can be undone then. One that
+    ``only_looks`` is ended at once. It has a session of its own, which a terminal's interrupt does not reach.
 
     Raises:
         FileNotFoundError: there is no such program.
@@ -20,6 +20,8 @@ def exchange(command: list[str], line: str, timeout_s: float) -> tuple[int, str,
         try:
             said, complaints = process.communicate(line, timeout_s)
         except KeyboardInterrupt:
+            if only_looks:
+                process.kill()
             process.communicate(timeout=timeout_s)
             raise
         except subprocess.TimeoutExpired:

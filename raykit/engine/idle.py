@@ -1,33 +1,27 @@
-"""The guard of a cluster on Kubernetes: it lives in the hub, so that a closed laptop does not burn money."""
+"""The guard of a cluster that is paid for by the hour: it lives in the hub, so that a closed laptop does not burn money."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
-import ssl
 import time
-import urllib.request
-from pathlib import Path
 
 import ray
 
-from raykit.cluster.kuberay import manifest
 from raykit.decisions import SuspendCluster, WarnIdle
 from raykit.engine.registry import Registry
 from raykit.engine.setting import ClusterSetting
+from raykit.engine.suspend import shut_down, suspend_pods
 from raykit.policy.idle import Use, decide, idle_since
 
 LOOK_S = 5.0
 LOOKS_WITHIN_LIMIT = 10
-API_TIMEOUT_S = 10.0
 
 logger = logging.getLogger(__name__)
 
 
 class IdleGuard:
-    """Looks at what is used, and suspends the cluster by its own API server when nothing was for too long."""
+    """Looks at what is used, and suspends the cluster when nothing was for too long."""
 
     def __init__(self, setting: ClusterSetting, registry: Registry) -> None:
         self._setting = setting
@@ -61,32 +55,11 @@ class IdleGuard:
 
     def _suspend(self, reason: str) -> str:
         try:
-            suspend(self._setting, reason)
+            if self._setting.account_folder:
+                suspend_pods(self._setting, reason)
+            else:
+                shut_down()
         except (OSError, LookupError) as exc:
             logger.exception("suspending %s", self._setting.name)
             return f"idle, and could not be suspended: {exc}"
         return f"suspended: {reason}"
-
-
-def suspend(setting: ClusterSetting, reason: str) -> None:
-    """Suspend the cluster of which this process is a part, with the rights of its pod's service account.
-
-    Raises:
-        OSError: the API server cannot be reached, or refuses.
-        LookupError: this is no pod.
-    """
-    account = Path(setting.account_folder)
-    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
-    namespace = (account / "namespace").read_text().strip()
-    request = urllib.request.Request(
-        f"https://{host}:{port}/apis/{manifest.API_VERSION}/namespaces/{namespace}/rayclusters/{setting.name}",
-        data=json.dumps(manifest.suspension(suspended=True, why=reason)).encode(),
-        headers={
-            "Authorization": f"Bearer {(account / 'token').read_text().strip()}",
-            "Content-Type": "application/merge-patch+json",
-        },
-        method="PATCH",
-    )
-    trust = ssl.create_default_context(cafile=str(account / "ca.crt"))
-    with urllib.request.urlopen(request, timeout=API_TIMEOUT_S, context=trust):  # noqa: S310
-        pass

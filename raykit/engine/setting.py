@@ -13,7 +13,7 @@ class ClusterSetting:
     """Told once, when the cluster is made; it survives restarts in the actors' own creation arguments.
 
     ``further_node`` are the CPU and GPU slots of a node that may come, where nodes come when runs need them.
-    ``idle_s`` and ``account_folder`` are for the guard of a cluster on Kubernetes.
+    ``idle_s`` is for the guard of a cluster that is paid for, and ``account_folder`` for one on Kubernetes.
     """
 
     name: str

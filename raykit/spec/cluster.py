@@ -15,16 +15,18 @@ SMALL_OBJECT_STORE_BYTES = 80_000_000
 LEAST_SAMPLE_S = 0.2
 
 THIS_MACHINE = "here"  # among --hosts
-Place = Literal["local", "ssh", "aws", "k8s", "fake"]
+Place = Literal["local", "ssh", "aws", "sky", "k8s", "fake"]
 PLACES: dict[str, str] = {
     "local": "this machine",
     "ssh": "machines that ssh reaches",
     "aws": "Amazon's cloud",
+    "sky": "any cloud, by SkyPilot",
     "k8s": "Kubernetes, by KubeRay",
     "fake": "nowhere: a stand-in that runs nothing",
 }
 HERE, OWN, SSH, KUBE, AWS = ("local", "fake"), ("local", "ssh", "aws", "fake"), ("ssh", "fake"), ("k8s", "fake"), ("aws", "fake")
-REACHED, RENTED = ("ssh", "aws", "fake"), ("aws", "k8s", "fake")
+SKY, SPOT, SIZED = ("sky", "fake"), ("aws", "sky", "fake"), ("sky", "k8s", "fake")
+REACHED, RENTED = ("ssh", "aws", "sky", "fake"), ("aws", "sky", "k8s", "fake")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,7 @@ class ClusterSpec:
     """
 
     name: str = option("NAME", default="local", help="how the cluster is called", read=str)
-    place: Literal["local", "ssh", "aws", "k8s", "fake"] = option(
+    place: Literal["local", "ssh", "aws", "sky", "k8s", "fake"] = option(
         "--on", default="local", help=f"where it is: {', '.join(PLACES)}", read=str, metavar="PLACE"
     )
     num_cpus: float | None = option("--cpus", default=None, help="CPU slots of each node", read=amount, metavar="N")
@@ -96,15 +98,23 @@ class ClusterSpec:
     machine: str = option("--machine", default="m6i.xlarge", help="type of the machines", read=str, metavar="g5.xlarge", places=AWS)
     region: str = option("--region", default="us-west-2", help="where they are", read=str, places=AWS)
     user: str = option("--user", default="ubuntu", help="who logs in to them", read=str, places=AWS)
-    spot: bool = option("--spot", default=False, help="cheaper machines that may be taken away", places=AWS)
+    spot: bool = option("--spot", default=False, help="cheaper machines that may be taken away", places=SPOT)
+    infra: str = option(
+        "--infra",
+        default="",
+        help="SkyPilot's cloud/region/zone; the cheapest if not given",
+        read=str,
+        metavar="aws/us-west-2",
+        places=SKY,
+    )
     gpus_per_node: NodeGpus | None = option(  # noqa: RUF009  (it makes a field)
-        "--gpus-per-node", default=None, help="GPUs of each worker, with their type", read=node_gpus, metavar="A100:4", places=KUBE
+        "--gpus-per-node", default=None, help="GPUs of each worker, with their type", read=node_gpus, metavar="A100:4", places=SIZED
     )
     memory_bytes: int | None = option(
-        "--memory", default=None, help="memory of each worker", read=memory, metavar="16G", places=KUBE
+        "--memory", default=None, help="memory of each worker", read=memory, metavar="16G", places=SIZED
     )
     image: str = option(
-        "--image", default="", help="image with Ray, torch and this Python; on aws of the machines", read=str, places=RENTED
+        "--image", default="", help="image with Ray, torch and this Python; of a cloud its machines' image", read=str, places=RENTED
     )
     namespace: str = option("--namespace", default="", help="the context's own if not given", read=str, places=KUBE)
     context: str = option("--context", default="", help="of the kubeconfig; its current one if not given", read=str, places=KUBE)
@@ -132,12 +142,12 @@ class ClusterSpec:
         "--volumes", default=(), help="volume claims and where they are mounted", read=pairs, metavar="CLAIM=/PATH,..", places=KUBE
     )
     idle_s: float | None = option(
-        "--idle", default=None, help="suspend it when nothing has run for so long", read=seconds, metavar="20m", places=KUBE
+        "--idle", default=None, help="suspend it when nothing has run for so long", read=seconds, metavar="20m", places=RENTED
     )
     price_per_node_h: float | None = option(
         "--price",
         default=None,
-        help="what a worker (on aws a machine) costs an hour, where you know it",
+        help="what a worker (of a cloud a machine) costs an hour, where you know it",
         read=amount,
         metavar="4.10",
         places=RENTED,
@@ -178,6 +188,8 @@ class ClusterSpec:
             raise OptionError(f"--object-store is {self.object_store_bytes} bytes.", "Ray wants at least 75M.")
         if self.gpus_per_node is not None and self.gpus_per_node.count < 1:
             raise OptionError(f"--gpus-per-node is {self.gpus_per_node}.", "Leave it out for nodes without GPUs.")
+        if self.place == "sky" and self.gpus_per_node is not None and not self.gpus_per_node.kind:
+            raise OptionError(f"--gpus-per-node {self.gpus_per_node} names no type, and SkyPilot wants one.", "Write A100:4.")
         if self.queue and self.min_nodes != self.max_nodes:
             raise OptionError(
                 f"--queue {self.queue} and --nodes {self.min_nodes}:{self.max_nodes} were both given: Kueue admits a cluster whole, "
@@ -204,7 +216,7 @@ class ClusterSpec:
             )
 
     def _check_nodes(self) -> None:
-        if self.place in ("local", "ssh", "aws") and self.min_nodes != self.max_nodes:
+        if self.place in ("local", "ssh", "aws", "sky") and self.min_nodes != self.max_nodes:
             raise OptionError(
                 f"--nodes {self.min_nodes}:{self.max_nodes}: nodes of {PLACES[self.place]} do not come and go by themselves.",
                 f"Give one number, as --nodes {self.max_nodes}, and change it with %ray scale.",

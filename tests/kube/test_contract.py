@@ -16,8 +16,8 @@ from raykit.errors import ClusterDiffersError
 from raykit.spec import ClusterSpec
 from raykit.wire.door import Door
 from tests.kube.conftest import operating
-from tests.ssh import hosts, moto
-from tests.ssh.conftest import aws_options
+from tests.ssh import hosts, moto, sky
+from tests.ssh.conftest import aws_options, sky_options
 from tests.ssh.conftest import options as ssh_options
 
 
@@ -48,6 +48,7 @@ class Place:
         pytest.param("local", marks=pytest.mark.ray),
         pytest.param("ssh", marks=pytest.mark.ray),
         pytest.param("aws", marks=pytest.mark.ray),
+        pytest.param("sky", marks=pytest.mark.ray),
     ]
 )
 def place(request: pytest.FixtureRequest, home: Any, tmp_path: Path) -> Iterator[Place]:
@@ -70,6 +71,12 @@ def place(request: pytest.FixtureRequest, home: Any, tmp_path: Path) -> Iterator
             network = stack.enter_context(hosts.network(tmp_path / "net", 0))
             rented = stack.enter_context(moto.cloud(network, request.getfixturevalue("monkeypatch").setenv))
             options = aws_options(rented)
+        elif request.param == "sky":
+            if lacking := sky.missing():
+                pytest.skip(lacking)
+            network = stack.enter_context(hosts.network(tmp_path / "net", 0))
+            stack.enter_context(sky.cloud(network, request.getfixturevalue("monkeypatch").setenv))
+            options = sky_options(network)
         place = Place(provider(options["place"]), name="contract", **options)
         yield place
         place.provider.down("contract")

@@ -52,6 +52,19 @@ def aws_options(rented: Hypervisor, **more: Any) -> dict[str, Any]:
     } | more
 
 
+def sky_options(network: Network, **more: Any) -> dict[str, Any]:
+    """Give the options by which a small cluster is made of machines that SkyPilot rents."""
+    return {
+        "place": "sky",
+        "infra": "aws",
+        "ssh_config": str(network.folder / "sky-config"),
+        "python": sys.executable,
+        "num_cpus": 1,
+        "num_nodes": 1,
+        "object_store_bytes": 80_000_000,
+    } | more
+
+
 @pytest.fixture
 def spec(machines: Network) -> ClusterSpec:
     return ClusterSpec(name="lab", **options(machines))

@@ -2,7 +2,8 @@
 
 They hang on a switch, which is a bridge in a namespace of its own; so does this machine, at ``.254``. A link can be cut,
 healed and made slow, and a machine can be killed with all that runs on it. Shared with this machine are the installed
-programs and /dev/shm. All of it ends with the process that made it, however that ends.
+programs and /dev/shm; one that is made of an image may change the programs too, which nobody else sees. All of it ends with
+the process that made it, however that ends.
 """
 
 from __future__ import annotations
@@ -32,7 +33,14 @@ UsePAM no
 PermitRootLogin prohibit-password
 PasswordAuthentication no
 LogLevel ERROR
-SetEnv HOME={home} TMPDIR={home}
+SetEnv UV_OFFLINE=1 HOME={home} TMPDIR={home} PATH={folder}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+"""
+
+SUDO = """#!/bin/sh
+# A stand-in: whoever comes by ssh may do all, but shut down: that is only noted, for this machine would be meant too.
+[ "$1" = -n ] && shift
+if [ "$1" = shutdown ]; then exec touch "$HOME/off"; fi
+exec "$@"
 """
 
 CLIENT = """Host {subnet}.*
@@ -50,6 +58,14 @@ ip link add br0 type bridge
 ip link add one type veth peer name two
 tc qdisc add dev one root tbf rate 2mbit burst 32k latency 100ms"""
 FIRST = 'mount --bind "$0" "$1" && exec /usr/sbin/sshd -D -e -f "$2"'
+OWN_ROOT = """set -e
+mkdir -p "$3/upper" "$3/work" "$3/root"
+mount -t overlay overlay -o lowerdir=/,upperdir="$3/upper",workdir="$3/work" "$3/root"
+for each in proc dev sys; do mount --rbind "/$each" "$3/root/$each"; done
+mount --bind "$0" "$3/root$1"
+grep -q ^ubuntu: "$3/root/etc/passwd" || echo "ubuntu:x:0:0::$1:/bin/bash" >> "$3/root/etc/passwd"
+exec chroot "$3/root" /usr/sbin/sshd -D -e -f "$2"
+"""
 
 
 def missing() -> str:
@@ -96,10 +112,13 @@ class Space:
 class Host:
     """One machine, running until it is killed or its network ends."""
 
-    def __init__(self, network: Network, number: int) -> None:
+    def __init__(self, network: Network, number: int, image: Path | None) -> None:
         self.address = f"{network.subnet}.{number}"
+        self._root = network.folder / f"root-{number}" if image else None
         self.folder = network.folder / str(number)
         self.folder.mkdir()
+        for each in image.iterdir() if image else ():
+            (self.folder / each.name).symlink_to(each)
         self._space, self._link = Space(), Link(network.switch, f"host{number}")
         self._link.lead(self.address, "eth0", self._space)
         self._config = network.folder / f"sshd-{number}"
@@ -108,7 +127,7 @@ class Host:
 
     def start(self) -> None:
         """Switch it on, with the files that it had."""
-        first = ["sh", "-c", FIRST, str(self.folder), HOME, str(self._config)]
+        first = ["sh", "-c", OWN_ROOT if self._root else FIRST, str(self.folder), HOME, str(self._config), str(self._root)]
         with (self.folder / "sshd.log").open("ab") as log:
             command = self._space.command(*ENDS_WITH_US, *MACHINE, *first)
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -120,12 +139,24 @@ class Host:
                 raise RuntimeError((self.folder / "sshd.log").read_text())
             time.sleep(0.02)
 
+    def wants_off(self) -> bool:
+        """Say, once, whether it was told to shut down."""
+        off = self.folder / "off"
+        asked = off.exists()
+        off.unlink(missing_ok=True)
+        return asked
+
     def kill(self) -> None:
         """End everything that runs on it, at once."""
         self._process.kill()
         self._process.wait()
         while any(line for _, line in self._space.processes()):
             time.sleep(0.01)
+
+    def call(self, address: str) -> None:
+        """Give it a further address, at which all others of the switch that have one reach it, as its own in the world."""
+        self._space.ip("addr", "add", f"{address}/16", "dev", "eth0")
+        self._space.ip("route", "add", "default", "dev", "eth0", "src", address)  # which leads nowhere
 
     def cut(self) -> None:
         """Let no packet in or out; nobody is told."""
@@ -196,6 +227,9 @@ class Network:
         self.config.write_text(CLIENT.format(subnet=self.subnet, folder=folder))
         for key in ("key", "host_key"):
             _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key))
+        (folder / "bin").mkdir()
+        (folder / "bin/sudo").write_text(SUDO)
+        (folder / "bin/sudo").chmod(0o755)
         self.hosts: list[Host] = []
         self.switch = Space()
         self.switch.ip("link", "add", "br0", "type", "bridge")
@@ -203,12 +237,12 @@ class Network:
         self.driver = Link(self.switch, "driver")
         self.driver.lead(f"{self.subnet}.254", f"rk{secrets.token_hex(3)}")
 
-    def add(self) -> Host:
-        """Add a machine."""
+    def add(self, image: Path | None = None) -> Host:
+        """Add a machine. One of an image has what is in that folder in its home, and a user ``ubuntu``, who may do all there."""
         number = len(self.hosts) + 1
         with (self.folder / "known_hosts").open("a") as known:
             known.write(f"{self.subnet}.{number} {(self.folder / 'host_key.pub').read_text()}")
-        self.hosts.append(Host(self, number))
+        self.hosts.append(Host(self, number, image))
         return self.hosts[-1]
 
     def close(self) -> None:

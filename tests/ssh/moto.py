@@ -6,8 +6,10 @@ the instance's address through a proxy command.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,10 +19,11 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from tests.ssh import hosts
-from tests.ssh.hosts import Network
+from tests.ssh.hosts import Host, Network
 
 WAIT_S = 60
 REGION, IMAGE = "us-west-2", "ami-12c6146b"
@@ -59,10 +62,10 @@ def missing() -> str:
 class Hypervisor:
     """Gives each instance a machine, by their order, and has it run as long as the instance does."""
 
-    def __init__(self, network: Network, url: str) -> None:
+    def __init__(self, network: Network, url: str, image: Path | None) -> None:
         import boto3
 
-        self._network, self._machines = network, {}
+        self._network, self._machines, self._image = network, {}, image
         self.ec2 = boto3.client("ec2", region_name=REGION, endpoint_url=url)
         self.config = network.folder / "aws-config"
         self._addresses = network.folder / "addresses"
@@ -91,26 +94,39 @@ class Hypervisor:
             for instance in self.instances():
                 name, runs = instance["InstanceId"], instance["State"]["Name"] == "running"
                 if runs and name not in self._machines:
-                    self._machines[name] = self._network.add()
+                    self._machines[name] = self._new(instance)
                     on.add(name)
                 elif runs and name not in on:
                     self._machines[name].start()
                     on.add(name)
+                elif runs and self._machines[name].wants_off():
+                    self.ec2.stop_instances(InstanceIds=[name])
                 elif not runs and name in on:
                     self._machines[name].kill()
                     on.discard(name)
             there = {
-                instance["PublicIpAddress"]: self._machines[instance["InstanceId"]].address
+                instance[kind]: self._machines[instance["InstanceId"]].address
                 for instance in self.instances("running")
-                if instance["InstanceId"] in on
+                for kind in ("PublicIpAddress", "PrivateIpAddress")
+                if instance["InstanceId"] in on and kind in instance
             }
             draft = self._addresses.with_suffix(".new")
             draft.write_text(json.dumps(there))
             draft.replace(self._addresses)
 
+    def _new(self, instance: dict[str, Any]) -> Host:
+        """Make a machine, with the address and the keys that its cloud gives it."""
+        told = self.ec2.describe_instance_attribute(InstanceId=instance["InstanceId"], Attribute="userData")["UserData"]
+        first = base64.b64decode(told.get("Value", "")).decode()
+        with (self._network.folder / "key.pub").open("a") as keys:
+            keys.writelines(f"{key}\n" for key in re.findall(r"ssh-(?:rsa|ed25519) \S+", first))
+        machine = self._network.add(self._image)
+        machine.call(instance["PrivateIpAddress"])
+        return machine
+
 
 @contextmanager
-def cloud(network: Network, setenv: Callable[[str, str], None]) -> Iterator[Hypervisor]:
+def cloud(network: Network, setenv: Callable[[str, str], None], image: Path | None = None) -> Iterator[Hypervisor]:
     """Serve EC2 on loopback for the block; ``setenv`` is given what reaches it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -129,7 +145,7 @@ def cloud(network: Network, setenv: Callable[[str, str], None]) -> Iterator[Hype
                 urllib.request.urlopen(f"{url}/moto-api/", timeout=2).close()
                 break
             time.sleep(0.1)
-        hypervisor = Hypervisor(network, url)
+        hypervisor = Hypervisor(network, url, image)
         hypervisor.start()
         try:
             yield hypervisor

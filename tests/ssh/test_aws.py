@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 
 from raykit.cluster import record as records
-from raykit.cluster.aws.provider import Aws
+from raykit.cluster.places import provider
 from raykit.errors import ClusterDiffersError, ClusterError, MissingPackageError
 from raykit.spec import ClusterSpec
 from tests.ssh import hosts, moto
 from tests.ssh.conftest import aws_options
 from tests.ssh.moto import Hypervisor
+
+AWS = provider("aws")
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -43,7 +45,7 @@ def spec(rented: Hypervisor) -> ClusterSpec:
 
 def _refused(spec: ClusterSpec, words: str, kind: type[Exception] = ClusterError) -> None:
     with pytest.raises(kind, match=words):
-        Aws().up(spec, told=print)
+        AWS.up(spec, told=print)
     assert records.find(spec.name) is None
 
 
@@ -69,7 +71,7 @@ def test_what_the_account_refuses_is_told_with_what_to_do_and_nothing_is_rented(
 
 
 def test_a_plan_rents_nothing_and_knows_what_a_machine_has(rented: Hypervisor, spec: ClusterSpec) -> None:
-    plan = repr(Aws().plan(replace(spec, num_nodes=2, price_per_node_h=0.5, spot=True)))
+    plan = repr(AWS.plan(replace(spec, num_nodes=2, price_per_node_h=0.5, spot=True)))
     assert "spot m6i.xlarge in us-west-2: 4 CPU" in plan
     assert "By --price it costs 1.00 an hour. Nothing was made." in plan
     assert rented.instances() == []
@@ -92,7 +94,7 @@ def test_an_interrupt_gives_back_what_was_rented(rented: Hypervisor, spec: Clust
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            Aws().up(spec, told=print)
+            AWS.up(spec, told=print)
     finally:
         signal.signal(signal.SIGINT, before)
     thread.join()
@@ -101,7 +103,9 @@ def test_an_interrupt_gives_back_what_was_rented(rented: Hypervisor, spec: Clust
 
 
 def test_an_up_that_was_killed_is_taken_up_with_the_machines_that_it_rented(rented: Hypervisor, spec: ClusterSpec) -> None:
-    code = f"from raykit.cluster.aws.provider import Aws; from raykit.spec import ClusterSpec; Aws().up({spec!r}, told=print)"
+    code = (
+        f"from raykit.cluster.places import provider; from raykit.spec import ClusterSpec; provider('aws').up({spec!r}, told=print)"
+    )
     asking = subprocess.Popen([sys.executable, "-c", code])
     while not rented.instances("running"):
         assert asking.poll() is None
@@ -109,35 +113,50 @@ def test_an_up_that_was_killed_is_taken_up_with_the_machines_that_it_rented(rent
     asking.kill()
     asking.wait()
     (before,) = rented.instances("running")
-    record, _ = Aws().up(spec, told=print)
+    record, _ = AWS.up(spec, told=print)
     assert [each["InstanceId"] for each in rented.instances("running")] == [before["InstanceId"]]
     with pytest.raises(ClusterDiffersError, match=r"--machine is m6i\.xlarge, asked m6i\.large"):
-        Aws().up(replace(spec, machine="m6i.large"), told=print)
-    assert Aws().down("lab") is True
+        AWS.up(replace(spec, machine="m6i.large"), told=print)
+    assert AWS.down("lab") is True
     assert rented.instances("pending", "running", "stopped") == []
-    assert Aws().status(record).state == "gone"
+    assert AWS.status(record).state == "gone"
 
 
 def test_an_up_that_fails_on_machines_that_were_stopped_keeps_them_known(rented: Hypervisor, spec: ClusterSpec) -> None:
-    record, _ = Aws().up(spec, told=print)
+    record, _ = AWS.up(spec, told=print)
     with pytest.raises(ClusterDiffersError, match="--region is us-west-2, asked eu-west-1"):
-        Aws().up(replace(spec, region="eu-west-1"), told=print)
-    Aws().suspend(record)
+        AWS.up(replace(spec, region="eu-west-1"), told=print)
+    AWS.suspend(record)
     with pytest.raises(ClusterError, match=r"given up waiting|ended while it started"):
-        Aws().up(spec, told=print, timeout_s=-600)
+        AWS.up(spec, told=print, timeout_s=-600)
     assert records.find("lab") is not None, "what is rented is known, so that it can be given back"
     assert len(rented.instances("running", "pending", "stopped")) == 1
-    assert Aws().down("lab") is True
+    assert AWS.down("lab") is True
     assert rented.instances("pending", "running", "stopped") == []
 
 
 def test_an_up_that_was_killed_can_be_given_back_without_taking_it_up(rented: Hypervisor, spec: ClusterSpec) -> None:
-    code = f"from raykit.cluster.aws.provider import Aws; from raykit.spec import ClusterSpec; Aws().up({spec!r}, told=print)"
+    code = (
+        f"from raykit.cluster.places import provider; from raykit.spec import ClusterSpec; provider('aws').up({spec!r}, told=print)"
+    )
     asking: Any = subprocess.Popen([sys.executable, "-c", code])
     while not rented.instances("running"):
         assert asking.poll() is None
         time.sleep(0.02)
     asking.kill()
     asking.wait()
-    assert Aws().down("lab") is True
+    assert AWS.down("lab") is True
+    assert rented.instances("pending", "running", "stopped") == []
+
+
+def test_machines_that_nobody_uses_shut_themselves_down(rented: Hypervisor, spec: ClusterSpec) -> None:
+    idle = replace(spec, num_nodes=2, idle_s=4)
+    record, _ = AWS.up(idle, told=print)
+    while len(rented.instances("stopped")) < 2:
+        time.sleep(0.1)
+    health = AWS.status(record)
+    assert (health.state, health.why) == ("suspended", "its machines are stopped; their disks are kept")
+    _, word = AWS.up(idle, told=print)
+    assert word == "is up again, on the machines that it had"
+    assert AWS.down("lab") is True
     assert rented.instances("pending", "running", "stopped") == []

@@ -28,6 +28,9 @@ def test_a_line_for_kubernetes_becomes_a_spec_and_survives_json():
     [
         ("lab --image x", "--image means nothing for --on local"),
         ("lab --idle 5m", "--idle means nothing for --on local"),
+        ("lab --on aws --infra gcp", "--infra means nothing for --on aws"),
+        ("lab --on sky --gpus-per-node 4", "names no type, and SkyPilot wants one"),
+        ("lab --on sky --nodes 1:4", "do not come and go by themselves"),
         ("lab --on k8s --simulate-gpus 2", "--simulate-gpus means nothing for --on k8s"),
         ("lab --on k8s --profile small", "--profile means nothing for --on k8s"),
         ("lab --on moon", r"There is no place 'moon'"),

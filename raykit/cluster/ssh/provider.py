@@ -113,7 +113,10 @@ class Ssh(Provider):
         return machines(spec)[: spec.max_nodes]
 
     def status(self, record: ClusterRecord) -> Status:
-        head = self.machines(record.spec)[0]
+        return self.status_on(self.machines(record.spec)[0], record)
+
+    def status_on(self, head: Machine, record: ClusterRecord) -> Status:
+        """Say how a cluster is by what stands on its head's machine."""
         if head.ask("find", folder=_folder(record.name))["alive"]:
             return Status(state="up")
         return Status(state="gone", why=f"its head on {head.host} has ended")
@@ -274,6 +277,7 @@ def _start_head(record: SshRecord, head: Site) -> bool:
         "folder": folder,
         "simulated_gpus": bool(spec.num_simulated_gpus),
         "sample_s": spec.sample_s,
+        "idle_s": spec.idle_s,
     }
     node = [*_node(record, head, processes.NODE), *processes.head_options(spec, head.ports, record.ray_temp)]
     hub = [head.machine.python, "-m", "raykit.engine.start", json.dumps(setting)]

@@ -1,7 +1,7 @@
-"""The provider of clusters on machines of Amazon's cloud: rented by Ray's launcher, then as any that ssh reaches.
+"""The provider of clusters on machines that a cloud rents: then they are used as any that ssh reaches.
 
-What is rented is the truth: machines carry the cluster's name and their number as tags, so `up` after a crash in the middle
-finds them, and `down` gives all of them back.
+What is rented is the truth: the cloud knows the machines by the cluster's name, so `up` after a crash in the middle finds
+them, and `down` gives all of them back.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import time
 from dataclasses import replace
 
 from raykit.cluster import record as records
-from raykit.cluster.aws.cloud import Cloud, Rented
 from raykit.cluster.base import Plan, Started, Status, Told, refuse_difference, versions_here
 from raykit.cluster.home import private_folder
 from raykit.cluster.record import ClusterRecord, SshRecord
+from raykit.cluster.rented.cloud import Cloud, Rented
 from raykit.cluster.ssh.machine import Machine
 from raykit.cluster.ssh.provider import Ssh, end_all, join
 from raykit.errors import ClusterError
@@ -24,27 +24,23 @@ LOOK_S = 2.0
 ANSWER_S = 300.0  # so long a machine that was started may take to answer ssh
 
 
-class Aws(Ssh):
-    """Machines that are rented by the hour."""
+class OnRented(Ssh):
+    """Machines of one cloud."""
 
     look_s = LOOK_S
 
+    def __init__(self, cloud: type[Cloud]) -> None:
+        self._cloud = cloud
+
     def plan(self, spec: ClusterSpec) -> Plan:
-        resources = Cloud(spec).plan()
-        holds = ", ".join(f"{number:g} {kind}" for kind, number in resources.items() if kind in ("CPU", "GPU"))
-        what = f"{'spot ' if spec.spot else ''}{spec.machine} in {spec.region}: {holds}"
-        things = [(f"machine {number}", what) for number in range(1, spec.max_nodes + 1)]
-        things.append(("hub", "a door on the loopback of machine 1, with a token, reached through ssh"))
-        things.append(("in the account", "a key pair, and a security group that lets ssh in, where Ray's are not there yet"))
-        price = "Its price is not known here."
-        if spec.price_per_node_h is not None:
-            price = f"By --price it costs {spec.max_nodes * spec.price_per_node_h:.2f} an hour."
-        return Plan(name=spec.name, things=tuple(things), price=price)
+        things, price = self._cloud(spec).plan()
+        hub = ("hub", "a door on the loopback of machine 1, with a token, reached through ssh")
+        return Plan(name=spec.name, things=(*things, hub), price=price)
 
     def up(self, spec: ClusterSpec, *, told: Told, timeout_s: float = UP_TIMEOUT_S) -> Started:
         deadline = time.monotonic() + timeout_s
         with records.locked(spec.name):
-            cloud, known = Cloud(spec), _known(spec.name)
+            cloud, known = self._cloud(spec), self._known(spec)
             if known is not None:
                 refuse_difference(known, spec)  # of another region too: nobody pays for machines that no record knows of
             before = cloud.look()
@@ -56,8 +52,9 @@ class Aws(Ssh):
                 record, word = self.up_on(self._answering(cloud, spec, told), spec, told, deadline)
             except BaseException:  # an interrupt too must leave nothing behind that costs
                 kept.save()  # until they are given back
+                told(f"{spec.name} gives back what it has rented.")
                 there = {each.id for each in before}
-                if new := [each.id for each in cloud.look() if each.id not in there]:
+                if new := [each for each in cloud.look() if each.id not in there]:
                     cloud.end(new)
                 if not before:
                     kept.remove()
@@ -65,24 +62,27 @@ class Aws(Ssh):
             return record, "is up again, on the machines that it had" if again else word
 
     def status(self, record: ClusterRecord) -> Status:
-        machines = Cloud(record.spec).look()
+        cloud = self._cloud(record.spec)
+        machines = cloud.look()
         if not machines:
             return Status(state="gone", why="its machines are given back")
-        if not machines[0].runs:
+        if machines[0].stopped:
             return Status(state="suspended", why="its machines are stopped; their disks are kept")
-        return super().status(record)
+        if not machines[0].runs:
+            return Status(state="unknown", why=f"machine 1 is {machines[0].state}")
+        return self.status_on(cloud.reached(machines[0]), record)
 
     def scale(self, record: ClusterRecord, num_nodes: int | tuple[int, int]) -> ClusterRecord:
         """Rent further machines, or give those of the highest numbers back. The first one has the head and stays."""
         assert isinstance(record, SshRecord)
         scaled = replace(record, spec=replace(record.spec, num_nodes=num_nodes))
         with records.locked(record.name):
-            cloud = Cloud(scaled.spec)
+            cloud = self._cloud(scaled.spec)
             now = cloud.look()
             now_reached, leaving = self.machines(record.spec), now[scaled.spec.max_nodes :]
             end_all(now_reached[scaled.spec.max_nodes :], record.name, record.ray_temp)
             if leaving:
-                cloud.end([each.id for each in leaving])
+                cloud.end(leaving)
             _rent(cloud, scaled.spec, now, lambda _: None)
             wanted = self._answering(cloud, scaled.spec, lambda _: None)
             join(wanted, wanted[len(now_reached) :], record, scaled)
@@ -91,18 +91,18 @@ class Aws(Ssh):
     def suspend(self, record: ClusterRecord) -> None:
         """Stop all machines. Their disks are kept, and with them what `up` brings back; its runs can be resumed."""
         with records.locked(record.name):
-            cloud = Cloud(record.spec)
-            cloud.stop([each.id for each in cloud.look() if each.runs])
+            cloud = self._cloud(record.spec)
+            cloud.stop([each for each in cloud.look() if each.runs])
 
     def down(self, name: str) -> bool:
         with records.locked(name):
             record = records.find(name)
             if not isinstance(record, SshRecord):
                 return False
-            cloud = Cloud(record.spec)
+            cloud = self._cloud(record.spec)
             machines = cloud.look()
             if machines:
-                cloud.end([each.id for each in machines])
+                cloud.end(machines)
             (record.folder / "token").unlink(missing_ok=True)
             (record.folder / "known_hosts").unlink(missing_ok=True)
             record.remove()
@@ -114,9 +114,17 @@ class Aws(Ssh):
         Raises:
             ClusterError: none runs.
         """
-        if not (running := [each for each in Cloud(spec).look() if each.runs]):
-            raise ClusterError(f"No machine of {spec.name} runs.", f"Start it: %ray up {spec.name} --on aws")
-        return _reached(spec, running)
+        cloud = self._cloud(spec)
+        if not (running := [each for each in cloud.look() if each.runs]):
+            raise ClusterError(f"No machine of {spec.name} runs.", f"Start it: %ray up {spec.name} --on {spec.place}")
+        return [cloud.reached(each) for each in running]
+
+    def _known(self, spec: ClusterSpec) -> SshRecord | None:
+        """Give the record of a cluster of this place whose machines are there, running or stopped."""
+        record = records.find(spec.name)
+        if isinstance(record, SshRecord) and record.spec.place == spec.place and self._cloud(record.spec).look():
+            return record
+        return None
 
     def _answering(self, cloud: Cloud, spec: ClusterSpec, told: Told) -> list[Machine]:
         """Wait until each machine answers ssh: one that starts has no address, and then no server yet."""
@@ -125,51 +133,28 @@ class Aws(Ssh):
         while True:
             running = [each for each in cloud.look() if each.state == "running"]
             if len(running) >= spec.max_nodes:
-                reached = _reached(spec, running)
+                reached = [cloud.reached(each) for each in running]
                 if all(machine.answers() for machine in reached):
                     return reached
             if time.monotonic() > deadline:
                 states = ", ".join(f"{each.number} is {each.state}" for each in cloud.look()) or "none is there"
                 raise ClusterError(
-                    f"Machines of {spec.name} do not answer ssh after {ANSWER_S:.0f} s; of them {states}.",
-                    "Does the subnet give public addresses, and is --user right for the image?",
+                    f"Machines of {spec.name} do not answer ssh after {ANSWER_S:.0f} s; of them {states}.", cloud.unreached
                 )
             time.sleep(LOOK_S)
 
 
 def _rent(cloud: Cloud, spec: ClusterSpec, there: list[Rented], told: Told) -> bool:
-    """Have as many machines run as are wanted, and say whether some were stopped before."""
+    """Have as many machines run as are wanted, and say whether some were there before, and did not."""
     wanted = range(1, spec.max_nodes + 1)
-    stopped = [each for each in there if not each.runs and each.number in wanted]
-    if stopped:
-        told(f"{spec.name} starts {len(stopped)} machines that were stopped.")
-        cloud.start([each.id for each in stopped])
+    idle = [each for each in there if not each.runs and each.number in wanted]
+    if idle:
+        told(f"{spec.name} starts {len(idle)} machines that were {idle[0].state}.")
+        cloud.start(idle)
     if lacking := sorted(set(wanted) - {each.number for each in there}):
-        told(f"{spec.name} rents {len(lacking)} {spec.machine} in {spec.region}.")
+        told(f"{spec.name} rents {len(lacking)} of: {cloud.what}.")
         cloud.rent(lacking)
-    return bool(stopped)
-
-
-def _reached(spec: ClusterSpec, rented: list[Rented]) -> list[Machine]:
-    """Give machines as ssh reaches them; their keys are new to everybody, and kept for this cluster alone."""
-    known_hosts = private_folder(records.cluster_folder(spec.name)) / "known_hosts"
-    options = ("StrictHostKeyChecking=accept-new", f"UserKnownHostsFile={known_hosts}")
-    return [
-        Machine(
-            host=f"{spec.user}@{each.address}",
-            python=spec.python or "python3",
-            key=each.key,
-            config=spec.ssh_config,
-            options=options,
-        )
-        for each in rented
-    ]
-
-
-def _known(name: str) -> SshRecord | None:
-    """Give the record of a cluster whose machines are there, running or stopped."""
-    record = records.find(name)
-    return record if isinstance(record, SshRecord) and record.spec.place == "aws" and Cloud(record.spec).look() else None
+    return bool(idle)
 
 
 def _placeholder(spec: ClusterSpec) -> SshRecord:

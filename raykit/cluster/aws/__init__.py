@@ -1,1 +1,0 @@
-"""Clusters on machines of Amazon's cloud."""

@@ -1,0 +1,1 @@
+"""Clusters on machines that a cloud rents."""
