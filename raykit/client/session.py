@@ -27,7 +27,7 @@ from raykit.errors import (
     RunNameTakenError,
     RunNotFoundError,
 )
-from raykit.events import CLUSTER
+from raykit.events import CLUSTER, RunAccepted
 from raykit.spec import ClusterSpec
 from raykit.spec.cluster import shown
 from raykit.store.log import Log
@@ -316,14 +316,19 @@ def runs(name: str | None = None) -> list[RunView]:
 
 
 def views_in_log(path: Any) -> list[RunView]:
-    """Fold the views of all runs from a log on disk, newest first."""
+    """Fold the views of all runs from a log on disk, newest first.
+
+    A name may stand for several: the log of a cluster elsewhere began anew when that was made anew.
+    """
     views: dict[str, RunView] = {}
-    log = Log(path)
-    for record in log.read_all():
-        if record.run != CLUSTER:
-            views[record.run] = fold(views.get(record.run) or RunView(name=record.run), record)
-    log.close()
-    return sorted(views.values(), key=lambda view: view.accepted_at_unix_s or 0, reverse=True)
+    earlier: list[RunView] = []
+    with closing(Log(path)) as log:
+        for record in log.read_all():
+            if isinstance(record.event, RunAccepted) and not record.event.resumed and record.run in views:
+                earlier.append(views.pop(record.run))
+            if record.run != CLUSTER:
+                views[record.run] = fold(views.get(record.run) or RunView(name=record.run), record)
+    return sorted([*views.values(), *earlier], key=lambda view: view.accepted_at_unix_s or 0, reverse=True)
 
 
 def watch(name: str) -> Run:

@@ -7,6 +7,7 @@ import os
 import ssl
 import subprocess
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import ray
@@ -47,18 +48,27 @@ def shut_down() -> None:
     """Shut the cluster's machines down, this one last: to their cloud they are stopped then, and their disks are kept.
 
     Raises:
-        OSError: this machine does not let its user do so.
+        OSError: one of them does not let its user do so; this one stays on then.
     """
     here = ray.get_runtime_context().get_node_id()
     others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
     asked = [_shut_down.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in others]
-    if asked:
-        ray.wait(asked, num_returns=len(asked), timeout=TIMEOUT_S)  # one that is quick takes its answer along
+    answered, _ = ray.wait(asked, num_returns=len(asked), timeout=TIMEOUT_S) if asked else ([], [])
+    for each in answered:
+        with suppress(ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError):  # one that is quick takes its answer along
+            _refuse(ray.get(each))
+    _refuse(_this_machine())
+
+
+def _refuse(why: str) -> None:
+    if why:
+        raise OSError(why)
+
+
+def _this_machine() -> str:
+    """Shut it down, and say why it does not."""
     done = subprocess.run(SHUT_DOWN, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise OSError(f"{' '.join(SHUT_DOWN)}: {done.stderr.strip()}")
+    return f"{' '.join(SHUT_DOWN)}: {done.stderr.strip()}" if done.returncode else ""
 
 
-@ray.remote(num_cpus=0, max_retries=0)
-def _shut_down() -> None:
-    subprocess.run(SHUT_DOWN, check=True, capture_output=True)
+_shut_down = ray.remote(num_cpus=0, max_retries=0)(_this_machine)

@@ -150,7 +150,7 @@ def test_an_up_that_was_killed_can_be_given_back_without_taking_it_up(rented: Hy
 
 
 def test_machines_that_nobody_uses_shut_themselves_down(rented: Hypervisor, spec: ClusterSpec) -> None:
-    idle = replace(spec, num_nodes=2, idle_s=4)
+    idle = replace(spec, num_nodes=2, idle_s=12)  # longer than `up` takes
     record, _ = AWS.up(idle, told=print)
     while len(rented.instances("stopped")) < 2:
         time.sleep(0.1)

@@ -7,6 +7,7 @@ import tracemalloc
 
 import pytest
 
+from raykit.client.session import views_in_log
 from raykit.engine.run import RunContext
 from raykit.engine.setting import ClusterSetting
 from raykit.events import CLUSTER, NodeSampled, RunAccepted, RunEnded, RunStarted, StepCommitted, StopAsked, UseSampled
@@ -168,3 +169,12 @@ def test_what_another_log_has_is_kept_once_and_after_what_was_here(tmp_path):
         (3, "b", RunStarted()),
     ]
     assert Log(tmp_path / "theirs.sqlite").life == theirs.life
+
+
+def test_a_name_that_a_later_log_has_too_is_another_run(tmp_path):
+    ours = Log(tmp_path / "ours.sqlite")
+    for name, state in (("one", "failed"), ("two", "done")):
+        theirs = Log(tmp_path / f"{name}.sqlite")
+        theirs.append("digits", [RunAccepted(run_kind="task", folder=name), RunEnded(state=state)])
+        ours.keep(theirs.life, theirs.read())
+    assert [(view.name, view.state) for view in views_in_log(ours.path)] == [("digits", "done"), ("digits", "failed")]

@@ -52,9 +52,9 @@ class OnRented(Ssh):
                 record, word = self.up_on(self._answering(cloud, spec, told), spec, told, deadline)
             except BaseException:  # an interrupt too must leave nothing behind that costs
                 kept.save()  # until they are given back
-                told(f"{spec.name} gives back what it has rented.")
                 there = {each.id for each in before}
                 if new := [each for each in cloud.look() if each.id not in there]:
+                    told(f"{spec.name} gives back what it has rented.")
                     cloud.end(new)
                 if not before:
                     kept.remove()

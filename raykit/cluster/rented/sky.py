@@ -54,11 +54,11 @@ class SkyPilot(Cloud):
     """Its command is ``sky`` on the PATH, or the file that ``RAYKIT_SKY`` names."""
 
     what = "what SkyPilot finds cheapest"
-    unreached = "How SkyPilot reaches them stands in ~/.ssh/config; try: ssh raykit-NAME"
 
     def __init__(self, spec: ClusterSpec) -> None:
         self._spec = spec
         self._name = f"raykit-{spec.name}"
+        self.unreached = f"How SkyPilot reaches them stands in ~/.ssh/config; try: ssh {self._name}"
 
     def plan(self) -> tuple[list[tuple[str, str]], str]:
         said = self._launch(self._spec.max_nodes, "--dryrun")
