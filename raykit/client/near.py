@@ -30,14 +30,15 @@ class NearFiles:
 
         Raises:
             RunNotFoundError: there is no such file.
-            DoorClosedError: the cluster that has it does not answer.
+            ClusterLostError: the cluster that has it is gone.
         """
         if self._cluster.record.is_here or not Path(path).is_relative_to(self._folder):
             return path
         if path not in self._copied:
             place = self._place or self._made()
             packed, near = place / "packed.tar", place / str(len(self._copied))
-            self._cluster.door.fetch(self._run, str(Path(path).relative_to(self._folder)), packed)
+            within = str(Path(path).relative_to(self._folder))
+            self._cluster.ask(lambda door: door.fetch(self._run, within, packed))
             with tarfile.open(packed) as archive:
                 archive.extractall(near, filter="data")
             packed.unlink()

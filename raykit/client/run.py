@@ -15,13 +15,12 @@ from raykit.client.near import NearFiles
 from raykit.client.session import Cluster
 from raykit.commands import Apply, Command, Drill, Resize, Stop
 from raykit.errors import ClusterLostError, InputError, OptionError, RunFailedError, RunLostError, RunNotFoundError, RunStoppedError
-from raykit.events import RunAccepted, StepCommitted
+from raykit.events import Record, RunAccepted, StepCommitted
 from raykit.spec import RunSpec, TaskSpec, TrainSpec
 from raykit.spec.priority import Priority
 from raykit.spec.training import ON_LOSS, interval
 from raykit.views import RunView, fold_all
 from raykit.views.why import WhyView
-from raykit.wire.door import DoorClosedError
 from raykit.wire.loop import check_loop
 from raykit.wire.payload import FunctionWork, Payload
 
@@ -47,15 +46,12 @@ class Run:
             RunLostError: the cluster is gone.
         """
         try:
-            while records := self.cluster.door.events(self.name, after=self.view.number, wait_s=wait_s):
+            while records := self._events(self.view.number, wait_s=wait_s):
                 self.name = records[-1].run
                 self.view = fold_all(RunView(name=self.name) if not self.view.number else self.view, records)
                 wait_s = 0.0
-        except DoorClosedError:
-            try:
-                self.cluster.wait_for_door()
-            except ClusterLostError as exc:
-                raise RunLostError(f"The run {self.name} went down with its cluster: {exc.problem}", exc.remedy) from exc
+        except ClusterLostError as exc:
+            raise RunLostError(f"The run {self.name} went down with its cluster: {exc.problem}", exc.remedy) from exc
         return self.view
 
     def follow(self, *, poll_s: float = POLL_S) -> Iterator[RunView]:
@@ -111,7 +107,7 @@ class Run:
         Raises:
             RunError: it is over.
         """
-        return self.cluster.door.why(self.name)
+        return self.cluster.ask(lambda door: door.why(self.name))
 
     def advise(self) -> str:
         """Say what would make this pipeline faster, and what it would bring."""
@@ -137,7 +133,8 @@ class Run:
         Raises:
             RunNotFoundError: the run has no output of that name.
         """
-        return pickle.loads(self.cluster.door.output(self.name, name))  # noqa: S301  (our own cluster's, behind its token)
+        value = self.cluster.ask(lambda door: door.output(self.name, name))
+        return pickle.loads(value)  # noqa: S301  (our own cluster's, behind its token)
 
     @property
     def result(self) -> Any:
@@ -181,7 +178,7 @@ class Run:
 
         rows: dict[int, dict[str, Any]] = {}
         after = 0
-        while records := self.cluster.door.events(self.name, after=after, wait_s=0):
+        while records := self._events(after):
             after = records[-1].number
             for each in (record.event for record in records):
                 if isinstance(each, RunAccepted) and not each.resumed:
@@ -192,7 +189,10 @@ class Run:
 
     def logs(self, *, source: str = "", tail: int = 200) -> str:
         """Give the last lines that its workers printed."""
-        return self.cluster.door.logs(self.name, source=source, tail=tail)
+        return self.cluster.ask(lambda door: door.logs(self.name, source=source, tail=tail))
+
+    def _events(self, after: int, *, wait_s: float = 0.0) -> list[Record]:
+        return self.cluster.ask(lambda door: door.events(self.name, after=after, wait_s=wait_s))
 
     def _near(self) -> NearFiles:
         return NearFiles(self.cluster, self.view)

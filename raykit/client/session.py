@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import time
 import weakref
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from raykit.client.mirror import Mirror
 from raykit.cluster import record as records
@@ -37,6 +38,8 @@ from raykit.wire.door import Door, DoorClosedError
 if TYPE_CHECKING:
     from raykit.client.doctor import Report
     from raykit.client.run import Run
+
+T = TypeVar("T")
 
 HUB_RESTART_S = 20.0
 CUT_OFF_S = 600.0
@@ -137,6 +140,18 @@ class Cluster:
                 why = f" {health.why}" if health.why else ""
                 raise ClusterLostError(f"The door of {self.name} does not answer for {patience_s:.0f} s.{why}", "See %ray doctor.")
             time.sleep(self.place.look_s)
+
+    def ask(self, question: Callable[[Door], T]) -> T:
+        """Ask at the door what may be asked twice; again where its hub went away meanwhile, or the link.
+
+        Raises:
+            ClusterLostError: it is gone.
+        """
+        while True:
+            try:
+                return question(self.door)
+            except DoorClosedError:
+                self.wait_for_door()
 
     def __repr__(self) -> str:
         spec = self.record.spec

@@ -180,6 +180,26 @@ def test_a_row_that_kills_its_replica_is_found_and_put_aside(cluster):
     assert sum("was lost" in card.title for card in run.view.cards) == 3
 
 
+def test_a_replica_that_looks_for_the_row_has_no_other_call_to_which_the_blame_could_go(cluster, until, tmp_path):
+    looks = tmp_path / "looks"
+
+    @rk.stage(cpus=0.25, batch=8, replicas=1)
+    def slow(batch):
+        if len(batch["item"]) == 1:
+            looks.touch()
+        time.sleep(0.1)
+        return batch
+
+    run = rk.Pipeline([slow]).run(range(400), name="alone")
+    until(lambda: _replicas(run) and run.view.stages[0].rows_out)
+    os.kill(_replicas(run)[0].pid, signal.SIGKILL)
+    until(looks.exists)
+    os.kill(until(lambda: _replicas(run))[0].pid, signal.SIGKILL)
+    run.wait()
+    taken_again = [dict(card.facts)["rows taken again"] for card in run.view.cards if "was lost" in card.title]
+    assert taken_again == ["16", "8"]
+
+
 def test_without_quarantine_a_row_that_kills_its_replica_ends_the_run_and_is_named(cluster):
     @rk.stage(cpus=0.25)
     def crash(row):

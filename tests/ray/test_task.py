@@ -136,6 +136,14 @@ def test_the_doctor_finds_no_port_open_to_the_network(cluster, own):
     assert any("asks for a token" in each.found for each in findings)
 
 
+def test_what_a_run_gave_is_read_though_the_hub_is_killed_just_then(cluster):
+    run = rk.run(lambda: print("six times seven") or 42).wait()
+    os.kill(cluster.door.ping()["pid"], signal.SIGKILL)
+    assert run.result == 42
+    os.kill(cluster.door.ping()["pid"], signal.SIGKILL)
+    assert "six times seven" in run.logs()
+
+
 def test_a_run_whose_head_dies_is_lost_and_not_failed(own, until):
     def sleep():
         import time

@@ -51,6 +51,11 @@ class Member:
     leaving: bool = False
     outdated: bool = False
 
+    @property
+    def is_careful(self) -> bool:
+        """Whether it looks for a row that kills: no other call may come after, whose crash could be laid to that row."""
+        return any(call.work.deaths for call in self.calls)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -149,9 +154,8 @@ class Replicas:
     def free(self) -> Member | None:
         """Give the replica to which the next call should go, None when all have enough."""
         depth = 2 if self._call_s < AHEAD_S else 1
-        open_ = [
-            member for member in self._members.values() if member.ready is None and not member.leaving and len(member.calls) < depth
-        ]
+        able = [member for member in self._members.values() if member.ready is None and not member.leaving]
+        open_ = [member for member in able if len(member.calls) < depth and not member.is_careful]
         return min(open_, key=lambda member: len(member.calls), default=None)
 
     def submit(self, member: Member, work: Work, waited: Waited, way: Way, *, is_trial: bool) -> None:
