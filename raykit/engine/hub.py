@@ -45,6 +45,7 @@ from raykit.views import fold_cluster
 
 HUB = "hub"
 MAX_PAYLOAD_BYTES = 2**31
+PART_BYTES = 2**20
 LOOK_S = 0.01  # a look at the log's version costs microseconds, and is made only while somebody waits
 RARE_LOOK_S = 0.05
 MAX_WAIT_S = 30.0
@@ -252,8 +253,11 @@ class Hub:
             raise RunNotFoundError(f"The run {run} has no {request.query['path']}.", f"See what it has: %ray watch {run}")
         with tempfile.NamedTemporaryFile(prefix="raykit-", suffix=".tar") as packed:
             await asyncio.to_thread(_pack, path, packed.name)
-            answer = web.FileResponse(packed.name)
+            answer = web.StreamResponse()
+            answer.content_length = Path(packed.name).stat().st_size
             await answer.prepare(request)
+            while part := await asyncio.to_thread(packed.read, PART_BYTES):
+                await answer.write(part)
             return answer
 
     def _make_host(self, run: str, spec: RunSpec) -> None:

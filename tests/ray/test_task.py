@@ -1,6 +1,11 @@
+import contextlib
+import http.client
+import io
 import os
 import signal
 import subprocess
+import tarfile
+import urllib.parse
 from contextlib import suppress
 from pathlib import Path
 
@@ -142,6 +147,20 @@ def test_what_a_run_gave_is_read_though_the_hub_is_killed_just_then(cluster):
     assert run.result == 42
     os.kill(cluster.door.ping()["pid"], signal.SIGKILL)
     assert "six times seven" in run.logs()
+
+
+def test_a_connection_is_of_use_when_files_have_come_over_it(cluster):
+    run = rk.run(lambda: 42).wait()
+    door = urllib.parse.urlsplit(cluster.door.url)
+    token = {"Authorization": f"Bearer {cluster.record.token}"}
+    with contextlib.closing(http.client.HTTPConnection(door.hostname, door.port)) as connection:
+        connection.connect()
+        near = connection.sock.getsockname()
+        for _ in range(20):
+            connection.request("GET", f"/files/{urllib.parse.quote(run.name)}?path=spec.json", headers=token)
+            with tarfile.open(fileobj=io.BytesIO(connection.getresponse().read())) as archive:
+                assert archive.getnames() == ["spec.json"]
+        assert connection.sock.getsockname() == near
 
 
 def test_a_run_whose_head_dies_is_lost_and_not_failed(own, until):
