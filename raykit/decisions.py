@@ -104,10 +104,11 @@ class Advise:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WarnIdle:
-    """Tell that the cluster will be suspended in so long, unless something runs on it."""
+class WarnSuspend:
+    """Tell that the cluster will be suspended in so long, for a reason that may go away until then."""
 
     left_s: float
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,4 +118,4 @@ class SuspendCluster:
     reason: str
 
 
-Decision = Start | Form | Conclude | End | StandBy | GiveUp | Scale | Try | Advise | WarnIdle | SuspendCluster
+Decision = Start | Form | Conclude | End | StandBy | GiveUp | Scale | Try | Advise | WarnSuspend | SuspendCluster

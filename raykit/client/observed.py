@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from raykit.client.run import Run
 from raykit.client.session import Cluster
@@ -16,6 +16,8 @@ from raykit.events import Event, Record
 
 if TYPE_CHECKING:
     from raykit.client.quarantine import Quarantine
+
+T = TypeVar("T")
 
 
 class Journal:
@@ -57,6 +59,10 @@ class Here:
 
     def __init__(self, door: Journal) -> None:
         self.door = door
+
+    def ask(self, question: Callable[[Journal], T]) -> T:
+        """Ask the journal, which does not go away."""
+        return question(self.door)
 
 
 class ObservedRun(Run):

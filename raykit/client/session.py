@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,7 +29,7 @@ from raykit.errors import (
     RunNameTakenError,
     RunNotFoundError,
 )
-from raykit.events import CLUSTER, RunAccepted
+from raykit.events import CLUSTER, Decided, RunAccepted
 from raykit.spec import ClusterSpec
 from raykit.spec.cluster import shown
 from raykit.store.log import Log
@@ -106,8 +107,22 @@ class Cluster:
         return self.health().state == "up"
 
     def health(self) -> Status:
-        """Say how its place knows it to be."""
-        return self.place.status(self.record)
+        """Say how its place knows it to be; of one that suspended itself also why, where somebody was connected then."""
+        status = self.place.status(self.record)
+        if status.state != "suspended" or not (reason := self._last_word()) or reason in status.why:
+            return status
+        return replace(status, why=f"{reason}; {status.why}")
+
+    def _last_word(self) -> str:
+        """Give the reason for which its hub suspended it since it came up, as far as it is told here."""
+        path = records.cluster_folder(self.name) / "log.sqlite"
+        if not path.exists():
+            return ""
+        with closing(Log(path)) as log:
+            told = [
+                record for record in log.read_all(run=CLUSTER, kinds=(Decided,)) if record.at_unix_s > self.record.created_unix_s
+            ]
+        return told[-1].event.reason if told and isinstance(told[-1].event, Decided) else ""
 
     def status(self, *, wait_s: float = LOOK_WAIT_S) -> ClusterView:
         """Give the nodes with their slots, and what their machines and GPUs use now, as far as it is told in ``wait_s``."""

@@ -31,8 +31,8 @@ from raykit.codec import decode
 from raykit.commands import Command, Resize, Stop
 from raykit.engine import capacity
 from raykit.engine.arbiter import Arbiter, free_slots, whole_slots
+from raykit.engine.guard import Guard
 from raykit.engine.host import PREFIX, Host, find_host
-from raykit.engine.idle import IdleGuard
 from raykit.engine.registry import Registry
 from raykit.engine.run import describe
 from raykit.engine.setting import NAMESPACE, ClusterSetting
@@ -41,7 +41,7 @@ from raykit.engine.why import why
 from raykit.errors import RaykitError, RunError, RunNotFoundError, to_wire
 from raykit.events import RunEnded, record_to_json
 from raykit.spec import RunSpec, TrainSpec
-from raykit.views import fold_cluster
+from raykit.views import ClusterView, fold_cluster
 
 HUB = "hub"
 MAX_PAYLOAD_BYTES = 2**31
@@ -72,7 +72,7 @@ class Hub:
         self._registry, self._telemetry = Registry(setting), Telemetry(setting)
         self._started_unix_s = time.time()
         self._starting = asyncio.Lock()
-        self._guard_of_idleness = IdleGuard(setting, self._registry)
+        self._guard = Guard(setting, self._registry, self._look, self._tell)
         self._arbiter = Arbiter(self._registry, self._tell)
         self._serving = asyncio.get_event_loop().create_task(self._serve())
 
@@ -83,9 +83,9 @@ class Hub:
 
     async def _serve(self) -> None:
         await asyncio.to_thread(self._close_lost_runs)
-        if self._setting.idle_s is not None:
-            self._watching = asyncio.get_event_loop().create_task(self._guard_of_idleness.watch(self._setting.idle_s))
-        app = web.Application(middlewares=[self._guard], client_max_size=MAX_PAYLOAD_BYTES)
+        if self._setting.idle_s is not None or self._setting.budget is not None:
+            self._watching = asyncio.get_event_loop().create_task(self._guard.watch())
+        app = web.Application(middlewares=[self._admit], client_max_size=MAX_PAYLOAD_BYTES)
         app.add_routes(
             [
                 web.get("/ping", self._ping),
@@ -109,7 +109,7 @@ class Hub:
             self._sampling = asyncio.create_task(self._telemetry.run())
 
     @web.middleware
-    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get("Authorization", "")
         if not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
             return web.json_response({"error": "RunError", "facts": ["The door asks for the cluster's token.", ""]}, status=401)
@@ -135,15 +135,20 @@ class Hub:
         )
 
     async def _status(self, request: web.Request) -> web.Response:
+        view = await self._look(min(float(request.query.get("wait_s", 0)), MAX_WAIT_S))
+        waiting = await asyncio.to_thread(self._registry.waiting)
+        return web.json_response(asdict(replace(view, guard=self._guard.words, waiting=waiting)))
+
+    async def _look(self, wait_s: float) -> ClusterView:
+        """Give the cluster as it stands, with what its nodes use; those are looked at anew where that may take a while."""
         asked_unix_s = time.time()
-        if wait_s := min(float(request.query.get("wait_s", 0)), MAX_WAIT_S):
+        if wait_s:
             await self._telemetry.look(timeout_s=wait_s, everywhere=True)
         view = await asyncio.to_thread(capacity.cluster_view, self._setting)
         for record in await asyncio.to_thread(self._registry.sampled):
             if record.at_unix_s > asked_unix_s - STALE_S:
                 view = fold_cluster(view, record)
-        waiting = await asyncio.to_thread(self._registry.waiting)
-        return web.json_response(asdict(replace(view, guard=self._guard_of_idleness.words, waiting=waiting)))
+        return view
 
     async def _runs(self, _: web.Request) -> web.Response:
         views = await asyncio.to_thread(self._registry.views)
@@ -252,9 +257,8 @@ class Hub:
         if not path.is_relative_to(folder) or not path.exists():
             raise RunNotFoundError(f"The run {run} has no {request.query['path']}.", f"See what it has: %ray watch {run}")
         with tempfile.NamedTemporaryFile(prefix="raykit-", suffix=".tar") as packed:
-            await asyncio.to_thread(_pack, path, packed.name)
             answer = web.StreamResponse()
-            answer.content_length = Path(packed.name).stat().st_size
+            answer.content_length = await asyncio.to_thread(_pack, path, packed.name)
             await answer.prepare(request)
             while part := await asyncio.to_thread(packed.read, PART_BYTES):
                 await answer.write(part)
@@ -280,9 +284,11 @@ def _part(part: Any) -> bytes:
     return bytes(part.file.read()) if hasattr(part, "file") else str(part).encode()
 
 
-def _pack(path: Path, file: str) -> None:
+def _pack(path: Path, file: str) -> int:
+    """Write a tar, and give its size in bytes."""
     with tarfile.open(file, "w") as archive:
         archive.add(path, path.name)
+    return Path(file).stat().st_size
 
 
 def _read_logs(folder: Path, source: str, tail: int) -> str:

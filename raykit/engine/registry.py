@@ -12,7 +12,7 @@ from pathlib import Path
 from raykit.codec import decode, encode
 from raykit.engine.setting import ClusterSetting
 from raykit.errors import RunError, RunNameTakenError, RunNotFoundError
-from raykit.events import NodeSampled, Record, RunAccepted
+from raykit.events import CLUSTER, NodeSampled, Record, RunAccepted
 from raykit.spec import PipelineSpec, RunSpec, ServiceSpec, TaskSpec, TrainSpec
 from raykit.store.log import Log
 from raykit.views import RunView, WaitingView, fold
@@ -55,7 +55,7 @@ class Registry:
                 for record in records:
                     if isinstance(record.event, NodeSampled):
                         sampled[record.event.node] = record
-                    else:
+                    elif record.run != CLUSTER:
                         views[record.run] = fold(views.get(record.run) or RunView(name=record.run), record)
                 self._views, self._sampled, self._number = views, sampled, records[-1].number
 

@@ -13,7 +13,8 @@ class ClusterSetting:
     """Told once, when the cluster is made; it survives restarts in the actors' own creation arguments.
 
     ``further_node`` are the CPU and GPU slots of a node that may come, where nodes come when runs need them.
-    ``idle_s`` is for the guard of a cluster that is paid for, and ``account_folder`` for one on Kubernetes.
+    ``idle_s`` to ``price_per_node_h`` are for the guard of a cluster that is paid for, and ``account_folder`` for one on
+    Kubernetes.
     """
 
     name: str
@@ -26,6 +27,9 @@ class ClusterSetting:
     sample_s: float = 1.0
     further_node: tuple[float, float] | None = None
     idle_s: float | None = None
+    idle_gpu_utilization: float | None = None
+    budget: float | None = None
+    price_per_node_h: float = 0.0
     account_folder: str = ""
 
     @property

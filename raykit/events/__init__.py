@@ -62,7 +62,7 @@ from raykit.events.training import (
     WorldBroken,
     WorldFormed,
 )
-from raykit.events.use import GpuUse, NodeSampled, ProcessUse, UseSampled
+from raykit.events.use import CostCounted, GpuUse, NodeSampled, ProcessUse, UseSampled
 
 __all__ = [
     "CLUSTER",
@@ -74,6 +74,7 @@ __all__ = [
     "BatchHalved",
     "CheckpointFailed",
     "CheckpointSaved",
+    "CostCounted",
     "Decided",
     "DrillEnded",
     "DrillStarted",
@@ -161,6 +162,7 @@ Event = (
     | WorkerLost
     | WorkerEnded
     | NodeSampled
+    | CostCounted
     | UseSampled
     | Resized
     | SlotsLent

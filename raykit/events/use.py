@@ -41,6 +41,14 @@ class NodeSampled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CostCounted:
+    """What the nodes of a cluster have cost since it came up, which is one ``session`` of Ray, by the price that was told."""
+
+    session: str
+    cost: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessUse:
     """What the process of a replica or a training worker uses, with those that it started. None is unknown.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from raykit.errors import OptionError
-from raykit.spec.options import amount, check_range, count, hourly, memory, one_or_range, option, pairs, seconds, words
+from raykit.spec.options import amount, check_range, count, hourly, memory, one_or_range, option, pairs, percent, seconds, words
 
 SMALL_CPUS = 2
 LEAST_OBJECT_STORE_BYTES = 75_000_000  # Ray takes no less
@@ -144,6 +144,14 @@ class ClusterSpec:
     idle_s: float | None = option(
         "--idle", default=None, help="suspend it when nothing has run for so long", read=seconds, metavar="20m", places=RENTED
     )
+    idle_gpu_utilization: float | None = option(
+        "--idle-gpus",
+        default=None,
+        help="with --idle: GPUs that are used less are idle, whoever holds them",
+        read=percent,
+        metavar="5%",
+        places=RENTED,
+    )
     price_per_node_h: float | None = option(
         "--price",
         default=None,
@@ -155,11 +163,27 @@ class ClusterSpec:
     max_cost_per_h: float | None = option(
         "--max-cost", default=None, help="never have more workers than this pays for", read=hourly, metavar="30/h", places=RENTED
     )
+    budget: float | None = option(
+        "--budget",
+        default=None,
+        help="suspend it when it has cost so much since it came up",
+        read=amount,
+        metavar="200",
+        places=RENTED,
+    )
 
     @property
     def nodes(self) -> int | tuple[int, int]:
         """How many nodes it has, or the least and the most."""
         return max(1, len(self.hosts)) if self.num_nodes is None else self.num_nodes
+
+    @property
+    def guards(self) -> dict[str, float | None]:
+        """What the hub's guard has to keep, by the names of its setting; empty where nobody asked for one."""
+        if self.idle_s is None and self.budget is None:
+            return {}
+        names = ("idle_s", "idle_gpu_utilization", "budget")
+        return {name: getattr(self, name) for name in names} | {"price_per_node_h": self.price_per_node_h or 0.0}
 
     @property
     def min_nodes(self) -> int:
@@ -196,9 +220,14 @@ class ClusterSpec:
                 "and Ray's autoscaler would change it afterwards.",
                 f"Give one number of nodes, as --nodes {self.max_nodes}, or no queue.",
             )
+        self._check_idleness()
+        self._check_cost()
+
+    def _check_idleness(self) -> None:
         if self.idle_s is not None and self.idle_s <= 0:
             raise OptionError("--idle is 0.", "Give a time, as --idle 20m, or leave it out: it is never suspended then.")
-        self._check_cost()
+        if self.idle_gpu_utilization is not None and self.idle_s is None:
+            raise OptionError("--idle-gpus was given, and not for how long.", "Give a time with it, as --idle 20m.")
 
     def _refuse_unknown_here(self) -> None:
         for each in fields(self):
@@ -241,10 +270,13 @@ class ClusterSpec:
             )
 
     def _check_cost(self) -> None:
-        if self.max_cost_per_h is None:
+        for flag, limit in (("--max-cost", self.max_cost_per_h), ("--budget", self.budget)):
+            if limit is not None and not self.price_per_node_h:
+                raise OptionError(f"{flag} was given, and what a node costs is not known here.", "Say it: --price 4.10")
+        if self.budget is not None and self.budget <= 0:
+            raise OptionError("--budget is 0.", "Give what it may cost, as --budget 200, or leave it out.")
+        if self.max_cost_per_h is None or self.price_per_node_h is None:
             return
-        if not self.price_per_node_h:
-            raise OptionError("--max-cost was given, and what a node costs is not known here.", "Say it: --price 4.10")
         if (most := self.max_nodes * self.price_per_node_h) > self.max_cost_per_h:
             raise OptionError(
                 f"{self.max_nodes} nodes cost {most:.2f} an hour, more than --max-cost {self.max_cost_per_h:g}/h.",

@@ -97,8 +97,16 @@ def hourly(text: str) -> float:
     """Read ``30/h`` as 30."""
     rate, slash, unit = text.partition("/")
     if not slash or unit != "h":
-        raise ValueError(f"{text!r} is no rate: write it as 30/h")
+        raise ValueError(f"{text!r} is no rate: write it as 30/h, or give what it may cost in all as --budget")
     return amount(rate)
+
+
+def percent(text: str) -> float:
+    """Read ``5%`` or ``5`` as 0.05."""
+    share = amount(text.removesuffix("%")) / 100
+    if not 0 < share <= 1:
+        raise ValueError(f"{text!r} is no share: write it as 5%")
+    return share
 
 
 def counts_by_word(text: str) -> tuple[tuple[str, int], ...]:

@@ -33,7 +33,7 @@ class WaitingView:
 class ClusterView:
     """The nodes of a cluster, its slots in all, and the runs that wait. Slots are logical: held, not used.
 
-    ``guard`` says what the guard against idleness is about to do.
+    ``guard`` says what the guard of a cluster that is paid for is about to do.
     """
 
     name: str

@@ -133,7 +133,7 @@ def _slots_released(view: RunView, event: ev.SlotsReleased, at_unix_s: float) ->
     return changed(view, slots=tuple(close(slot) for slot in view.slots))
 
 
-def _unchanged(view: RunView, _: ev.Decided | ev.DrillStarted | ev.NodeSampled, __: float) -> RunView:
+def _unchanged(view: RunView, _: ev.Decided | ev.DrillStarted | ev.NodeSampled | ev.CostCounted, __: float) -> RunView:
     return view
 
 
@@ -165,6 +165,7 @@ _STEPS: dict[type, Step] = {
     ev.DrillStarted: _unchanged,
     ev.DrillEnded: _drill_ended,
     ev.NodeSampled: _unchanged,
+    ev.CostCounted: _unchanged,
     **pipeline.STEPS,
     **service.STEPS,
     **training.STEPS,

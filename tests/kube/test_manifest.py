@@ -120,10 +120,12 @@ def test_the_way_to_the_api_server_is_not_written_into_the_cluster():
 
 
 def test_the_head_makes_the_hub_when_it_has_started():
-    head = _made("lab --on k8s --idle 20m")["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    head = _made("lab --on k8s --idle 20m --idle-gpus 5% --price 4 --budget 200")["spec"]["headGroupSpec"]["template"]["spec"][
+        "containers"
+    ][0]
     command = head["lifecycle"]["postStart"]["exec"]["command"][-1]
     assert "raykit.engine.start" in command
-    assert '"idle_s": 1200.0' in command
+    assert '"idle_s": 1200.0, "idle_gpu_utilization": 0.05, "budget": 200.0, "price_per_node_h": 4.0' in command
     assert command.endswith("&"), "the hook must not keep the head from starting"
     assert DOOR_PORT in [port["containerPort"] for port in head["ports"]]
 

@@ -9,16 +9,22 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import raykit as rk
+from raykit.client import session
 from raykit.cluster import record as records
 from raykit.cluster.places import provider
-from raykit.errors import ClusterDiffersError, ClusterError, MissingPackageError
+from raykit.errors import ClusterDiffersError, ClusterError, MissingPackageError, RunStoppedError
+from raykit.events import CLUSTER, CostCounted, Decided
 from raykit.spec import ClusterSpec
+from raykit.store.log import Log
+from tests.ray import loops
 from tests.ssh import hosts, moto
 from tests.ssh.conftest import aws_options
 from tests.ssh.moto import Hypervisor
@@ -159,4 +165,24 @@ def test_machines_that_nobody_uses_shut_themselves_down(rented: Hypervisor, spec
     _, word = AWS.up(idle, told=print)
     assert word == "is up again, on the machines that it had"
     assert AWS.down("lab") is True
+    assert rented.instances("pending", "running", "stopped") == []
+
+
+def test_a_cluster_that_has_cost_its_budget_has_its_runs_save_and_shuts_down(rented: Hypervisor, spec: ClusterSpec) -> None:
+    dear = replace(spec, num_nodes=2, price_per_node_h=720.0, budget=16.0)  # which pays for two machines for 40 s
+    session.up_spec(dear)
+    run = rk.train(loops.linear, 100_000, 0.05, workers=1, cpus=0.4, spares=0, name="dear")
+    with pytest.raises(RunStoppedError):
+        run.wait()
+    assert run.view.checkpoint_step
+    while len(rented.instances("stopped")) < 2:
+        time.sleep(0.1)
+    with closing(Log(records.cluster_folder("lab") / "log.sqlite")) as log:
+        told = [record.event for record in log.read_all(kinds=(Decided, CostCounted)) if record.run == CLUSTER]
+    assert told[-1].decision == "SuspendCluster"
+    assert told[-1].reason.endswith("(--budget 16)")
+    assert {view.name: view.state for view in session.runs("lab")} == {"dear": "stopped"}
+    (lab,) = session.clusters()
+    assert lab.health().why == f"{told[-1].reason}; its machines are stopped; their disks are kept"
+    session.down("lab")
     assert rented.instances("pending", "running", "stopped") == []

@@ -126,15 +126,16 @@ def slow(row):
 """ + "\n\n".join(f"@rk.stage(cpus=0.02)\ndef quick_{number}(row):\n    return row" for number in range(NUM_QUICK))
 
 
+@pytest.mark.timeout(500)
 def test_twenty_stages_are_drawn_live_and_an_advice_is_applied_while_the_cell_blocks(lab, opened, pictures):
     notebook = opened(lab.write("twenty.ipynb", [UP, TWENTY]))
     assert notebook.run(0)
     notebook.start(1)
     widget = notebook.cell(1).locator(".raykit-run")
     lanes = widget.locator(".raykit-lanes tbody tr")
-    expect(lanes).to_have_count(1 + NUM_QUICK, timeout=90_000)
+    expect(lanes).to_have_count(1 + NUM_QUICK, timeout=150_000)
     apply = widget.get_by_role("button", name="Apply")
-    expect(apply).to_be_visible(timeout=90_000)
+    expect(apply).to_be_visible(timeout=150_000)
     advised = widget.locator(".raykit-advice").inner_text()
     assert "replicas of slow" in advised
     apply.click()

@@ -41,6 +41,9 @@ def test_a_line_for_kubernetes_becomes_a_spec_and_survives_json():
         ("lab --on k8s --gpus-per-node :4", "names no GPU type"),
         ("lab --on k8s --labels team", "no list of KEY=VALUE"),
         ("lab --on k8s --idle 0", "--idle is 0"),
+        ("lab --on k8s --idle-gpus 5%", "--idle-gpus was given, and not for how long"),
+        ("lab --on k8s --budget 200", "--budget was given, and what a node costs is not known here"),
+        ("lab --on k8s --price 4 --budget 0", "--budget is 0"),
     ],
 )
 def test_what_a_place_does_not_know_or_cannot_be_is_refused_with_a_sentence(line, words):

@@ -59,6 +59,7 @@ EVENTS = [
     ev.WorldBroken(worker="w1", generation=1, reason="reset"),
     ev.WorkerEnded(worker="w1"),
     ev.NodeSampled(node="n", num_cpus=1.5, memory_used_bytes=1, memory_bytes=2, gpus=(ev.GpuUse(gpu="0", users=("r w1",)),)),
+    ev.CostCounted(session="s", cost=1.5),
     ev.UseSampled(
         node="n",
         uses=(

@@ -132,7 +132,7 @@ def _object(version: str, kind: str, name: str, spec: ClusterSpec, **parts: Any)
 
 def _rights(spec: ClusterSpec) -> list[Object]:
     """Let the hub suspend its own cluster, and nothing else: so a closed laptop does not burn money."""
-    if spec.idle_s is None:
+    if not spec.guards:
         return []
     name, account = object_name(spec.name), spec.service_account or object_name(spec.name)
     rule = {"apiGroups": ["ray.io"], "resources": ["rayclusters"], "resourceNames": [spec.name], "verbs": ["patch"]}
@@ -148,7 +148,7 @@ def _rights(spec: ClusterSpec) -> list[Object]:
 
 def _template(spec: ClusterSpec, container: Object, *, gpu: GpuLabel | None = None, is_worker: bool = False) -> Object:
     name = object_name(spec.name)
-    account = spec.service_account or (name if spec.idle_s is not None and not is_worker else "")
+    account = spec.service_account or (name if spec.guards and not is_worker else "")
     volumes: list[Object] = [
         {"name": "raykit-secret", "secret": {"secretName": name}},
         {"name": "raykit-code", "configMap": {"name": name}},
@@ -190,7 +190,7 @@ def _head_container(spec: ClusterSpec, image: str) -> Object:
         "token_file": f"{SECRET_PATH}/{TOKEN_KEY}",
         "folder": DATA_PATH,
         "further_node": [cpus, gpus],
-        "idle_s": spec.idle_s,
+        **spec.guards,
         "sample_s": spec.sample_s,
         "account_folder": ACCOUNT_PATH,
     }

@@ -331,7 +331,7 @@ def _delete_all(kube: Kube, spec: ClusterSpec) -> bool:
     """Delete everything with the cluster's label, and say whether the RayCluster was there."""
     was_there = False
     # Who has no rights on roles could not ask for them: only what `up` makes of this spec is looked for.
-    for kind in MADE if spec.idle_s is not None else ("RayCluster", "ConfigMap", "Secret"):
+    for kind in MADE if spec.guards else ("RayCluster", "ConfigMap", "Secret"):
         for each in kube.find(kind, label_of(spec.name)):
             kube.delete(kind, each["metadata"]["name"])
             was_there |= kind == "RayCluster"
