@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 
 import ray
 
@@ -16,7 +15,6 @@ from raykit.engine.arbiter import Tell
 from raykit.engine.registry import Registry
 from raykit.engine.setting import ClusterSetting
 from raykit.engine.suspend import shut_down, suspend_pods
-from raykit.errors import RunError
 from raykit.events import CLUSTER, CostCounted, Decided
 from raykit.policy.guard import Use, decide, decide_on_cost, duration_words, idle_since
 from raykit.views import ClusterView
@@ -43,6 +41,7 @@ class Guard:
         self._session = ray.get_runtime_context().get_session_name()
         self._num_paid, self._cost = 0, 0.0
         self._counted_s = self._written_s = time.monotonic()
+        self._is_told = False
         self.words = ""
         """What it is about to do, for who asks for the cluster's status."""
 
@@ -51,12 +50,21 @@ class Guard:
         self._cost = await asyncio.to_thread(self._counted_before)
         pause_s = min(LOOK_S, self._setting.idle_s / LOOKS_WITHIN_LIMIT) if self._setting.idle_s else LOOK_S
         while True:
-            view = await self._seen()
-            decisions = [await asyncio.to_thread(self._on_cost, view), await asyncio.to_thread(self._on_idleness, view)]
-            self.words = next((words_of(each) for each in decisions if isinstance(each, WarnSuspend)), "")
-            if (end := next((each for each in decisions if isinstance(each, SuspendCluster)), None)) is not None:
-                await self._suspend(end)
+            try:
+                end = await self._decided()
+                self._is_told = self._is_told and end is not None
+                if end is not None:
+                    await self._suspend(end)
+            except Exception:  # what breaks one look must not leave a cluster unguarded
+                logger.exception("a look of the guard broke off")
             await asyncio.sleep(pause_s)
+
+    async def _decided(self) -> SuspendCluster | None:
+        """Look, and say whether it is to be suspended now."""
+        view = await self._seen()
+        decisions = [await asyncio.to_thread(self._on_cost, view), await asyncio.to_thread(self._on_idleness, view)]
+        self.words = next((words_of(each) for each in decisions if isinstance(each, WarnSuspend)), "")
+        return next((each for each in decisions if isinstance(each, SuspendCluster)), None)
 
     def _on_idleness(self, view: ClusterView | None) -> WarnSuspend | SuspendCluster | None:
         if self._setting.idle_s is None:
@@ -81,7 +89,7 @@ class Guard:
         return decide_on_cost(self._cost, budget=self._setting.budget, cost_per_h=cost_per_h)
 
     async def _seen(self) -> ClusterView | None:
-        """Look; a look that fails tells nothing, and must not end the guard."""
+        """Look; a look that fails tells nothing."""
         try:
             return await self._look(LOOK_S if self._setting.idle_gpu_utilization is not None else 0.0)
         except Exception:
@@ -98,12 +106,16 @@ class Guard:
         return cost
 
     async def _suspend(self, decision: SuspendCluster) -> None:
-        """Have runs save what they have, and give the machines back."""
+        """Have runs save what they have, and give the machines back, unless somebody came to use them meanwhile."""
         self.words = f"being suspended: {decision.reason}"
         await self._stop_runs()
-        told = Decided(decision="SuspendCluster", about=(), reason=decision.reason)
-        await asyncio.to_thread(self._registry.log.append, CLUSTER, [told])
+        if not self._is_told:
+            self._is_told = True
+            told = Decided(decision="SuspendCluster", about=(), reason=decision.reason)
+            await asyncio.to_thread(self._registry.log.append, CLUSTER, [told])
         await asyncio.sleep(LEAVE_S)
+        if await self._decided() is None:
+            return
         try:
             if self._setting.account_folder:
                 await asyncio.to_thread(suspend_pods, self._setting, decision.reason)
@@ -116,8 +128,10 @@ class Guard:
     async def _stop_runs(self) -> None:
         for view in self._registry.views():
             if not view.ended:
-                with suppress(RunError):  # it ended since, or its host is gone
+                try:
                     await self._tell(view.name, Stop(run=view.name))
+                except Exception as exc:  # it ended since, or its host is gone: nothing of it could be saved
+                    logger.info("%s was not stopped before its cluster is suspended: %s", view.name, exc)
         for _ in range(STOP_LOOKS):
             if all(view.ended for view in self._registry.views()):
                 return
