@@ -21,6 +21,7 @@ from raykit.spec.priority import Priority
 from raykit.spec.training import ON_LOSS, interval
 from raykit.views import RunView, fold_all
 from raykit.views.why import WhyView
+from raykit.wire.door import DoorClosedError
 from raykit.wire.loop import check_loop
 from raykit.wire.payload import FunctionWork, Payload
 
@@ -46,12 +47,15 @@ class Run:
             RunLostError: the cluster is gone.
         """
         try:
-            while records := self._events(self.view.number, wait_s=wait_s):
+            while records := self.cluster.door.events(self.name, after=self.view.number, wait_s=wait_s):
                 self.name = records[-1].run
                 self.view = fold_all(RunView(name=self.name) if not self.view.number else self.view, records)
                 wait_s = 0.0
-        except ClusterLostError as exc:
-            raise RunLostError(f"The run {self.name} went down with its cluster: {exc.problem}", exc.remedy) from exc
+        except DoorClosedError:
+            try:
+                self.cluster.wait_for_door()
+            except ClusterLostError as exc:
+                raise RunLostError(f"The run {self.name} went down with its cluster: {exc.problem}", exc.remedy) from exc
         return self.view
 
     def follow(self, *, poll_s: float = POLL_S) -> Iterator[RunView]:
@@ -191,8 +195,8 @@ class Run:
         """Give the last lines that its workers printed."""
         return self.cluster.ask(lambda door: door.logs(self.name, source=source, tail=tail))
 
-    def _events(self, after: int, *, wait_s: float = 0.0) -> list[Record]:
-        return self.cluster.ask(lambda door: door.events(self.name, after=after, wait_s=wait_s))
+    def _events(self, after: int) -> list[Record]:
+        return self.cluster.ask(lambda door: door.events(self.name, after=after, wait_s=0))
 
     def _near(self) -> NearFiles:
         return NearFiles(self.cluster, self.view)

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 HUB_RESTART_S = 20.0
+MAX_ASKED = 3
 CUT_OFF_S = 600.0
 LOOK_WAIT_S = 5.0  # for the samplers; those of nodes that nobody has looked at have to be started
 
@@ -161,12 +162,14 @@ class Cluster:
 
         Raises:
             ClusterLostError: it is gone.
+            DoorClosedError: this is not answered, though the door is there.
         """
-        while True:
+        for _ in range(MAX_ASKED - 1):
             try:
                 return question(self.door)
             except DoorClosedError:
                 self.wait_for_door()
+        return question(self.door)
 
     def __repr__(self) -> str:
         spec = self.record.spec

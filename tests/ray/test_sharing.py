@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import raykit as rk
-from raykit.cluster.record import processes
 from raykit.errors import RunFailedError
 from raykit.events import SlotsHeld, SlotsReleased
 from raykit.store.log import Log
@@ -129,20 +128,19 @@ def test_two_services_and_a_training_keep_their_places_while_ranks_hosts_and_the
     low = train(started, loops.linear, 10_000, 0.05)
     until(lambda: low.refresh().world_size == NUM_GPUS)
     first, second = serve(started, "first", replicas=(0, 1)), serve(started, "second", replicas=(0, 1))
-    asked = [burst(first), burst(second)]
-    until(lambda: any(mark.words.endswith("comes first") for mark in low.refresh().marks))  # a loan itself may be over at once
+    asked = [burst(first)]
+    until(lambda: low.refresh().world_size == NUM_GPUS - 1)
     os.kill(next(rank.pid for rank in low.view.ranks if rank.rank == 0), signal.SIGKILL)
+    asked.append(burst(second))
     first.run.drill("kill-host")
-    for hub in [each for each in processes("gpus") if each.name() == "ray::Hub"]:
-        hub.kill()
+    os.kill(gpus.door.ping()["pid"], signal.SIGKILL)
     assert all(is_answered(*each) for each in asked)
     asked = [burst(first), burst(second)]
     low.drill("kill-host")
     assert all(is_answered(*each) for each in asked)
     until(lambda: low.refresh().world_size == NUM_GPUS)
     assert low.view.step > 0
-    # Who was the only rank at work has alone what it committed since the others stood by.
-    assert all(card.good or dict(card.facts).get("world", "").startswith("1 ") for card in low.view.cards)
+    assert all(card.good for card in low.view.cards)
     assert first.run.refresh().service.num_failed == second.run.refresh().service.num_failed == 0
     assert most_held(gpus) <= NUM_GPUS
 
