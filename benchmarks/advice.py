@@ -4,7 +4,7 @@ The faults stand in _advice_faults.py; all but the crowded threads are emulated 
 until an advice has stood for 12 s, so that no trial falls into the window before. It is right when it names the fault's
 stage and remedy, or the source. Then it is carried out while the run goes on (``run.apply()``), or, where only a person
 could do it, the same pipeline runs again without the fault. Rates before and after are those of rows that left the last
-stage, over 10 s; the gain is their ratio, and holds when it is within 25 % of the one that was said.
+stage, by the least-squares line over 10 s; the gain is their ratio, and holds when it is within 25 % of the one that was said.
 
 Each trial is kept in out/advice.jsonl, and a benchmark that was interrupted goes on (``--fresh`` begins again).
 """
@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from _advice_faults import Fault, draw
 from _marks import until
 from _measure import Figure, end_in_order, report
@@ -141,7 +142,10 @@ def mended(fault: Fault) -> float:
 
 
 def rate(run: rk.Run, until_s: float) -> float:
-    """Give the rows that left the last stage each second, over the window up to a moment."""
+    """Give the rows that left the last stage each second, over the window up to a moment.
+
+    It is the slope of the least-squares line: they leave in bursts, and a count would be wrong by up to one of few.
+    """
     last = run.refresh().stages[-1].name
     samples = [
         (record.at_unix_s, record.event.rows_out)
@@ -149,8 +153,8 @@ def rate(run: rk.Run, until_s: float) -> float:
         if isinstance(record.event, StageSampled) and record.event.stage == last
         if until_s - WINDOW_S <= record.at_unix_s <= until_s
     ]
-    (begun_s, before), (end_s, after) = samples[0], samples[-1]
-    return (after - before) / (end_s - begun_s)
+    times, rows = np.array(samples).T
+    return float(np.polyfit(times - times[0], rows, 1)[0])
 
 
 def records_of(run: rk.Run) -> list[Any]:

@@ -13,6 +13,7 @@ import httpx
 import psutil
 
 from raykit.client import session
+from raykit.client.cluster import Cluster, health_of
 from raykit.cluster import record as records
 from raykit.cluster.home import data_home
 from raykit.cluster.local import SUPPORTED_RAY
@@ -56,7 +57,7 @@ class Report:
 
 def examine() -> Report:
     """Look at versions, devices, memory, disk and the ports of every cluster that is up; nothing is changed."""
-    ports = [finding for cluster in session.clusters() if session.health_of(cluster).state == "up" for finding in _ports(cluster)]
+    ports = [finding for cluster in session.clusters() if health_of(cluster).state == "up" for finding in _ports(cluster)]
     return Report((*_versions(), _gpus(), _memory(), _shared_memory(), _disk(), *ports))
 
 
@@ -117,7 +118,7 @@ def _disk() -> Finding:
     return Finding(what="disk", found=found, good=good, remedy="" if good else "choose another place: export RAYKIT_HOME=/path")
 
 
-def _ports(cluster: session.Cluster) -> list[Finding]:
+def _ports(cluster: Cluster) -> list[Finding]:
     """Ask each listening port of the cluster's processes for a page without a token."""
     by_process: dict[str, list[tuple[str, int]]] = {}
     for process in records.processes(cluster.name):

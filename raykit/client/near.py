@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from raykit.views import RunView
 
 if TYPE_CHECKING:
-    from raykit.client.session import Cluster
+    from raykit.client.cluster import Cluster
 
 
 class NearFiles:

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from raykit.client.cluster import Cluster
 from raykit.client.run import Run
-from raykit.client.session import Cluster
 from raykit.commands import Command
 from raykit.errors import NoClusterError, RunError, RunLostError, RunStoppedError
 from raykit.events import Event, Record

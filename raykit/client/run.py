@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from raykit.client import session
 from raykit.client.capture import pack, with_extra
+from raykit.client.cluster import Cluster
 from raykit.client.near import NearFiles
-from raykit.client.session import Cluster
 from raykit.commands import Apply, Command, Drill, Resize, Stop
 from raykit.errors import ClusterLostError, InputError, OptionError, RunFailedError, RunLostError, RunNotFoundError, RunStoppedError
 from raykit.events import Record, RunAccepted, StepCommitted

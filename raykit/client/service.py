@@ -13,9 +13,9 @@ import httpx
 
 from raykit.client import session
 from raykit.client.capture import pack
+from raykit.client.cluster import Cluster
 from raykit.client.pipeline import stage_spec
 from raykit.client.run import Run, start
-from raykit.client.session import Cluster
 from raykit.errors import ClusterLostError, OptionError, RequestError, RunError
 from raykit.spec import ServiceSpec
 from raykit.spec.priority import Priority

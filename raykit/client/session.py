@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import sys
-import time
-import weakref
-from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from raykit.client.mirror import Mirror
+from raykit.client.cluster import Cluster, health_of
 from raykit.cluster import record as records
-from raykit.cluster.base import Plan, Provider, Status, Told, Way, refuse_difference
+from raykit.cluster.base import Plan, Told, refuse_difference
 from raykit.cluster.home import clusters_home
 from raykit.cluster.places import provider
-from raykit.cluster.processes import num_cpus
-from raykit.cluster.record import ClusterRecord, KubeRecord, LocalRecord, SshRecord
+from raykit.cluster.record import ClusterRecord, LocalRecord
 from raykit.commands import Stop
 from raykit.errors import (
     ClusterError,
@@ -25,166 +20,17 @@ from raykit.errors import (
     MissingPackageError,
     NoClusterError,
     RunError,
-    RunLostError,
     RunNameTakenError,
     RunNotFoundError,
 )
-from raykit.events import CLUSTER, Decided, RunAccepted
+from raykit.events import CLUSTER, RunAccepted
 from raykit.spec import ClusterSpec
-from raykit.spec.cluster import shown
 from raykit.store.log import Log
 from raykit.views import ClusterView, RunView, fold
-from raykit.wire.door import Door, DoorClosedError
 
 if TYPE_CHECKING:
     from raykit.client.doctor import Report
     from raykit.client.run import Run
-
-T = TypeVar("T")
-
-HUB_RESTART_S = 20.0
-MAX_ASKED = 3
-CUT_OFF_S = 600.0
-LOOK_WAIT_S = 5.0  # for the samplers; those of nodes that nobody has looked at have to be started
-
-
-class Cluster:
-    """A cluster that can be asked: its record, its place and its door."""
-
-    def __init__(self, record: ClusterRecord, found: str = "is up") -> None:
-        self.record = record
-        self.found = found
-        self._way: Way | None = None
-        self._door: Door | None = None
-        self._mirror: Mirror | None = None
-
-    @property
-    def name(self) -> str:
-        return self.record.name
-
-    @property
-    def place(self) -> Provider:
-        return provider(self.record.spec.place)
-
-    @property
-    def door(self) -> Door:
-        """The way to ask it.
-
-        Raises:
-            ClusterLostError: it was ended.
-        """
-        if self._door is None:
-            try:
-                token = self.record.token
-            except FileNotFoundError:
-                raise ClusterLostError(
-                    f"The cluster {self.name} is gone: it was ended.", f"Start it again: %ray up {self.name}"
-                ) from None
-            self._way = self.place.connect(self.record)
-            self._door = Door(self._way.url, token)
-            weakref.finalize(self, self._way.close)
-        return self._door
-
-    def close(self) -> None:
-        """Close the door and the way to it, if they are open; the next call opens them again."""
-        if self._mirror is not None:
-            self._mirror.close()
-        self._mirror = None
-        if self._door is not None:
-            self._door.close()
-        if self._way is not None:
-            self._way.close()
-        self._door = self._way = None
-
-    def mirror(self) -> Cluster:
-        """Have its events kept here too, where they would go with its machines."""
-        if self._mirror is None and isinstance(self.record, SshRecord | KubeRecord):
-            self._mirror = Mirror(self.record, self.door.url)
-            weakref.finalize(self, self._mirror.end)
-        return self
-
-    @property
-    def is_alive(self) -> bool:
-        return self.health().state == "up"
-
-    def health(self) -> Status:
-        """Say how its place knows it to be; of one that suspended itself also why, where somebody was connected then."""
-        status = self.place.status(self.record)
-        if status.state != "suspended" or not (reason := self._last_word()) or reason in status.why:
-            return status
-        return replace(status, why=f"{reason}; {status.why}")
-
-    def _last_word(self) -> str:
-        """Give the reason for which its hub suspended it since it came up, as far as it is told here."""
-        path = records.cluster_folder(self.name) / "log.sqlite"
-        if not path.exists():
-            return ""
-        with closing(Log(path)) as log:
-            told = [
-                record for record in log.read_all(run=CLUSTER, kinds=(Decided,)) if record.at_unix_s > self.record.created_unix_s
-            ]
-        return told[-1].event.reason if told and isinstance(told[-1].event, Decided) else ""
-
-    def status(self, *, wait_s: float = LOOK_WAIT_S) -> ClusterView:
-        """Give the nodes with their slots, and what their machines and GPUs use now, as far as it is told in ``wait_s``."""
-        return self.door.status(wait_s=wait_s)
-
-    def logs(self, *, tail: int = 200) -> str:
-        """Give the last lines that the parts of the cluster itself wrote: its head, its nodes, its pods."""
-        return self.place.logs(self.record, tail=tail)
-
-    def wait_for_door(self, *, timeout_s: float = HUB_RESTART_S) -> None:
-        """Wait while the hub restarts, and longer while this machine is cut off from the cluster's.
-
-        Raises:
-            ClusterLostError: at once when the head is dead, else after ``timeout_s``; after ten minutes when its place
-                cannot be asked.
-        """
-        begun_s = time.monotonic()
-        while True:
-            health = health_of(self)
-            if health.state not in ("up", "unknown"):
-                raise ClusterLostError(
-                    f"The cluster {self.name} is {health.state}: {health.why}.",
-                    f"Start it again and take the run up: %ray up {self.name}, then %ray resume RUN",
-                )
-            with suppress(DoorClosedError):
-                self.door.ping(timeout_s=5)
-                return
-            patience_s = max(timeout_s, CUT_OFF_S) if health.state == "unknown" else timeout_s
-            if time.monotonic() - begun_s > patience_s:
-                why = f" {health.why}" if health.why else ""
-                raise ClusterLostError(f"The door of {self.name} does not answer for {patience_s:.0f} s.{why}", "See %ray doctor.")
-            time.sleep(self.place.look_s)
-
-    def ask(self, question: Callable[[Door], T]) -> T:
-        """Ask at the door what may be asked twice; again where its hub went away meanwhile, or the link.
-
-        Raises:
-            ClusterLostError: it is gone.
-            DoorClosedError: this is not answered, though the door is there.
-        """
-        for _ in range(MAX_ASKED - 1):
-            try:
-                return question(self.door)
-            except DoorClosedError:
-                self.wait_for_door()
-        return question(self.door)
-
-    def __repr__(self) -> str:
-        spec = self.record.spec
-        gpus = f", {spec.num_simulated_gpus} simulated GPUs" if spec.num_simulated_gpus else ""
-        gpus = f", {spec.gpus_per_node} GPUs a node" if spec.gpus_per_node else gpus
-        nodes = f", {shown(spec.nodes)} nodes" if spec.nodes != 1 else ""
-        health = health_of(self)
-        state = self.found if health.state == "up" else f"is {health.state}: {health.why}"
-        dashboard = getattr(self.record, "dashboard_url", None)
-        link = f"\nDashboard: {dashboard} (asks for the cluster's token)" if dashboard else ""
-        cpus = num_cpus(spec) if spec.place == "local" else spec.num_cpus
-        slots = f"{cpus:g} CPUs a node{gpus}{nodes}" if cpus is not None else f"{spec.place}{gpus}{nodes}"
-        waiting = f"\n{health.why}" if health.state == "up" and health.why else ""
-        return f"Cluster {self.name} {state}: {slots}, Ray {self.record.ray_version}.{waiting}{link}"
-
 
 _current: Cluster | None = None
 
@@ -299,14 +145,6 @@ def current_name() -> str | None:
 def clusters() -> list[Cluster]:
     """Give all clusters that are written down, the newest first; those whose head died say so."""
     return [Cluster(record) for record in records.find_all()]
-
-
-def health_of(cluster: Cluster) -> Status:
-    """Say how a cluster is; one whose place cannot be asked is unknown, and says why."""
-    try:
-        return cluster.health()
-    except (ClusterError, MissingPackageError) as exc:
-        return Status(state="unknown", why=str(exc))
 
 
 def down(name: str | None = None) -> str:
@@ -442,7 +280,6 @@ def doctor() -> Report:
 
 __all__ = [
     "Cluster",
-    "RunLostError",
     "clusters",
     "connect",
     "doctor",

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from raykit.client.cluster import Cluster
 from raykit.client.run import Run
-from raykit.client.session import Cluster
 from raykit.jupyter.table import Table
 from raykit.render import to_text
 from raykit.render.nodes import NODE_HEADERS, node_rows

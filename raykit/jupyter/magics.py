@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic import Magics, line_cell_magic, magics_class
 
 from raykit.client import observed, session
+from raykit.client.cluster import Cluster, health_of
 from raykit.errors import OptionError
 from raykit.jupyter import cells
 from raykit.jupyter.display import Said, beside, nodes_of
@@ -67,11 +68,11 @@ class RayMagics(Magics):
         return words[word].call(self.shell, *(() if cell is None else (cell,)), *options)
 
 
-def _up(_: Any, spec: ClusterSpec) -> session.Cluster:
+def _up(_: Any, spec: ClusterSpec) -> Cluster:
     return session.up_spec(spec)
 
 
-def _scale(_: Any, line: ScaleLine) -> session.Cluster:
+def _scale(_: Any, line: ScaleLine) -> Cluster:
     return session.scale(line.name, num_nodes=line.num_nodes)
 
 
@@ -86,7 +87,7 @@ def _clusters(_: Any, __: NoWords) -> Table:
             health.why,
         )
         for each in session.clusters()
-        for health in (session.health_of(each),)
+        for health in (health_of(each),)
     ]
     return Table(("cluster", "place", "state", "nodes", "since", "why"), rows, empty="No cluster is up. Start one: %ray up")
 

@@ -10,6 +10,7 @@ from typing import Any
 import traitlets
 
 from raykit.client import session
+from raykit.client.cluster import health_of
 from raykit.cluster.base import Plan
 from raykit.codec import encode
 from raykit.errors import OptionError, RaykitError
@@ -145,5 +146,5 @@ def _rows() -> list[ClusterRow]:
             current=each.name == current,
         )
         for each in session.clusters()
-        for health in (session.health_of(each),)
+        for health in (health_of(each),)
     ]

@@ -48,7 +48,6 @@ from raykit.wire.payload import SOURCE
 TICK_S = 0.05
 BALANCE_S = 0.25
 SAMPLE_S = 0.5
-CALL_S = 0.2  # a call of a replica is made of so many rows that it takes about this long
 MIN_SPAN_ROWS = 64
 BATCHES_A_SPAN = 32  # the last batch of a span may be short
 HALF = 0.5
@@ -212,12 +211,8 @@ class PipelineRun:
         return waiting < 2 * call_rows * (self._stages[place].num_alive + 1) and not is_full
 
     def _call_rows(self, place: int) -> int:
-        """Give the rows of one call: whole batches, for about ``CALL_S``."""
-        (way, _), row_s = self._trials.way(self._specs[place]), self._meter.row_s(place)
-        batch = way.batch_size or 1
-        if row_s is None:
-            return batch
-        return max(way.concurrency, batch * int(CALL_S / max(row_s * batch, 1e-5)), batch)
+        way, _ = self._trials.way(self._specs[place])
+        return way.rows_of_call(self._meter.row_s(place))
 
     def _collect(self) -> None:
         """Take in what is over; blocking up to a tick."""

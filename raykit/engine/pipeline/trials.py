@@ -12,18 +12,30 @@ from raykit.events import Decided
 from raykit.spec import StageSpec
 
 CALLS = 3
+MOST_CALLS = 9  # where none, or too few, are of whole batches
 
 
 @dataclass(slots=True, kw_only=True)
-class _Trial:
-    """``row_s`` is what a row cost before. The first call of each replica is not counted: it may have to warm up."""
+class Trial:
+    """``row_s`` is what a row cost before. The first call of each replica is not counted: it may have to warm up.
+
+    Nor are calls with the last rows of a span, if there are others: a short batch costs a row more than a whole one.
+    """
 
     change: StageChange
     row_s: float
     warm: set[str] = field(default_factory=set)
-    num_calls: int = 0
-    rows: int = 0
-    taken_s: float = 0.0
+    calls: list[tuple[int, float]] = field(default_factory=list)
+
+    @property
+    def relative(self) -> float | None:
+        """What a row costs, of what it cost before; None while too few calls tell it."""
+        at_once = self.change.batch_size or self.change.concurrency or 1
+        whole = [call for call in self.calls if call[0] >= at_once]
+        if len(whole) < CALLS and len(self.calls) < MOST_CALLS:
+            return None
+        rows, taken_s = map(sum, zip(*(whole or self.calls), strict=True))
+        return taken_s / rows / self.row_s
 
 
 class Trials:
@@ -31,7 +43,7 @@ class Trials:
 
     def __init__(self, context: RunContext) -> None:
         self._context = context
-        self._now: _Trial | None = None
+        self._now: Trial | None = None
         self._found: dict[StageChange, float | None] = {}
 
     @property
@@ -51,7 +63,7 @@ class Trials:
 
     def begin(self, change: StageChange, row_s: float) -> None:
         """Try a change on the stage's next calls; a row costs it ``row_s`` now."""
-        self._now = _Trial(change=change, row_s=row_s)
+        self._now = Trial(change=change, row_s=row_s)
         about = (change.stage, *(f"{name} {value:g}" for name, value in change.fields.items()))
         self._context.emit(Decided(decision="Try", about=about, reason="it may be faster so"))
 
@@ -75,11 +87,9 @@ class Trials:
         if replica not in self._now.warm:
             self._now.warm.add(replica)
             return
-        self._now.num_calls += 1
-        self._now.rows += report.rows_in
-        self._now.taken_s += report.taken_s
-        if self._now.num_calls >= CALLS:
-            self._found[self._now.change] = self._now.taken_s / max(1, self._now.rows) / self._now.row_s
+        self._now.calls.append((report.rows_in, report.taken_s))
+        if (relative := self._now.relative) is not None:
+            self._found[self._now.change] = relative
             self._now = None
 
     def failed(self) -> None:
