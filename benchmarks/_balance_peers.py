@@ -21,8 +21,8 @@ from _measure import processes_with
 
 from raykit.cluster.processes import SHIM
 
-RAY_DATA_WATCHED_S = 240.0
-XENNA_WATCHED_S = 450.0  # two of its cycles, and more
+RAY_DATA_WATCHED_S = 120.0  # as raykit is
+XENNA_WATCHED_S = 240.0  # one of its cycles, and a third more
 XENNA_MISSING = (
     "cosmos-xenna is left out: it is not installed. Into a folder of its own, so that it brings no other ray:\n"
     "  pip install --target DIR --no-deps cosmos-xenna==0.3.0 'obstore<0.9' portpicker attrs cattrs jinja2 loguru pulp tabulate tqdm\n"

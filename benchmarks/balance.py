@@ -15,7 +15,7 @@ batches) in which every stage moves 95 % of the bound. Each side in a cluster of
 - raykit;
 - Ray Data with RAY_DATA_ACTOR_AUTOSCALER=DEFAULT, and with BACKLOG_AWARE, which is its default;
 - cosmos-xenna 0.3.0 at its defaults (it looks each 180 s).
-What was not reached counts with the time for which it was watched (Ray Data 240 s, xenna 450 s), so those ratios are
+What was not reached counts with the time for which it was watched (Ray Data 120 s, xenna 240 s), so those ratios are
 upper bounds. The floor, from the same run: from raykit's decision until the last replica has started, and five of the
 slowest batches.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing, suppress
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,12 +49,24 @@ def up(name: str = "local", **options: Any) -> Cluster:
 def up_spec(spec: ClusterSpec, *, told: Told = print) -> Cluster:
     """Give the cluster of ``spec`` and make it the current one; ``told`` hears what is waited for."""
     global _current  # noqa: PLW0603  (the current cluster is what a session is)
+    spec = _as_known(spec)
     _refuse_two_places(spec)
     started = Cluster(*provider(spec.place).up(spec, told=told))
     if _current is not None:
         _current.close()
     _current = started.mirror()
     return _current
+
+
+def _as_known(spec: ClusterSpec) -> ClusterSpec:
+    """Take from a cluster elsewhere that is known by this name what is not asked: it comes back as it was."""
+    found = records.find(spec.name)
+    if found is None or found.spec.place == "local" or spec == found.spec:
+        return spec
+    if spec == ClusterSpec(name=spec.name):
+        return found.spec
+    asked = {each.name: value for each in fields(spec) if (value := getattr(spec, each.name)) != each.default}
+    return replace(found.spec, **asked) if spec.place == found.spec.place else spec
 
 
 def _refuse_two_places(spec: ClusterSpec) -> None:
@@ -70,6 +83,7 @@ def plan(name: str = "local", **options: Any) -> Plan:
 
 def plan_spec(spec: ClusterSpec) -> Plan:
     """Say what :func:`up_spec` would make."""
+    spec = _as_known(spec)
     return provider(spec.place).plan(spec)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from typing import Any, Literal, Protocol
@@ -16,6 +16,8 @@ from raykit.spec import ClusterSpec
 from raykit.spec.cluster import shown
 
 UP_TIMEOUT_S = 120.0
+GUARDS = ("idle_s", "idle_gpu_utilization", "price_per_node_h", "max_cost_per_h", "budget")
+"""The options that guard a cluster, and say nothing of what it is."""
 
 State = Literal["starting", "up", "suspended", "gone", "unknown"]
 Told = Callable[[str], None]
@@ -140,10 +142,12 @@ def versions_here() -> dict[str, Any]:
     }
 
 
-def difference(found: ClusterSpec, wanted: ClusterSpec) -> str:
+def difference(found: ClusterSpec, wanted: ClusterSpec, *, but: Sequence[str] = ()) -> str:
     """Say in which options two specs differ: ``--cpus is 4, asked 8``; empty when they agree."""
     parts = []
     for each in fields(ClusterSpec):
+        if each.name in but:
+            continue
         has, asked = getattr(found, each.name), getattr(wanted, each.name)
         has = found.nodes if each.name == "num_nodes" else has
         if asked not in (has, each.default) or (each.name == "place" and asked != has):
@@ -151,8 +155,8 @@ def difference(found: ClusterSpec, wanted: ClusterSpec) -> str:
     return "; ".join(parts)
 
 
-def refuse_difference(found: ClusterRecord, wanted: ClusterSpec) -> None:
-    """Let nobody take a cluster for another one.
+def refuse_difference(found: ClusterRecord, wanted: ClusterSpec, *, is_up: bool = True) -> None:
+    """Let nobody take a cluster for another one. What guards it may be another thing each time that it comes up.
 
     Raises:
         ClusterError: it runs another Python.
@@ -165,9 +169,9 @@ def refuse_difference(found: ClusterRecord, wanted: ClusterSpec) -> None:
             "whose pickled code it cannot read.",
             f"Use a kernel of Python {found.python_version}, or: %ray down {found.name}, then %ray up {found.name}",
         )
-    if said := difference(found.spec, wanted):
+    if said := difference(found.spec, wanted, but=() if is_up else GUARDS):
         scale = f"change it (%ray scale {found.name} {shown(wanted.nodes)}), " if "--nodes" in said and ";" not in said else ""
         raise ClusterDiffersError(
-            f"The cluster {found.name} is up with other options: {said}.",
+            f"The cluster {found.name} is {'up' if is_up else 'known'} with other options: {said}.",
             f"Use it as it is (%ray use {found.name}), {scale}give the new one another name, or end it first: %ray down {found.name}",
         )

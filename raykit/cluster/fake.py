@@ -34,10 +34,10 @@ class Fake(Provider):
         with records.locked(spec.name):
             found = _find(spec.name)
             if found is not None:
-                refuse_difference(found, spec)
+                refuse_difference(found, spec, is_up=not found.suspended)
                 if not found.suspended:
                     return found, "is up already"
-                back = replace(found, suspended=False)
+                back = replace(found, spec=spec, suspended=False)
                 back.save()
                 return back, "is up again"
             token_file = private_folder(records.cluster_folder(spec.name)) / "token"

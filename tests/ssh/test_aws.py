@@ -184,5 +184,8 @@ def test_a_cluster_that_has_cost_its_budget_has_its_runs_save_and_shuts_down(ren
     assert {view.name: view.state for view in session.runs("lab")} == {"dear": "stopped"}
     (lab,) = session.clusters()
     assert lab.health().why == f"{told[-1].reason}; its machines are stopped; their disks are kept"
+    back = session.up("lab", place="aws", price_per_node_h=720.0, budget=1000.0)  # the rest as it was
+    assert replace(back.record.spec, budget=16.0) == dear
+    assert len(rented.instances("running")) == 2
     session.down("lab")
     assert rented.instances("pending", "running", "stopped") == []

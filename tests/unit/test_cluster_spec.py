@@ -96,3 +96,32 @@ def test_a_fake_cluster_takes_the_options_of_kubernetes_and_says_that_it_runs_no
         assert "Its price is not known here" in repr(session.plan("try", place="fake", num_nodes=3))
     finally:
         session.down("try")
+
+
+def test_a_cluster_elsewhere_comes_back_by_its_name_as_it_was(home):
+    session.up("lab", place="fake", num_nodes=2, price_per_node_h=4.0, budget=100.0, image="x")
+    try:
+        session.scale("lab", num_nodes=3)
+        session.suspend("lab")
+        back = session.up("lab")
+        assert (back.record.spec.place, back.record.spec.num_nodes, back.record.spec.image) == ("fake", 3, "x")
+        assert session.up("lab", place="fake").record.spec.budget == 100.0
+    finally:
+        session.down("lab")
+    assert session.plan("lab").things[0] != ("record", "a file; nothing runs"), "what was ended is known no more"
+
+
+def test_a_cluster_that_has_cost_its_budget_comes_back_with_another_one(home):
+    from raykit.errors import ClusterDiffersError
+
+    session.up("lab", place="fake", num_nodes=2, price_per_node_h=4.0, budget=100.0)
+    try:
+        with pytest.raises(ClusterDiffersError, match="lab is up with other options: --budget is 100, asked 200"):
+            session.up("lab", place="fake", price_per_node_h=4.0, budget=200.0)
+        session.suspend("lab")
+        with pytest.raises(ClusterDiffersError, match="lab is known with other options: --nodes is 2, asked 5"):
+            session.up("lab", place="fake", num_nodes=5, price_per_node_h=4.0, budget=200.0)
+        spec = session.up("lab", place="fake", price_per_node_h=4.0, budget=200.0).record.spec
+        assert (spec.num_nodes, spec.price_per_node_h, spec.budget) == (2, 4.0, 200.0)
+    finally:
+        session.down("lab")

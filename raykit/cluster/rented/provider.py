@@ -42,7 +42,8 @@ class OnRented(Ssh):
         with records.locked(spec.name):
             cloud, known = self._cloud(spec), self._known(spec)
             if known is not None:
-                refuse_difference(known, spec)  # of another region too: nobody pays for machines that no record knows of
+                # Of another region too: nobody pays for machines that no record knows of.
+                refuse_difference(known, spec, is_up=False)
             before = cloud.look()
             # Before anything is rented: so `down` finds what a killed one leaves.
             kept = known or _placeholder(spec)
