@@ -48,8 +48,8 @@ class Mirror:
                     bring(door, log)
                 except DoorClosedError:  # its hub restarts, or the link is down
                     pass
-                except RaykitError:
-                    logger.exception("the mirror of %s", self._record.name)
+                except RaykitError as exc:
+                    logger.warning("What %s tells is kept here no more: %s", self._record.name, exc)
                     return
                 if is_last:
                     return

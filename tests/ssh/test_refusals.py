@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from raykit.cluster import record as records
-from raykit.cluster.ssh.provider import KEPT, Ssh
+from raykit.cluster.ssh.nodes import KEPT
+from raykit.cluster.ssh.provider import Ssh
 from raykit.errors import ClusterDiffersError, ClusterError, OptionError
 from raykit.spec import ClusterSpec
 from tests.ssh.conftest import options

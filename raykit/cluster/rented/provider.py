@@ -15,7 +15,8 @@ from raykit.cluster.home import private_folder
 from raykit.cluster.record import ClusterRecord, SshRecord
 from raykit.cluster.rented.cloud import Cloud, Rented
 from raykit.cluster.ssh.machine import Machine
-from raykit.cluster.ssh.provider import Ssh, end_all, join
+from raykit.cluster.ssh.nodes import end_all, join
+from raykit.cluster.ssh.provider import Ssh
 from raykit.errors import ClusterError
 from raykit.spec import ClusterSpec
 

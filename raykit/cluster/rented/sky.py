@@ -20,7 +20,7 @@ from raykit.cluster.base import versions_here
 from raykit.cluster.exchange import exchange
 from raykit.cluster.rented.cloud import Cloud, Rented
 from raykit.cluster.ssh.machine import Machine
-from raykit.cluster.ssh.provider import NEEDED
+from raykit.cluster.ssh.sites import NEEDED
 from raykit.errors import ClusterError
 from raykit.spec import ClusterSpec
 

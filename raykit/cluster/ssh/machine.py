@@ -6,7 +6,8 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -124,3 +125,9 @@ def machines(spec: ClusterSpec) -> list[Machine]:
 @cache
 def _program() -> str:
     return (Path(__file__).parent / "there.py").read_text()
+
+
+def ask_all(asked: Sequence[Machine], ask: Callable[[Machine], Any]) -> list[Any]:
+    """Ask all machines at once, and give their answers in order."""
+    with ThreadPoolExecutor(max_workers=max(1, len(asked))) as pool:
+        return list(pool.map(ask, asked))

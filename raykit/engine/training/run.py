@@ -20,6 +20,7 @@ from raykit.engine.training.crew import Crew, Loss
 from raykit.engine.training.datasets import Datasets
 from raykit.engine.training.drills import Drills
 from raykit.engine.training.recovery import Recovery
+from raykit.engine.training.size import Size
 from raykit.engine.training.vigil import Vigil
 from raykit.engine.training.worker import number_of, replica_of
 from raykit.engine.training.world import Generation
@@ -28,10 +29,8 @@ from raykit.events import (
     Decided,
     Event,
     LinesPrinted,
-    Resized,
     RunStarted,
     RunWaited,
-    SlotsLent,
     StepCommitted,
     WorkerLost,
     WorldBroken,
@@ -56,10 +55,7 @@ class TrainingRun:
     def __init__(self, context: RunContext) -> None:
         self._context = context
         self._spec: TrainSpec = context.spec
-        self._min_replicas, self._max_replicas = self._spec.min_replicas, self._spec.max_replicas
-        self._lent_down_to: int | None = None
-        self._lend_by_s = 0.0
-        self._has_started = False
+        self._size = Size(context)
         own_node_id = ray.get_runtime_context().get_node_id()
         self._vigil = Vigil(own_node_id=own_node_id, hang_after_s=self._spec.hang_after_s)
         self._crew = Crew(context, self._vigil)
@@ -91,7 +87,7 @@ class TrainingRun:
         self._on_loss = Answer(self._context)
         try:
             slots.take_up()
-            slots.ask(self._most)
+            slots.ask(self._size.most)
             self._wait_for_slots(slots)
             while not self._is_over():
                 self._look(slots)
@@ -144,11 +140,7 @@ class TrainingRun:
             if not rank.lost and self._crew.find(rank.worker) is None:
                 self._context.emit(WorkerLost(worker=rank.worker, rank=rank.rank, cause=GONE))
         self._step = view.step
-        if view.loan is not None:
-            self._lent_down_to = view.loan.max_workers // self._spec.group
-            self._lend_by_s = time.monotonic() + self._spec.lend_within_s
-        if view.resized_to is not None:
-            self._min_replicas, self._max_replicas = (workers // self._spec.group for workers in view.resized_to)
+        self._size.take_up(view)
         if latest is not None:
             self._world = tuple(dict.fromkeys(map(replica_of, latest.workers)))
             self._generation, self._is_formed, self._is_urgent = latest.number, is_formed, latest.urgent
@@ -163,18 +155,18 @@ class TrainingRun:
     def _wait_for_slots(self, slots: Slots) -> None:
         slots.look()
         told = ""
-        while len(slots.held) < self._min_replicas:
-            reason = f"{self._min_replicas} slots are asked, {len(slots.held)} are free"
+        while len(slots.held) < self._size.least:
+            reason = f"{self._size.least} slots are asked, {len(slots.held)} are free"
             if reason != told:
                 told = reason
                 self._context.emit(RunWaited(reason=reason))
             if self._context.stop_asked.wait(URGENT_TICK_S if slots.are_on_the_way else SLOT_LOOK_S):
                 raise StoppedError
             self._obey(slots)
-            slots.give_back(self._most, used=frozenset())
+            slots.give_back(self._size.most, used=frozenset())
             slots.look()
         self._slots_looked_s = time.monotonic()
-        self._has_started = True
+        self._size.has_started = True
         self._context.emit(RunStarted())
 
     def _is_over(self) -> bool:
@@ -188,12 +180,12 @@ class TrainingRun:
     def _membership(self, slots: Slots) -> Membership:
         lost_by_earlier_host = [name for name in self._world if name not in self._crew.replicas]
         gone = tuple(replace(_NOBODY, replica=name) for name in lost_by_earlier_host)
-        num_slots = min(len(slots.held), self._most)
+        num_slots = min(len(slots.held), self._size.most)
         return Membership(
-            min_replicas=self._min_replicas,
+            min_replicas=self._size.least,
             num_slots=num_slots,
             num_spares=self._num_spares,
-            num_standing_by=0 if self._holds_gpus else max(0, self._max_replicas - num_slots),
+            num_standing_by=0 if self._holds_gpus else max(0, self._size.asked - num_slots),
             world=self._world,
             is_formed=self._is_formed,
             is_settling=time.monotonic() < self._settles_until_s,
@@ -236,16 +228,17 @@ class TrainingRun:
             self._slots_looked_s = time.monotonic()
             slots.look()
             self._crew.drop_unplaced(slots, self._world)
-            slots.give_back(self._most, used=self._crew.slots_used)
+            slots.give_back(self._size.most, used=self._crew.slots_used)
 
     def _obey(self, slots: Slots) -> None:
         """Carry out what was asked, as far as its time has come."""
         while not self._commands.empty():
             command = self._commands.get()
             if isinstance(command, Resize):
-                self._resize(command.workers, slots)
-            if isinstance(command, Lend):
-                self._lend(command, slots)
+                self._size.resize(command.workers)
+                slots.ask(self._size.most)  # those that are too many go back when their workers have left
+            if isinstance(command, Lend) and self._size.lend(command):
+                slots.ask(self._size.most)  # replicas leave at a commit, as if a person had asked
             if isinstance(command, Hurry):
                 slots.hurry()
             if isinstance(command, Drill):
@@ -256,29 +249,6 @@ class TrainingRun:
                 hand.handle.stop.remote()
         if self._recovery is None:  # no earlier loss is being mended
             self._drills.strike(self._world)
-
-    def _resize(self, workers: tuple[int, int], slots: Slots) -> None:
-        """Ask for the slots of another size; those that are too many go back when their workers have left."""
-        self._min_replicas, self._max_replicas = (each // self._spec.group for each in workers)
-        group = self._spec.group
-        self._context.emit(Resized(min_workers=self._min_replicas * group, max_workers=self._max_replicas * group))
-        slots.ask(self._most)
-
-    def _lend(self, command: Lend, slots: Slots) -> None:
-        """Have fewer replicas while another run needs their slots: they leave at a commit, as if a person had asked."""
-        most = None if command.max_workers is None else command.max_workers // self._spec.group
-        if most == self._lent_down_to:
-            return
-        self._lent_down_to, self._lend_by_s = most, time.monotonic() + self._spec.lend_within_s
-        self._context.emit(SlotsLent(borrower=command.borrower, max_workers=command.max_workers))
-        slots.ask(self._most)
-
-    @property
-    def _most(self) -> int:
-        """How many replicas it may have now; what it needs at least, nobody borrows from a run that has started."""
-        if self._lent_down_to is None:
-            return self._max_replicas
-        return max(self._min_replicas if self._has_started else 0, min(self._max_replicas, self._lent_down_to))
 
     def _hear(self, worker: str, pulse: Pulse, at_s: float) -> None:
         found = self._crew.find(worker)
@@ -297,7 +267,7 @@ class TrainingRun:
 
     def _end_late(self) -> None:
         """Take slots by force from who was to leave and has not come to a commit in time."""
-        if self._lent_down_to is None or time.monotonic() < self._lend_by_s:
+        if not self._size.is_late:
             return
         standing = {replica_of(worker) for worker in self._standing}
         for replica in self._crew.living:
@@ -370,7 +340,7 @@ class TrainingRun:
         if isinstance(decision, StandBy):
             for name in decision.replicas:
                 self._crew.stand_by(name)
-            slots.give_back(self._most, used=self._crew.slots_used)
+            slots.give_back(self._size.most, used=self._crew.slots_used)
 
     def _start(self, decision: Start, slots: Slots) -> None:
         free = [number for number in slots.held if number not in self._crew.slots_used]

@@ -1,0 +1,62 @@
+"""How many replicas a training run may have: as it was asked, or resized to, and fewer while it lends slots."""
+
+from __future__ import annotations
+
+import time
+
+from raykit.commands import Lend
+from raykit.engine.run import RunContext
+from raykit.events import Resized, SlotsLent
+from raykit.spec import TrainSpec
+from raykit.views import RunView
+
+
+class Size:
+    """``least`` and ``asked`` are the bounds of what was asked, in replicas; ``most`` is how many it may have now."""
+
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        self._spec: TrainSpec = context.spec
+        self.least, self.asked = self._spec.min_replicas, self._spec.max_replicas
+        self.has_started = False
+        self._lent_down_to: int | None = None
+        self._lend_by_s = 0.0
+
+    def take_up(self, view: RunView) -> None:
+        """Be as it was under an earlier host."""
+        if view.loan is not None:
+            self._lend_down_to(view.loan.max_workers)
+        if view.resized_to is not None:
+            self.least, self.asked = (workers // self._spec.group for workers in view.resized_to)
+
+    def resize(self, workers: tuple[int, int]) -> None:
+        """Take other bounds, in workers."""
+        group = self._spec.group
+        self.least, self.asked = (each // group for each in workers)
+        self._context.emit(Resized(min_workers=self.least * group, max_workers=self.asked * group))
+
+    def lend(self, command: Lend) -> bool:
+        """Have fewer while another run needs slots, and say whether that is new."""
+        if self._replicas(command.max_workers) == self._lent_down_to:
+            return False
+        self._lend_down_to(command.max_workers)
+        self._context.emit(SlotsLent(borrower=command.borrower, max_workers=command.max_workers))
+        return True
+
+    @property
+    def most(self) -> int:
+        """How many it may have now; what it needs at least, nobody borrows from a run that has started."""
+        if self._lent_down_to is None:
+            return self.asked
+        return max(self.least if self.has_started else 0, min(self.asked, self._lent_down_to))
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the time is over in which slots that it lends had to be given."""
+        return self._lent_down_to is not None and time.monotonic() >= self._lend_by_s
+
+    def _lend_down_to(self, workers: int | None) -> None:
+        self._lent_down_to, self._lend_by_s = self._replicas(workers), time.monotonic() + self._spec.lend_within_s
+
+    def _replicas(self, workers: int | None) -> int | None:
+        return None if workers is None else workers // self._spec.group
