@@ -26,6 +26,7 @@ def account(view: RunView, now_unix_s: float) -> Account:
     """Sum one run up: of a run that goes on, until now."""
     end = view.ended_at_unix_s or now_unix_s
     begun, accepted = view.started_at_unix_s, view.accepted_at_unix_s
+    cpu_slot_s, gpu_slot_s = view.slot_s(end)
     busy_s = sum(stage.busy_s for stage in view.stages)
     counted_s = busy_s + sum(stage.starved_s + stage.blocked_s for stage in view.stages)
     return Account(
@@ -34,8 +35,8 @@ def account(view: RunView, now_unix_s: float) -> Account:
         state=view.state,
         starting_s=begun - accepted if begun is not None and accepted is not None else None,
         running_s=end - begun if begun is not None else None,
-        cpu_slot_s=sum(slot.num_cpus * slot.held_s(end) for slot in view.slots),
-        gpu_slot_s=sum(slot.num_gpus * slot.held_s(end) for slot in view.slots),
+        cpu_slot_s=cpu_slot_s,
+        gpu_slot_s=gpu_slot_s,
         busy_share=busy_s / counted_s if counted_s else None,
         num_cards=len(view.cards),
     )

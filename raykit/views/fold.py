@@ -10,7 +10,6 @@ from raykit.views import pipeline, service, training, use
 from raykit.views.values import (
     CardView,
     LineView,
-    MarkView,
     OutputView,
     RunState,
     RunView,
@@ -24,6 +23,7 @@ from raykit.views.values import (
 
 MAX_LINES = 200
 MAX_SPANS = 200
+MAX_RELEASED = 200  # slots that are held no more; of the others only the sums are kept
 
 
 def fold(view: RunView, record: ev.Record) -> RunView:
@@ -77,6 +77,7 @@ def _run_accepted(view: RunView, event: ev.RunAccepted, at_unix_s: float) -> Run
         resumed=event.resumed,
         priority=event.priority,
         cards=view.cards,
+        earlier_slot_s=view.slot_s(view.updated_at_unix_s or at_unix_s),
         state="starting",
         accepted_at_unix_s=at_unix_s,
         stages=tuple(changed(unsampled, name=name) for name in event.stages),
@@ -130,7 +131,12 @@ def _slots_released(view: RunView, event: ev.SlotsReleased, at_unix_s: float) ->
         mine = slot.holder == event.holder and slot.released_at_unix_s is None
         return changed(slot, released_at_unix_s=at_unix_s) if mine else slot
 
-    return changed(view, slots=tuple(close(slot) for slot in view.slots))
+    slots = tuple(close(slot) for slot in view.slots)
+    too_old = [slot for slot in slots if slot.released_at_unix_s is not None][:-MAX_RELEASED]
+    if not too_old:
+        return changed(view, slots=slots)
+    earlier_s = changed(view, slots=tuple(too_old)).slot_s(at_unix_s)
+    return changed(view, slots=tuple(slot for slot in slots if slot not in too_old), earlier_slot_s=earlier_s)
 
 
 def _unchanged(view: RunView, _: ev.Decided | ev.DrillStarted | ev.NodeSampled | ev.CostCounted, __: float) -> RunView:
@@ -140,7 +146,7 @@ def _unchanged(view: RunView, _: ev.Decided | ev.DrillStarted | ev.NodeSampled |
 def _stop_asked(view: RunView, _: ev.StopAsked, at_unix_s: float) -> RunView:
     if view.ended:
         return view
-    return changed(view, state="stopping", marks=(*view.marks, MarkView(at_unix_s=at_unix_s, words="a stop was asked")))
+    return changed(view.marked(at_unix_s, "a stop was asked"), state="stopping")
 
 
 def _drill_ended(view: RunView, event: ev.DrillEnded, at_unix_s: float) -> RunView:

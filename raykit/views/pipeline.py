@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from raykit import events as ev
-from raykit.views.values import AdviceView, CardView, MarkView, RateView, ReplicaView, RunView, Samples, StageView, Step, changed
+from raykit.views.values import AdviceView, CardView, RateView, ReplicaView, RunView, Samples, StageView, Step, changed
+
+MAX_GONE = 50  # of a stage's replicas; of the others only the sums are kept
 
 
 def _on_stage(view: RunView, name: str, change: Callable[[StageView], StageView]) -> RunView:
@@ -25,7 +27,17 @@ def _replica_gone(view: RunView, event: ev.ReplicaEnded | ev.ReplicaLost, _: flo
     def close(replica: ReplicaView) -> ReplicaView:
         return changed(replica, gone=True) if replica.replica == event.replica else replica
 
-    return _on_stage(view, event.stage, lambda stage: changed(stage, replicas=tuple(map(close, stage.replicas))))
+    return _on_stage(view, event.stage, lambda stage: _without_earlier(changed(stage, replicas=tuple(map(close, stage.replicas)))))
+
+
+def _without_earlier(stage: StageView) -> StageView:
+    """Keep the newest of the replicas that are gone, and of the others the sums."""
+    too_old = tuple(replica for replica in stage.replicas if replica.gone)[:-MAX_GONE]
+    if not too_old:
+        return stage
+    earlier = changed(stage, replicas=too_old)
+    replicas = tuple(replica for replica in stage.replicas if replica not in too_old)
+    return changed(stage, replicas=replicas, earlier_s=(earlier.busy_s, earlier.starved_s, earlier.blocked_s))
 
 
 def _replica_lost(view: RunView, event: ev.ReplicaLost, at_unix_s: float) -> RunView:
@@ -127,12 +139,8 @@ def _advice_withdrawn(view: RunView, _: ev.AdviceWithdrawn, __: float) -> RunVie
 def _advice_applied(view: RunView, _: ev.AdviceApplied, at_unix_s: float) -> RunView:
     if view.advice is None:
         return view
-    return changed(
-        view,
-        advice=changed(view.advice, applied=True),
-        changes=view.changes + view.advice.changes,
-        marks=(*view.marks, MarkView(at_unix_s=at_unix_s, words="advice was applied")),
-    )
+    applied = changed(view.advice, applied=True)
+    return changed(view.marked(at_unix_s, "advice was applied"), advice=applied, changes=view.changes + view.advice.changes)
 
 
 def _advice_measured(view: RunView, event: ev.AdviceMeasured, at_unix_s: float) -> RunView:

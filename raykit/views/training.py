@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from raykit import events as ev
-from raykit.views.values import CardView, LoanView, MarkView, RankView, RunState, RunView, Samples, SeriesView, Step, changed
+from raykit.views.values import CardView, LoanView, RankView, RunState, RunView, Samples, SeriesView, Step, changed
 
 MAX_CURVES = 8
 MAX_LOST = 20  # of those who are gone; all are in the cards and in the log
@@ -92,7 +92,7 @@ def _worker_ended(view: RunView, event: ev.WorkerEnded, _: float) -> RunView:
 def _resized(view: RunView, event: ev.Resized, at_unix_s: float) -> RunView:
     least, most = event.min_workers, event.max_workers
     words = f"{least if least == most else f'{least} to {most}'} ranks were asked"
-    view = changed(view, resized_to=(least, most), marks=(*view.marks, MarkView(at_unix_s=at_unix_s, words=words)))
+    view = changed(view.marked(at_unix_s, words), resized_to=(least, most))
     return changed(view, state=_at_work(view)) if view.state in AT_WORK else view
 
 
@@ -101,8 +101,7 @@ def _slots_lent(view: RunView, event: ev.SlotsLent, at_unix_s: float) -> RunView
         words, loan = f"{event.borrower} has what it needs", None
     else:
         words, loan = f"{event.borrower} comes first", LoanView(borrower=event.borrower, max_workers=event.max_workers)
-    marks = view.marks if view.loan and loan else (*view.marks, MarkView(at_unix_s=at_unix_s, words=words))
-    return changed(view, loan=loan, marks=marks)
+    return changed(view if view.loan and loan else view.marked(at_unix_s, words), loan=loan)
 
 
 def _recovered(view: RunView, event: ev.Recovered, at_unix_s: float) -> RunView:

@@ -15,6 +15,7 @@ ENDED: tuple[RunState, ...] = ("done", "failed", "stopped", "lost")
 
 RATE_WINDOW_S = 1.0
 MAX_POINTS = 240
+MAX_MARKS = 200  # the newest; all are in the log
 
 Amount = TypeVar("Amount", int, float)
 Value = TypeVar("Value")
@@ -135,18 +136,20 @@ class StageView:
     num_cpus: float | None = None
     num_gpus: float | None = None
     held_by: str | None = None
+    earlier_s: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Busy, starved and blocked time of replicas that are gone for so long that they are not among ``replicas``."""
 
     @property
     def busy_s(self) -> float:
-        return sum(replica.busy_s for replica in self.replicas)
+        return self.earlier_s[0] + sum(replica.busy_s for replica in self.replicas)
 
     @property
     def starved_s(self) -> float:
-        return sum(replica.starved_s for replica in self.replicas)
+        return self.earlier_s[1] + sum(replica.starved_s for replica in self.replicas)
 
     @property
     def blocked_s(self) -> float:
-        return sum(replica.blocked_s for replica in self.replicas)
+        return self.earlier_s[2] + sum(replica.blocked_s for replica in self.replicas)
 
     @property
     def shares(self) -> tuple[float, float, float] | None:
@@ -320,6 +323,8 @@ class RunView:
     checkpoint_path: str = ""
     cards: tuple[CardView, ...] = ()
     slots: tuple[SlotView, ...] = ()
+    earlier_slot_s: tuple[float, float] = (0.0, 0.0)
+    """CPU and GPU slot seconds of what was released so long ago that it is not among ``slots``, or before a resume."""
     outputs: tuple[OutputView, ...] = ()
     lines: tuple[LineView, ...] = ()
     num_lines: int = 0
@@ -335,6 +340,16 @@ class RunView:
     def held(self) -> tuple[SlotView, ...]:
         """The slots that it holds."""
         return tuple(slot for slot in self.slots if slot.released_at_unix_s is None)
+
+    def slot_s(self, now_unix_s: float) -> tuple[float, float]:
+        """Give the CPU and GPU slot seconds that were held until now."""
+        cpu_s, gpu_s = self.earlier_slot_s
+        cpu_s += sum(slot.num_cpus * slot.held_s(now_unix_s) for slot in self.slots)
+        return cpu_s, gpu_s + sum(slot.num_gpus * slot.held_s(now_unix_s) for slot in self.slots)
+
+    def marked(self, at_unix_s: float, words: str) -> RunView:
+        """Give the view with something that was asked of the run."""
+        return changed(self, marks=(*self.marks, MarkView(at_unix_s=at_unix_s, words=words))[-MAX_MARKS:])
 
     @property
     def elapsed_s(self) -> float | None:

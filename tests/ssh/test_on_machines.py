@@ -214,7 +214,7 @@ def test_the_head_s_loss_is_told_and_up_makes_the_cluster_anew(machines: Network
     machines.hosts[0].strike("gcs_server")
     with pytest.raises(RunLostError, match=r"(?s)far is gone: its head on 10\.\S+ has ended.*%ray up far, then %ray resume"):
         run.wait()
-    again = rk.up("far", **options(machines))
+    again = rk.up("far")  # as it says; what is not asked is as it was
     assert "anew" in repr(again)
     until(lambda: sum(node.alive for node in again.status().nodes) == 2)
     assert all(len(host.processes("raylet/raylet")) == 1 for host in machines.hosts)

@@ -14,6 +14,7 @@ from raykit import events as ev
 from raykit.codec import decode, encode
 from raykit.decisions import StageChange
 from raykit.events import Record, record_from_json, record_to_json
+from raykit.policy.accounts import account
 from raykit.render import to_html, to_text
 from raykit.render.face import face_of
 from raykit.render.text import WIDTH
@@ -169,6 +170,33 @@ def test_a_lost_rank_makes_the_run_recovering_until_the_next_commit():
 def test_slots_that_nobody_released_end_with_the_run():
     view = _after(EVENTS[0], ev.SlotsHeld(holder="x", num_cpus=2, num_gpus=0), ev.RunEnded(state="failed", error="e"))
     assert view.slots[0].released_at_unix_s == view.ended_at_unix_s
+
+
+def test_a_run_that_goes_on_for_long_keeps_sums_of_what_it_held_and_did():
+    swap = (ev.SlotsHeld(holder="slot 1", num_cpus=1, num_gpus=2), ev.SlotsReleased(holder="slot 1"))
+    view = _after(EVENTS[0], *swap * 1000, ev.SlotsHeld(holder="slot 2", num_cpus=1, num_gpus=2))
+    begun_s = view.held[0].held_at_unix_s
+    spent = account(view, begun_s + 3)
+    assert (spent.cpu_slot_s, spent.gpu_slot_s) == (1003, 2006)
+    assert len(view.slots) < 1000
+
+    def life(number):
+        name = f"decode-{number}"
+        counted = ev.ReplicaSampled(stage="decode", replica=name, rows_in=1, rows_out=1, busy_s=3, starved_s=2, blocked_s=1)
+        started = ev.ReplicaStarted(stage="decode", replica=name, pid=1, node="n", start_s=0)
+        return started, counted, ev.ReplicaEnded(stage="decode", replica=name)
+
+    accepted = ev.RunAccepted(run_kind="pipeline", folder="", stages=("decode",))
+    (stage,) = _after(accepted, *(event for number in range(1000) for event in life(number))).stages
+    assert (stage.busy_s, stage.starved_s, stage.blocked_s) == (3000, 2000, 1000)
+    assert len(stage.replicas) < 1000
+
+
+def test_what_a_run_held_before_it_was_resumed_is_in_its_account():
+    held = (ev.SlotsHeld(holder="slot 1", num_cpus=1, num_gpus=2), ev.SlotsReleased(holder="slot 1"))
+    resumed = replace(ev.RunAccepted(run_kind="training", folder="/f"), resumed=True)
+    view = _after(ev.RunAccepted(run_kind="training", folder="/f"), *held, ev.RunEnded(state="stopped"), resumed, *held)
+    assert account(view, view.updated_at_unix_s).gpu_slot_s == 4
 
 
 def test_what_is_unknown_is_shown_as_unknown_and_never_as_zero():
