@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,6 +33,7 @@ class Adviser:
         self._newest: Advise | None = None
         self._looks: deque[tuple[float, float]] = deque(maxlen=LOOKS_BACK)
         self._measured_from: tuple[float, float] | None = None
+        self._asked: Sequence[StageChange] = ()
         self._is_applied = False
         self._take(applied)
 
@@ -41,14 +41,14 @@ class Adviser:
         """Give a stage of the user's as it is to work now."""
         return replace(spec, **self._changes.get(spec.name, {}))
 
-    def look(self, stages: Sequence[StageUse], nodes: Sequence[Resources], *, limit: Limit | None) -> None:
+    def look(self, stages: Sequence[StageUse], nodes: Sequence[Resources], *, limit: Limit | None, now_s: float) -> None:
         """Say what is new, or have something tried, while the balance is at rest."""
-        now_s, through = time.monotonic(), self._meter.source_rows_through()
+        through = self._meter.source_rows_through()
         if self._is_applied:
             if all(stage.load.work_s is not None for stage in stages):  # else the balance has still to follow the change
                 self._measure(now_s, through)
             return
-        if self._trials.is_trying or (self._looks and now_s - self._looks[-1][0] < LOOK_S):
+        if self._asked or self._trials.is_trying or (self._looks and now_s - self._looks[-1][0] < LOOK_S):
             return
         self._looks.append((now_s, through))
         begun_s, before = self._looks[0]
@@ -63,17 +63,26 @@ class Adviser:
             self._say(newest)
 
     def apply(self) -> None:
-        """Take the newest advice's changes.
+        """Ask for the newest advice's changes, from any thread; they are taken up by :meth:`take_up`.
 
         Raises:
             RunError: there is none that can be carried out.
         """
-        if self._newest is None or not self._newest.changes or self._is_applied:
+        if self._newest is None or not self._newest.changes or self._asked or self._is_applied:
             said = f": {self._newest.reason}" if self._newest else "."
             raise RunError(f"{self._context.name} has no advice that could be applied{said}", "See %ray advise.")
-        self._take(self._newest.changes)
-        self._is_applied = True
+        self._asked = self._newest.changes
         self._context.emit(AdviceApplied())
+
+    def take_up(self) -> None:
+        """Have what was asked for count from now on: what is measured is what comes of it."""
+        if self._asked:
+            self._take(self._asked)
+            self._asked, self._is_applied = (), True
+
+    def moved(self) -> None:
+        """Know that the balance follows a change, and is not at rest."""
+        self._measured_from = None
 
     def _take(self, changes: Sequence[StageChange]) -> None:
         for change in changes:

@@ -162,6 +162,7 @@ class PipelineRun:
 
     def _take_advice(self) -> None:
         """Let stages work as the advice says that was applied."""
+        self._adviser.take_up()
         for place, stage in enumerate(self._stages):
             spec = self._adviser.changed(self._spec.stages[place])
             if spec == self._specs[place]:
@@ -326,7 +327,9 @@ class PipelineRun:
         if not decisions:
             self._gpus.look()
             uses = [self._use(place, load) for place, load in enumerate(loads)]
-            self._adviser.look(uses, nodes, limit=self._limit())
+            self._adviser.look(uses, nodes, limit=self._limit(), now_s=now_s)
+        else:
+            self._adviser.moved()
         for decision in decisions:
             self._scaled_s = now_s
             about = (decision.stage, str(decision.num_replicas))
