@@ -81,7 +81,7 @@ class Adviser:
             self._asked, self._is_applied = (), True
 
     def moved(self) -> None:
-        """Know that the balance follows a change, and is not at rest."""
+        """Know that the pipeline follows a change, and is not at rest."""
         self._measured_from = None
 
     def _take(self, changes: Sequence[StageChange]) -> None:

@@ -107,6 +107,11 @@ class Replicas:
         return sum(member.ready is not None and not member.leaving for member in self._members.values())
 
     @property
+    def has_outdated(self) -> bool:
+        """Whether some still hold what the stage held before a change."""
+        return any(member.outdated for member in self._members.values())
+
+    @property
     def has_idle(self) -> bool:
         return any(member.ready is None and not member.calls and not member.leaving for member in self._members.values())
 

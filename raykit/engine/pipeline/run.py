@@ -324,12 +324,12 @@ class PipelineRun:
         start_s = max(stage.start_s for stage in self._stages)
         nodes = free_nodes(held)
         decisions = decide(loads, nodes, rows_left=rows_left, start_s=start_s)
-        if not decisions:
+        if decisions or any(stage.has_outdated for stage in self._stages):
+            self._adviser.moved()
+        else:
             self._gpus.look()
             uses = [self._use(place, load) for place, load in enumerate(loads)]
             self._adviser.look(uses, nodes, limit=self._limit(), now_s=now_s)
-        else:
-            self._adviser.moved()
         for decision in decisions:
             self._scaled_s = now_s
             about = (decision.stage, str(decision.num_replicas))
