@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing, suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,13 +43,12 @@ def up(name: str = "local", **options: Any) -> Cluster:
         name: how it is called.
         options: the other fields of :class:`raykit.spec.ClusterSpec`, such as ``num_cpus=4`` or ``place="k8s"``.
     """
-    return up_spec(ClusterSpec(name=name, **options))
+    return up_spec(spec_of(name, **options))
 
 
 def up_spec(spec: ClusterSpec, *, told: Told = print) -> Cluster:
     """Give the cluster of ``spec`` and make it the current one; ``told`` hears what is waited for."""
     global _current  # noqa: PLW0603  (the current cluster is what a session is)
-    spec = _as_known(spec)
     _refuse_two_places(spec)
     started = Cluster(*provider(spec.place).up(spec, told=told))
     if _current is not None:
@@ -58,15 +57,12 @@ def up_spec(spec: ClusterSpec, *, told: Told = print) -> Cluster:
     return _current
 
 
-def _as_known(spec: ClusterSpec) -> ClusterSpec:
-    """Take from a cluster elsewhere that is known by this name what is not asked: it comes back as it was."""
-    found = records.find(spec.name)
-    if found is None or found.spec.place == "local" or spec == found.spec:
-        return spec
-    if spec == ClusterSpec(name=spec.name):
-        return found.spec
-    asked = {each.name: value for each in fields(spec) if (value := getattr(spec, each.name)) != each.default}
-    return replace(found.spec, **asked) if spec.place == found.spec.place else spec
+def spec_of(name: str = "local", **options: Any) -> ClusterSpec:
+    """Give the spec of what is asked: a cluster elsewhere that is known by this name is as it was where nothing is said."""
+    known = records.find(name)
+    if known is None or known.spec.place == "local" or options.get("place", known.spec.place) != known.spec.place:
+        return ClusterSpec(name=name, **options)
+    return replace(known.spec, **options)
 
 
 def _refuse_two_places(spec: ClusterSpec) -> None:
@@ -78,12 +74,11 @@ def _refuse_two_places(spec: ClusterSpec) -> None:
 
 def plan(name: str = "local", **options: Any) -> Plan:
     """Say what ``up`` with the same options would make; nothing is made."""
-    return plan_spec(ClusterSpec(name=name, **options))
+    return plan_spec(spec_of(name, **options))
 
 
 def plan_spec(spec: ClusterSpec) -> Plan:
     """Say what :func:`up_spec` would make."""
-    spec = _as_known(spec)
     return provider(spec.place).plan(spec)
 
 

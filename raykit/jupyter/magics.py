@@ -32,7 +32,7 @@ from raykit.spec.lines import (
     ServeLine,
     Viewing,
 )
-from raykit.spec.parse import HelpAsked, complete, nearest, parse_all
+from raykit.spec.parse import HelpAsked, Make, complete, nearest, parse_all
 from raykit.views import RunView
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class RayMagics(Magics):
         if word not in words:
             raise _unknown_word(word, prefix, words)
         try:
-            options = parse_all(words[word].kinds, rest, command=f"{prefix} {word}")
+            options = parse_all(words[word].kinds, rest, command=f"{prefix} {word}", make=words[word].make)
         except HelpAsked as asked:
             return Said(str(asked))
         return words[word].call(self.shell, *(() if cell is None else (cell,)), *options)
@@ -226,16 +226,17 @@ def _error(view: RunView) -> str:
 
 @dataclass(frozen=True)
 class _Word:
-    """A word after ``%ray``: the kinds of its options, what it calls with them, and a line of help."""
+    """A word after ``%ray``: the kinds of its options, what it calls with them, a line of help, what makes the first kind."""
 
     kinds: tuple[type[Any], ...]
     call: Callable[..., Any]
     help: str
+    make: Make | None = None
 
 
 _LINES = {
-    "up": _Word((ClusterSpec,), _up, "start a cluster, here or elsewhere, or take the one that is up"),
-    "plan": _Word((ClusterSpec,), lambda _, spec: session.plan_spec(spec), "what up would make; nothing is made"),
+    "up": _Word((ClusterSpec,), _up, "start a cluster, here or elsewhere, or take the one that is up", session.spec_of),
+    "plan": _Word((ClusterSpec,), lambda _, spec: session.plan_spec(spec), "what up would make; nothing is made", session.spec_of),
     "scale": _Word((ScaleLine,), _scale, "let a cluster have another number of nodes"),
     "suspend": _Word(
         (ClusterLine,), lambda _, line: Said(session.suspend(line.name)), "give a cluster's machines back; up brings it back"

@@ -92,7 +92,7 @@ class ClusterPicker(Answering):
     def _read(self, name: str, place: str, options: Mapping[str, str]) -> ClusterSpec:
         line = line_of(name, place, options)
         self._line, self._plan = f"%ray up {line}", None
-        return parse(ClusterSpec, line, command="%ray up")
+        return parse(ClusterSpec, line, command="%ray up", make=session.spec_of)
 
     def _begin(self, doing: str, work: Callable[[], str]) -> None:
         """Do it in a thread of its own, which says what came of it.

@@ -5,32 +5,36 @@ from __future__ import annotations
 import argparse
 import difflib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from typing import Any, NoReturn, TypeVar
 
 from raykit.errors import OptionError
 
 Spec = TypeVar("Spec")
+Make = Callable[..., Any]
+"""Makes a value of a kind from what stands in a line, by the names of its fields."""
+
+NOT_GIVEN = object()
 
 
 class HelpAsked(Exception):  # noqa: N818  (a request, not an error)
     """``--help`` stood in the line; the argument is the text to show."""
 
 
-def parse(kind: type[Spec], line: str, *, command: str) -> Spec:
-    """Build a ``kind`` from the options in ``line``.
+def parse(kind: type[Spec], line: str, *, command: str, make: Make | None = None) -> Spec:
+    """Build a ``kind`` from the options in ``line``, by its constructor or by ``make``.
 
     Raises:
         OptionError: an unknown option (the nearest is named), a value that does not fit, a missing argument.
         HelpAsked: the line asks for help.
     """
-    found: Spec = parse_all((kind,), line, command=command)[0]
+    found: Spec = parse_all((kind,), line, command=command, make=make)[0]
     return found
 
 
-def parse_all(kinds: tuple[type[Any], ...], line: str, *, command: str) -> list[Any]:
-    """Build one value of each kind from the options in one line; otherwise as :func:`parse`."""
+def parse_all(kinds: tuple[type[Any], ...], line: str, *, command: str, make: Make | None = None) -> list[Any]:
+    """Build one value of each kind from the options in one line; otherwise as :func:`parse`. ``make`` is for the first."""
     words = split(line)
     parser = _parser(kinds, command)
     if "--help" in words or "-h" in words:
@@ -39,7 +43,8 @@ def parse_all(kinds: tuple[type[Any], ...], line: str, *, command: str) -> list[
     if unknown:
         raise _unknown(unknown[0], [flag for kind in kinds for flag in _flags(kind)], command)
     try:
-        return [kind(**{each.name: getattr(found, each.name) for each in _options_of(kind)}) for kind in kinds]
+        makes = (make or kinds[0], *kinds[1:])
+        return [build(**_given(found, kind)) for build, kind in zip(makes, kinds, strict=True)]
     except OptionError:
         raise
     except (TypeError, ValueError) as exc:
@@ -85,15 +90,13 @@ def _parser(kinds: tuple[type[Any], ...], command: str) -> argparse.ArgumentPars
     for each in (each for kind in kinds for each in _options_of(kind)):
         flags, text, read, metavar = each.metadata["option"]
         if read is None:
-            parser.add_argument(*flags, dest=each.name, action="store_true", help=text)
+            parser.add_argument(*flags, dest=each.name, action="store_true", default=NOT_GIVEN, help=text)
         elif flags[0].startswith("-"):
             parser.add_argument(
-                *flags, dest=each.name, type=_reader(read), default=each.default, help=text, metavar=metavar or "VALUE"
+                *flags, dest=each.name, type=_reader(read), default=NOT_GIVEN, help=text, metavar=metavar or "VALUE"
             )
         else:
-            parser.add_argument(
-                each.name, type=_reader(read), nargs="?", default=each.default, help=text, metavar=metavar or flags[0]
-            )
+            parser.add_argument(each.name, type=_reader(read), nargs="?", default=NOT_GIVEN, help=text, metavar=metavar or flags[0])
     return parser
 
 
@@ -109,6 +112,11 @@ def _reader(read: Any) -> Any:
 
 def _options_of(kind: type[Any]) -> list[Field[Any]]:
     return [each for each in fields(kind) if "option" in each.metadata]
+
+
+def _given(found: argparse.Namespace, kind: type[Any]) -> dict[str, Any]:
+    values = {each.name: getattr(found, each.name) for each in _options_of(kind)}
+    return {name: value for name, value in values.items() if value is not NOT_GIVEN}
 
 
 def _flags(kind: type[Any]) -> list[str]:

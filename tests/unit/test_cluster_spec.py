@@ -1,9 +1,11 @@
+import dataclasses
+
 import pytest
 
 from raykit.client import session
 from raykit.cluster.base import price_words
 from raykit.codec import validate
-from raykit.errors import OptionError
+from raykit.errors import ClusterDiffersError, OptionError
 from raykit.spec import ClusterSpec
 from raykit.spec.cluster import NodeGpus
 from raykit.spec.lines import ScaleLine
@@ -17,7 +19,6 @@ def _spec(line):
 def test_a_line_for_kubernetes_becomes_a_spec_and_survives_json():
     spec = _spec("lab --on k8s --nodes 0:8 --gpus-per-node A100:4 --idle 20m --labels team=vision")
     assert (spec.min_nodes, spec.max_nodes, spec.gpus_per_node, spec.idle_s) == (0, 8, NodeGpus(kind="A100", count=4), 1200)
-    import dataclasses
     import json
 
     assert validate(ClusterSpec, json.loads(json.dumps(dataclasses.asdict(spec)))) == spec
@@ -52,7 +53,6 @@ def test_what_a_place_does_not_know_or_cannot_be_is_refused_with_a_sentence(line
 
 
 def test_a_cap_on_cost_needs_a_price_and_holds_for_scaling_too():
-    import dataclasses
 
     with pytest.raises(OptionError, match="what a node costs is not known here"):
         _spec("lab --on k8s --max-cost 30/h")
@@ -106,14 +106,18 @@ def test_a_cluster_elsewhere_comes_back_by_its_name_as_it_was(home):
         back = session.up("lab")
         assert (back.record.spec.place, back.record.spec.num_nodes, back.record.spec.image) == ("fake", 3, "x")
         assert session.up("lab", place="fake").record.spec.budget == 100.0
+        line = parse(ClusterSpec, "lab --price 5 --budget 200", command="%ray up", make=session.spec_of)
+        assert line == dataclasses.replace(back.record.spec, price_per_node_h=5.0, budget=200.0)
+        here = parse(ClusterSpec, "lab --on local", command="%ray up", make=session.spec_of)
+        assert here == ClusterSpec(name="lab"), "who says where means that place"
+        with pytest.raises(ClusterDiffersError, match="--on is fake, asked local"):
+            session.up_spec(here)
     finally:
         session.down("lab")
     assert session.plan("lab").things[0] != ("record", "a file; nothing runs"), "what was ended is known no more"
 
 
 def test_a_cluster_that_has_cost_its_budget_comes_back_with_another_one(home):
-    from raykit.errors import ClusterDiffersError
-
     session.up("lab", place="fake", num_nodes=2, price_per_node_h=4.0, budget=100.0)
     try:
         with pytest.raises(ClusterDiffersError, match="lab is up with other options: --budget is 100, asked 200"):
