@@ -32,7 +32,7 @@ from _measure import Figure, end_in_order, report
 from _requests_trace import Request, busiest, thinned
 
 import raykit as rk
-from raykit.events import ReplicasWanted, SlotsHeld, SlotsReleased, WorldFormed
+from raykit.events import ReplicasWanted, RunEnded, SlotsHeld, SlotsReleased, WorldFormed
 from raykit.store.log import Log
 
 NAME = "sharing"
@@ -163,7 +163,7 @@ def hand_overs() -> list[HandOver]:
     """Read from the log how long the service waited for each GPU that it wanted."""
     log = Log(Path(os.environ["RAYKIT_HOME"]) / "clusters" / NAME / "log.sqlite")
     try:
-        records = list(log.read_all(kinds=(ReplicasWanted, SlotsHeld, SlotsReleased, WorldFormed)))
+        records = list(log.read_all(kinds=(ReplicasWanted, RunEnded, SlotsHeld, SlotsReleased, WorldFormed)))
     finally:
         log.close()
     held, world, found = 0, 0, list[HandOver]()
@@ -182,8 +182,10 @@ def hand_overs() -> list[HandOver]:
                     at_s, step_s = wanting.pop(0)
                     took_s = record.at_unix_s - at_s
                     found.append(HandOver(took_s=took_s, beyond_step_s=took_s - step_s))
-            else:
+            elif isinstance(event, SlotsReleased):
                 held -= 1
+            else:
+                held, wanting = 0, []
     return found
 
 

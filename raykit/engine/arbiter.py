@@ -91,7 +91,7 @@ class Arbiter:
                 # What Ray has to give changes without an event.
                 if standing != looked or time.monotonic() - looked_s > LOOK_S:
                     looked, looked_s = standing, time.monotonic()
-                    await self._look(going_on)
+                    await self._look(going_on, views)
             except Exception:
                 logger.exception("a look at who lends to whom broke off")
             await self._rest(version, is_sharing=len(going_on) > 1)
@@ -107,11 +107,11 @@ class Arbiter:
                 return
             await asyncio.sleep(GLANCE_S)
 
-    async def _look(self, going_on: list[RunView]) -> None:
+    async def _look(self, going_on: list[RunView], views: Sequence[RunView]) -> None:
         if not any(view.loan for view in going_on) and len(going_on) < 2:  # noqa: PLR2004  (one is alone)
             return
         parties = self._parties(going_on)
-        coming = on_the_way(going_on, time.time())
+        coming = on_the_way(views, time.time())
         free = _most_of(await asyncio.to_thread(free_slots), coming)
         wanted = loans(lenders(parties), wants(parties, time.time()), free)
         commands: list[Command | None] = [lend(party, wanted.get(party.view.name)) for party in parties]
@@ -141,7 +141,8 @@ class Arbiter:
 def on_the_way(views: Sequence[RunView], now_unix_s: float) -> Slots:
     """Give what was given back a moment ago and nobody has yet: Ray counts it neither as free nor as somebody's at first."""
     cpus = gpus = 0.0
-    for slot in (slot for view in views for slot in view.slots):
+    recent = [view for view in views if now_unix_s - (view.ended_at_unix_s or now_unix_s) < ON_THE_WAY_S]
+    for slot in (slot for view in recent for slot in view.slots):
         sign = (now_unix_s - (slot.released_at_unix_s or 0.0) < ON_THE_WAY_S) - (now_unix_s - slot.held_at_unix_s < ON_THE_WAY_S)
         cpus, gpus = cpus + sign * slot.num_cpus, gpus + sign * slot.num_gpus
     return cpus, gpus

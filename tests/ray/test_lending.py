@@ -6,6 +6,10 @@ import pytest
 
 import raykit as rk
 from raykit.cluster.record import processes
+from raykit.engine.arbiter import Party, wants
+from raykit.events import SlotsHeld
+from raykit.spec import TrainSpec
+from raykit.views import RunView, fold_all
 from tests.ray import loops
 
 pytestmark = pytest.mark.ray
@@ -30,6 +34,18 @@ def test_a_training_gives_way_to_one_of_a_higher_priority_and_ends_as_if_undistu
         f"{high.name} has what it needs",
         "a stop was asked",
     ]
+
+
+def test_a_run_that_ends_wants_none_of_what_it_gives_back(cluster):
+    run = rk.train(loops.linear, 2, 0.01, workers=(1, 1), spares=0, name="short").wait()
+    records = run.cluster.door.events(run.name, after=0, wait_s=0)
+    spec, view, wanted = TrainSpec(name="short", workers=(1, 1)), RunView(name="short"), list[bool]()
+    for record in records:
+        view = fold_all(view, [record])
+        wanted.append(not view.ended and wants([Party(spec=spec, view=view)], record.at_unix_s) != [])
+    has_held = next(place for place, record in enumerate(records) if isinstance(record.event, SlotsHeld))
+    assert wanted[has_held - 1]
+    assert not any(wanted[has_held:])
 
 
 def test_a_cell_and_a_pipeline_borrow_what_they_cannot_start_without(cluster, until):

@@ -12,7 +12,7 @@ import pytest
 
 import raykit as rk
 from raykit.errors import RunFailedError
-from raykit.events import SlotsHeld, SlotsReleased
+from raykit.events import RunEnded, SlotsHeld, SlotsReleased
 from raykit.store.log import Log
 from tests.ray import loops
 
@@ -80,11 +80,13 @@ def most_held(cluster):
     log = Log(Path(cluster.record.folder) / "log.sqlite")
     held: dict[tuple[str, str], float] = {}
     most = 0.0
-    for record in log.read_all(kinds=(SlotsHeld, SlotsReleased)):
+    for record in log.read_all(kinds=(SlotsHeld, SlotsReleased, RunEnded)):
         if isinstance(record.event, SlotsHeld):
             held[record.run, record.event.holder] = record.event.num_gpus
-        else:
+        elif isinstance(record.event, SlotsReleased):
             held.pop((record.run, record.event.holder), None)
+        else:
+            held = {(run, holder): gpus for (run, holder), gpus in held.items() if run != record.run}
         most = max(most, sum(held.values()))
     log.close()
     return most

@@ -7,8 +7,19 @@ import random
 import pytest
 
 from raykit.commands import Lend
-from raykit.engine.arbiter import Party, lend, lenders, wants
-from raykit.events import Record, ReplicaStarted, ReplicasWanted, Resized, RunAccepted, RunStarted, SlotsHeld, SlotsLent, StopAsked
+from raykit.engine.arbiter import Party, lend, lenders, on_the_way, wants
+from raykit.events import (
+    Record,
+    ReplicaStarted,
+    ReplicasWanted,
+    Resized,
+    RunAccepted,
+    RunEnded,
+    RunStarted,
+    SlotsHeld,
+    SlotsLent,
+    StopAsked,
+)
 from raykit.policy.lending import Lender, Loan, Want, loans
 from raykit.spec import PipelineSpec, ServiceSpec, StageSpec, TaskSpec, TrainSpec
 from raykit.views import RunView, fold_all
@@ -161,6 +172,12 @@ def test_a_service_wants_what_its_requests_need_and_who_stops_wants_nothing():
     (found,) = wants([party(spec, ReplicasWanted(count=3), held)], 101.0)
     assert (found.lacks, found.needs, found.held) == ((1, 2), (0.5, 1), (0.5, 1))
     assert wants([party(spec), party(TRAIN, RunStarted(), StopAsked())], 110.0) == []
+
+
+def test_the_slots_of_a_run_that_ended_a_moment_ago_are_on_the_way_to_somebody():
+    ended = party(TRAIN, SlotsHeld(holder="slot 1", num_cpus=1, num_gpus=2), RunEnded(state="done")).view
+    assert on_the_way([ended], ended.ended_at_unix_s + 0.5) == (1, 2)
+    assert on_the_way([ended], ended.ended_at_unix_s + 1.5) == (0, 0)
 
 
 def test_a_pipeline_that_has_started_wants_slots_until_each_stage_has_had_a_replica():
