@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from raykit.commands import Command, Stop
+from raykit.commands import Command, Hurry, Stop
 from raykit.engine.folder import RunFolder
 from raykit.engine.reporter import Reporter, captured
 from raykit.engine.run import RunContext, StoppedError, UserCodeError, as_user_error, outlive_node_loss, save_outputs
@@ -60,7 +60,7 @@ class TaskRun:
             self._context.stop_asked.set()
             if self._task is not None:
                 ray.cancel(self._task, force=True)
-        else:
+        elif not isinstance(command, Hurry):  # it has what it needs, or Ray starts it
             raise RunError("A cell has one process: no worker to lose, none to add.", "Drill or resize a training run.")
 
     def report(self, source: str, events: Sequence[Event], pulse: Pulse | None) -> Sequence[Event]:  # noqa: ARG002

@@ -54,6 +54,7 @@ from raykit.events.training import (
     Resized,
     SlotsLent,
     StepCommitted,
+    WorkerAside,
     WorkerBusy,
     WorkerEnded,
     WorkerLost,
@@ -114,6 +115,7 @@ __all__ = [
     "StopAsked",
     "UseSampled",
     "UserFailed",
+    "WorkerAside",
     "WorkerBusy",
     "WorkerEnded",
     "WorkerLost",
@@ -157,6 +159,7 @@ Event = (
     | WorkerReady
     | WorldFormed
     | WorldBroken
+    | WorkerAside
     | StepCommitted
     | WorkerBusy
     | WorkerLost

@@ -36,6 +36,14 @@ class WorldFormed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerAside:
+    """A worker has left its world at a commit for one without it: its slot is another's to use."""
+
+    worker: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorldBroken:
     """A rank could not reach its peers and left the world; it waits for the next one."""
 

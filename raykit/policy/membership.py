@@ -17,6 +17,7 @@ class ReplicaState:
     """A replica as the host knows it. ``ready`` is at its first step or beyond; ``done`` has left its loop.
 
     ``silent`` was not heard for ``SILENT_S``: it may be dead, or only late. It is not invited until it is heard again.
+    ``aside`` has left for the world that was asked for last, which is one without it.
     """
 
     replica: str
@@ -25,6 +26,7 @@ class ReplicaState:
     done: bool = False
     lost: bool = False
     silent: bool = False
+    aside: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +91,7 @@ def _worlds(now: Membership, alive: list[ReplicaState]) -> list[Decision]:
     # A run that waits for a lost place still follows a person who makes it smaller.
     least = max(now.min_replicas, min(len(now.world), now.num_slots)) if now.on_loss == "wait" else now.min_replicas
     world = _next_world(now, alive, least)
-    if now.is_formed and world == now.world:
+    if world == now.world:
         decisions += _part(now, alive)
     if (world != now.world or _must_meet_again(now) or now.must_hurry) and len(world) >= least:
         decisions.append(Form(replicas=world))
@@ -97,12 +99,15 @@ def _worlds(now: Membership, alive: list[ReplicaState]) -> list[Decision]:
 
 
 def _part(now: Membership, alive: list[ReplicaState]) -> list[Decision]:
-    """End those outside of the world who are too many, first those who hold a slot; the others wait without one."""
+    """End those outside of the world who are too many, first those who hold a slot; the others wait without one.
+
+    Who stands aside gives its slot at once. Who is ended is not, before the others have met without it.
+    """
     outside = [each for each in alive if each.replica not in now.world and each.ready and not each.silent]
     outside.sort(key=lambda each: not each.holds_slot)
     num_too_many = max(0, len(alive) - now.num_slots - now.num_spares - now.num_standing_by)
-    leavers = tuple(each.replica for each in outside[:num_too_many])
-    waiting = tuple(each.replica for each in outside[num_too_many:] if each.holds_slot)
+    leavers = tuple(each.replica for each in outside[:num_too_many] if now.is_formed)
+    waiting = tuple(each.replica for each in outside[num_too_many:] if each.holds_slot and (now.is_formed or each.aside))
     return [*([End(replicas=leavers)] if leavers else []), *([StandBy(replicas=waiting)] if waiting else [])]
 
 

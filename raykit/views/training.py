@@ -46,6 +46,10 @@ def _world_formed(view: RunView, event: ev.WorldFormed, _: float) -> RunView:
     return changed(view, ranks=ranks, world_size=len(event.workers), generation=event.generation)
 
 
+def _worker_aside(view: RunView, event: ev.WorkerAside, _: float) -> RunView:
+    return changed(view, ranks=tuple(changed(each, rank=None) if each.worker == event.worker else each for each in view.ranks))
+
+
 def _steps_committed(view: RunView, commits: Sequence[tuple[float, ev.StepCommitted]]) -> RunView:
     rows, rate, work, curves = view.rows, view.rate, view.work, dict(view.curves)
     for at_unix_s, event in commits:
@@ -140,6 +144,7 @@ STEPS: dict[type, Step] = {
     ev.WorkerReady: _worker_ready,
     ev.WorldFormed: _world_formed,
     ev.WorldBroken: _world_broken,
+    ev.WorkerAside: _worker_aside,
     ev.WorkerBusy: _worker_busy,
     ev.WorkerLost: _worker_lost,
     ev.WorkerEnded: _worker_ended,

@@ -1,5 +1,6 @@
 """Members of a world, each in a thread of this process, with a rendezvous store and gloo of their own."""
 
+import queue
 import threading
 
 import pytest
@@ -39,7 +40,7 @@ class _Job:
 
 class _Observer:
     def __init__(self):
-        self.formed, self.broken = [], []
+        self.formed, self.broken, self.aside = [], [], queue.SimpleQueue()
 
     def is_ready(self):
         pass
@@ -49,6 +50,9 @@ class _Observer:
 
     def has_broken(self, generation, reason):
         self.broken.append(generation)
+
+    def stands_aside(self, generation):
+        self.aside.put(generation)
 
     def has_left(self):
         pass
@@ -161,6 +165,18 @@ def test_a_generation_that_is_published_while_another_is_being_entered_replaces_
     _join(threads)
     assert world.observers["w1"].formed[-1] == (3, 0)
     assert world.members["w2"].generation == 3
+
+
+def test_who_leaves_for_a_world_without_it_says_so_before_the_others_have_met():
+    world = _World("w1", "w2", "w3")
+    world.publish(1, ("w1", "w2", "w3"), urgent=False)
+    world.met("w1", "w2", "w3")
+    world.publish(2, ("w1", "w2"), urgent=False)
+    world.align("w3", agreed=True)
+    assert world.observers["w3"].aside.get(timeout=20) == 2
+    assert [world.members[name].generation for name in ("w1", "w2")] == [1, 1]
+    world.met("w1", "w2", agreed=True)
+    assert world.members["w1"].group.world_size == 2
 
 
 def test_an_older_generation_that_comes_late_is_ignored():

@@ -77,6 +77,13 @@ def test_ranks_whose_slots_are_lent_stand_by_without_them_and_join_again_when_a_
     assert decide(replace(waits, num_slots=3, num_standing_by=0)) == [Form(replicas=("w1", "w2", "w3"))]
 
 
+def test_who_has_left_gives_its_slot_before_the_others_have_met():
+    ranks = [ReplicaState(replica=f"w{n}", ready=True, holds_slot=True) for n in (1, 2, 3)]
+    leaves = _now(*ranks, world=("w1", "w2"), is_formed=False, num_slots=2, num_spares=0, num_standing_by=1)
+    assert decide(leaves) == []
+    assert decide(replace(leaves, replicas=(*ranks[:2], replace(ranks[2], aside=True)))) == [StandBy(replicas=("w3",))]
+
+
 def test_who_stands_by_is_ended_when_a_person_asks_for_fewer():
     ranks = [ReplicaState(replica=f"w{n}", ready=True, holds_slot=n < 3) for n in (1, 2, 3, 4)]
     fewer = _now(*ranks, world=("w1", "w2"), num_slots=2, num_spares=1, num_standing_by=0)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import ray
 
-from raykit.commands import Apply, Command, Drill, Stop
+from raykit.commands import Apply, Command, Drill, Hurry, Stop
 from raykit.engine.pipeline.adviser import Adviser
 from raykit.engine.pipeline.blocks import rows_of
 from raykit.engine.pipeline.calls import BadRow, Position, Waited
@@ -127,7 +127,7 @@ class PipelineRun:
             self._drills.add(command)
         elif isinstance(command, Apply):
             self._adviser.apply()
-        else:
+        elif not isinstance(command, Hurry):  # Ray starts its replicas
             raise RunError("A pipeline has no ranks.", "Of a pipeline: %ray drill kill-worker, or kill-host.")
 
     def report(self, source: str, events: Sequence[Event], pulse: Any) -> Sequence[Event]:

@@ -39,6 +39,9 @@ class Hand:
     store: Address | None = None
     place: Place | None = None
     done: bool = False
+    invited: int = 0
+    aside: int = 0
+    """The newest world that has it, and the newest for which it has left because that has it not."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,6 +106,7 @@ class Crew:
                 done=each.done,
                 lost=each.lost,
                 silent=any(self._vigil.is_silent(hand.worker) for hand in each.hands),
+                aside=all(hand.aside > hand.invited for hand in each.hands),
             )
             for each in self.replicas.values()
         )
@@ -119,6 +123,12 @@ class Crew:
             for name in world
             for worker in ([hand.worker for hand in self.replicas[name].hands] if name in self.replicas else [name])
         )
+
+    def invite(self, workers: tuple[str, ...], generation: int) -> None:
+        """Know who is in the world of that number."""
+        for worker in workers:
+            if found := self.find(worker):
+                found[1].invited = generation
 
     def find(self, worker: str) -> tuple[Replica, Hand] | None:
         """Give a worker that was not let go, with its replica."""

@@ -40,6 +40,7 @@ class Observer(Protocol):
     def is_ready(self) -> None: ...
     def has_formed(self, generation: Generation, step: int) -> None: ...
     def has_broken(self, generation: int, reason: str) -> None: ...
+    def stands_aside(self, generation: int) -> None: ...
     def has_left(self) -> None: ...
 
 
@@ -141,6 +142,8 @@ class Member:
             generation = self._next_generation(job)
             self.generation, self.group_size = generation.number, generation.group_size
             if self.worker not in generation.workers:
+                if self._adopted:
+                    self._observer.stands_aside(generation.number)
                 self._adopted = False  # its state ages from here on
                 continue
             try:

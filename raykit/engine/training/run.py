@@ -32,6 +32,7 @@ from raykit.events import (
     RunStarted,
     RunWaited,
     StepCommitted,
+    WorkerAside,
     WorkerLost,
     WorldBroken,
     WorldFormed,
@@ -312,6 +313,8 @@ class TrainingRun:
         if isinstance(event, WorldFormed) and event.generation == self._generation:
             self._broken_at_s, self._is_formed, self._standing = None, True, event.workers
             self._settles_until_s = at_s + SETTLE_S
+        if isinstance(event, WorkerAside) and (found := self._crew.find(event.worker)):
+            found[1].aside = event.generation
         if self._recovery is not None:
             card = self._recovery.observe(event, at_s)
             if self._concluding and isinstance(event, WorldFormed) and event.generation == self._generation:
@@ -341,6 +344,7 @@ class TrainingRun:
             for name in decision.replicas:
                 self._crew.stand_by(name)
             slots.give_back(self._size.most, used=self._crew.slots_used)
+            self._size.hurry_borrower()
 
     def _start(self, decision: Start, slots: Slots) -> None:
         free = [number for number in slots.held if number not in self._crew.slots_used]
@@ -386,6 +390,7 @@ class TrainingRun:
         return name not in world and not replica.lost and any(self._vigil.is_silent(hand.worker) for hand in replica.hands)
 
     def _tell(self, generation: Generation) -> None:
+        self._crew.invite(generation.workers, generation.number)
         for hand in self._crew.hands:
             hand.handle.assign.remote(generation)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
-from raykit.commands import Lend
+from raykit.commands import Hurry, Lend
+from raykit.engine.host import find_host
 from raykit.engine.run import RunContext
 from raykit.events import Resized, SlotsLent
 from raykit.spec import TrainSpec
@@ -20,12 +22,13 @@ class Size:
         self.least, self.asked = self._spec.min_replicas, self._spec.max_replicas
         self.has_started = False
         self._lent_down_to: int | None = None
+        self._borrower = ""
         self._lend_by_s = 0.0
 
     def take_up(self, view: RunView) -> None:
         """Be as it was under an earlier host."""
         if view.loan is not None:
-            self._lend_down_to(view.loan.max_workers)
+            self._lend_down_to(view.loan.max_workers, view.loan.borrower)
         if view.resized_to is not None:
             self.least, self.asked = (workers // self._spec.group for workers in view.resized_to)
 
@@ -39,7 +42,7 @@ class Size:
         """Have fewer while another run needs slots, and say whether that is new."""
         if self._replicas(command.max_workers) == self._lent_down_to:
             return False
-        self._lend_down_to(command.max_workers)
+        self._lend_down_to(command.max_workers, command.borrower)
         self._context.emit(SlotsLent(borrower=command.borrower, max_workers=command.max_workers))
         return True
 
@@ -55,8 +58,15 @@ class Size:
         """Whether the time is over in which slots that it lends had to be given."""
         return self._lent_down_to is not None and time.monotonic() >= self._lend_by_s
 
-    def _lend_down_to(self, workers: int | None) -> None:
-        self._lent_down_to, self._lend_by_s = self._replicas(workers), time.monotonic() + self._spec.lend_within_s
+    def hurry_borrower(self) -> None:
+        """Have the run that waits for what was given back look for it now, before the arbiter sees that it was."""
+        if self._lent_down_to is not None:
+            with suppress(ValueError):  # it ended since
+                find_host(self._borrower).command.remote(Hurry(run=self._borrower))
+
+    def _lend_down_to(self, workers: int | None, borrower: str) -> None:
+        self._lent_down_to, self._borrower = self._replicas(workers), borrower
+        self._lend_by_s = time.monotonic() + self._spec.lend_within_s
 
     def _replicas(self, workers: int | None) -> int | None:
         return None if workers is None else workers // self._spec.group

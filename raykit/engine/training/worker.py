@@ -26,7 +26,7 @@ from raykit.engine.setting import NAMESPACE
 from raykit.engine.threads import limit_threads
 from raykit.engine.training.world import Address, Generation
 from raykit.errors import RaykitError
-from raykit.events import OutputReady, WorkerReady, WorkerStarted, WorldBroken, WorldFormed
+from raykit.events import OutputReady, WorkerAside, WorkerReady, WorkerStarted, WorldBroken, WorldFormed
 from raykit.policy.failure import Pulse
 from raykit.spec import TrainSpec
 
@@ -158,6 +158,9 @@ class Worker:
 
     def has_broken(self, generation: int, reason: str) -> None:
         self._reporter.emit(WorldBroken(worker=self._worker, generation=generation, reason=reason))
+
+    def stands_aside(self, generation: int) -> None:
+        self._reporter.emit(WorkerAside(worker=self._worker, generation=generation))
 
     def has_left(self) -> None:
         self._loop.call_soon_threadsafe(self._has_left.set)

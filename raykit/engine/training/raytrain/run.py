@@ -10,7 +10,7 @@ import ray
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
-from raykit.commands import Command, Stop
+from raykit.commands import Command, Hurry, Stop
 from raykit.engine.run import RunContext, StoppedError, UserCodeError, describe, outlive_node_loss, save_outputs
 from raykit.engine.training.raytrain.loop import FIRST, LoopFailedError, loop_of
 from raykit.engine.training.raytrain.reported import Earlier, last_report
@@ -64,6 +64,8 @@ class RayTrainRun:
         self._save_outputs(all_of_them=True)
 
     def command(self, command: Command) -> None:
+        if isinstance(command, Hurry):  # Ray Train asks for its slots itself
+            return
         if not isinstance(command, Stop):
             raise RunError(
                 "A run of --engine ray-train takes neither drills nor another size: Ray Train keeps its ranks itself.",
