@@ -16,22 +16,11 @@ import ray
 
 from raykit.commands import Command, Drill, Stop
 from raykit.engine.run import RunContext, RunKind, StoppedError, UserCodeError, describe, outlive_node_loss
-from raykit.engine.setting import NAMESPACE, ClusterSetting
+from raykit.engine.setting import ClusterSetting
 from raykit.events import Event, HostStarted, RunAccepted, RunEnded, StopAsked, UserFailed
 from raykit.policy.failure import Pulse
 from raykit.spec import PipelineSpec, RunSpec, ServiceSpec, TaskSpec
 from raykit.store.log import Log
-
-PREFIX = "host:"
-
-
-def find_host(run: str) -> ray.actor.ActorHandle:
-    """Give the host of a run that goes on.
-
-    Raises:
-        ValueError: it has none.
-    """
-    return ray.get_actor(PREFIX + run, namespace=NAMESPACE)
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=1000)

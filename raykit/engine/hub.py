@@ -32,9 +32,9 @@ from raykit.commands import Command, Resize, Stop
 from raykit.engine import capacity
 from raykit.engine.arbiter import Arbiter, free_slots, whole_slots
 from raykit.engine.guard import Guard
-from raykit.engine.host import PREFIX, Host, find_host
+from raykit.engine.host import Host
 from raykit.engine.registry import Registry
-from raykit.engine.run import describe
+from raykit.engine.run import HOST_PREFIX, describe, find_host
 from raykit.engine.setting import NAMESPACE, ClusterSetting
 from raykit.engine.telemetry.telemetry import Telemetry
 from raykit.engine.why import why
@@ -265,7 +265,7 @@ class Hub:
             return answer
 
     def _make_host(self, run: str, spec: RunSpec) -> None:
-        options = {"name": PREFIX + run, "namespace": NAMESPACE, "lifetime": "detached", "scheduling_strategy": on_this_node()}
+        options = {"name": HOST_PREFIX + run, "namespace": NAMESPACE, "lifetime": "detached", "scheduling_strategy": on_this_node()}
         Host.options(**options).remote(self._setting, run, spec)  # type: ignore[attr-defined]
 
     def _close_lost_runs(self) -> None:

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import ray
+
 from raykit.commands import Command
 from raykit.engine.folder import RunFolder
-from raykit.engine.setting import ClusterSetting
+from raykit.engine.setting import NAMESPACE, ClusterSetting
 from raykit.events import Event, OutputReady, RunAccepted
 from raykit.policy.failure import Pulse
 from raykit.store.log import Log
@@ -20,6 +22,16 @@ from raykit.views import RunView, fold_all
 from raykit.wire.payload import Payload
 
 OWN_NODE_GRACE_S = 5.0
+HOST_PREFIX = "host:"
+
+
+def find_host(run: str) -> ray.actor.ActorHandle:
+    """Give the host of a run that goes on.
+
+    Raises:
+        ValueError: it has none.
+    """
+    return ray.get_actor(HOST_PREFIX + run, namespace=NAMESPACE)
 
 
 class Emit(Protocol):

@@ -6,8 +6,7 @@ import time
 from contextlib import suppress
 
 from raykit.commands import Hurry, Lend
-from raykit.engine.host import find_host
-from raykit.engine.run import RunContext
+from raykit.engine.run import RunContext, find_host
 from raykit.events import Resized, SlotsLent
 from raykit.spec import TrainSpec
 from raykit.views import RunView
