@@ -116,7 +116,10 @@ class Slots:
         return {"scheduling_strategy": NodeAffinitySchedulingStrategy(self._held[number][bundle], soft=False)}
 
     def release(self) -> None:
-        """Give all slots back, also those that never came; the run's end says so: between the two it would seem to want them."""
+        """Give all slots back, also those that never came; it is the run's end that says so.
+
+        A run that holds nothing and goes on would seem to want slots, and be lent some.
+        """
         for group in self._groups.values():
             remove_placement_group(group)
         self._groups, self._held = {}, {}
