@@ -53,4 +53,11 @@ class Hurry:
     run: str
 
 
-Command = Stop | Drill | Resize | Apply | Lend | Hurry
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """Go on with the newest version that was asked for."""
+
+    run: str
+
+
+Command = Stop | Drill | Resize | Apply | Lend | Hurry | Update

@@ -16,6 +16,7 @@
         ├── RunNotFoundError
         ├── RunNameTakenError
         ├── RunFailedError        the user's own code raised; carries the user's traceback
+        │   └── UpdateRefusedError    that of a service's new version; the one before goes on
         ├── RunStoppedError
         ├── RequestError          a service answered a request with an error
         └── RunLostError          its cluster went away under it
@@ -156,6 +157,14 @@ class RunFailedError(RunError):
 
     def _render_traceback_(self) -> list[str]:
         return [self.traceback_text.rstrip(), f"\n(raised in {self.args[1]} of run {self.args[0]})"]
+
+
+class UpdateRefusedError(RunFailedError):
+    """A new version of a service could not be built; the one before goes on."""
+
+    def __str__(self) -> str:
+        run, where, error, _ = self.args
+        return f"{run} is not updated, and goes on as it was: {where}: {error}"
 
 
 def to_wire(error: RaykitError) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from raykit.client.capture import pack
 from raykit.client.cluster import Cluster
 from raykit.client.pipeline import stage_spec
 from raykit.client.run import Run, start
-from raykit.errors import ClusterLostError, OptionError, RequestError, RunError
+from raykit.errors import ClusterLostError, OptionError, RequestError, RunError, UpdateRefusedError
 from raykit.spec import ServiceSpec
 from raykit.spec.priority import Priority
 from raykit.spec.service import TOKEN_FILE
@@ -29,8 +29,9 @@ AGAIN_S = 0.2
 class Service:
     """A service in a cluster. It goes on without this object; call it with a row (a dict) or with a list of them."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, *, version: int = 1) -> None:
+        """Store; ``version`` is the one that was asked for."""
+        self.run, self._version = run, version
         self._http: httpx.Client | None = None
 
     @property
@@ -49,17 +50,27 @@ class Service:
         return (Path(self.run.view.folder) / TOKEN_FILE).read_text()
 
     def wait(self) -> Service:
-        """Wait until it takes requests.
+        """Wait until it takes requests; after an update, until all are answered by the new version.
 
         Raises:
             RunFailedError: the user's class could not be built.
+            UpdateRefusedError: that of an update could not; the service goes on as it was.
             RunStoppedError: it was ended.
         """
         for view in self.run.follow(poll_s=POLL_S):
-            if view.started_at_unix_s is not None:
+            if view.started_at_unix_s is not None and view.service and view.service.has_answered(self._version):
                 break
         self.run.raise_if_failed()
+        service = self.run.view.service
+        if service and service.refused and service.version < self._version:
+            refused = service.refused
+            raise UpdateRefusedError(self.name, refused.where, refused.error, refused.traceback_text)
         return self
+
+    @property
+    def is_update(self) -> bool:
+        """Whether it was there before, and is to go on in a new version."""
+        return self._version > 1
 
     def stop(self) -> None:
         """End it when the requests that it has are answered; returns at once."""
@@ -125,6 +136,9 @@ def serve(
     A request is a JSON object, a row, or a list of them; its answer is what the stage makes of it. What it holds, and how many
     requests a call takes (``batch``), says ``rk.stage``.
 
+    A service of that name that goes on is updated in place: a first replica of the new version is built while the old ones
+    answer. If it can be built, the others follow one by one, and no request is lost; else the service goes on as it was.
+
     Args:
         work: a function or a class; marked with ``rk.stage`` or not.
         name: how it is called, if not by the name of the function.
@@ -138,6 +152,7 @@ def serve(
 
     Raises:
         OptionError: the cluster is not on this machine.
+        RunError: it is an update, and its replicas would hold other CPUs or GPUs.
     """
     least_most = (replicas, replicas) if isinstance(replicas, int) else replicas
     spec = service_spec(work, name=name, replicas=least_most, slo_s=slo_s, num_warm=warm, priority=priority)
@@ -151,14 +166,16 @@ def service_spec(work: Callable[..., Any], *, name: str | None, **options: Any) 
 
 
 def start_service(spec: ServiceSpec, work: Callable[..., Any], *, on: str | None) -> Service:
-    """Start a service and give its viewer."""
+    """Start a service, or update it, and give its viewer."""
     cluster: Cluster = session.get(on)
     if cluster.record.spec.place != "local":
         raise OptionError(
             f"The cluster {cluster.name} is on {cluster.record.spec.place}; services run on clusters of this machine so far.",
             "Start one: %ray up",
         )
-    return Service(start(spec, pack(work, {spec.stage.name: work}, {}), on=on))
+    run = start(spec, pack(work, {spec.stage.name: work}, {}), on=on)
+    view = run.refresh()  # an update is in the log before the door answers
+    return Service(run, version=view.service.asked if view.service else 1)
 
 
 def service(name: str, *, on: str | None = None) -> Service:

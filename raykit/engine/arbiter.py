@@ -76,7 +76,7 @@ class Arbiter:
 
     def __init__(self, registry: Registry, tell: Tell) -> None:
         self._registry, self._tell = registry, tell
-        self._specs: dict[str, RunSpec] = {}
+        self._specs: dict[tuple[str, int], RunSpec] = {}
 
     async def watch(self) -> None:
         """Look for ever. What breaks a look does not break the next."""
@@ -131,11 +131,13 @@ class Arbiter:
 
     def _parties(self, views: list[RunView]) -> list[Party]:
         """Leave out what has no spec: plain Ray code that is observed, and runs whose folders were removed."""
+        found: list[Party] = []
         for view in views:
-            if view.name not in self._specs:
-                with suppress(RunError):
-                    self._specs[view.name] = self._registry.spec(view.name)
-        return [Party(spec=self._specs[view.name], view=view) for view in views if view.name in self._specs]
+            key = view.name, view.service.version if view.service else 1
+            with suppress(RunError):
+                spec = self._specs[key] = self._specs.get(key) or self._registry.spec(view.name)
+                found.append(Party(spec=spec, view=view))
+        return found
 
 
 def on_the_way(views: Sequence[RunView], now_unix_s: float) -> Slots:

@@ -45,9 +45,9 @@ class RunFolder:
         path = str(self.path / name)
         return path if self.is_here else _head().unstrip_protocol(path)
 
-    def payload(self) -> Payload:
+    def payload(self, place: str = "payload") -> Payload:
         """Read what travelled with the spec."""
-        file = self.path / "payload"
+        file = self.path / place
         return Payload.from_bytes(file.read_bytes() if self.is_here else _head().cat_file(str(file)))
 
     def write(self, name: str, data: bytes) -> None:

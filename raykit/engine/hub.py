@@ -28,7 +28,7 @@ from aiohttp import web
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykit.codec import decode
-from raykit.commands import Command, Resize, Stop
+from raykit.commands import Command, Resize, Stop, Update
 from raykit.engine import capacity
 from raykit.engine.arbiter import Arbiter, free_slots, whole_slots
 from raykit.engine.guard import Guard
@@ -159,7 +159,11 @@ class Hub:
         spec: RunSpec = decode(RunSpec, json.loads(_part(parts["spec"])))
         capacity.check(spec, self._setting)
         async with self._starting:
-            run = self._registry.accept(spec, _part(parts["payload"]))
+            payload = _part(parts["payload"])
+            if updated := self._registry.accept_update(spec, payload):
+                await self._tell(updated, Update(run=updated))
+                return web.json_response({"run": updated})
+            run = self._registry.accept(spec, payload)
             self._make_host(run, replace(spec, name=run))
         return web.json_response({"run": run})
 

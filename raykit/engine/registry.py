@@ -11,8 +11,9 @@ from pathlib import Path
 
 from raykit.codec import decode, encode
 from raykit.engine.setting import ClusterSetting
+from raykit.engine.versions import Versions
 from raykit.errors import RunError, RunNameTakenError, RunNotFoundError
-from raykit.events import CLUSTER, NodeSampled, Record, RunAccepted
+from raykit.events import CLUSTER, NodeSampled, Record, RunAccepted, UpdateAsked
 from raykit.spec import PipelineSpec, RunSpec, ServiceSpec, TaskSpec, TrainSpec
 from raykit.store.log import Log
 from raykit.views import RunView, WaitingView, fold
@@ -94,6 +95,33 @@ class Registry:
         self._write_accepted(run, spec, resumed=False)
         return run
 
+    def accept_update(self, spec: RunSpec, payload: bytes) -> str | None:
+        """Write down how a service that goes on shall be from now on, and give its name; None if none of that name goes on.
+
+        Raises:
+            RunError: its replicas would need other slots.
+        """
+        base = _base(spec.name)
+        same = [view for view in self.views() if _base(view.name) == base and not view.ended and view.state != "stopping"]
+        if not isinstance(spec, ServiceSpec) or base == ServiceSpec().name or not same or same[0].run_kind != "service":
+            return None
+        run, service = same[0].name, same[0].service
+        first = self.spec(run)
+        assert isinstance(first, ServiceSpec)
+        held, asked = ((each.stage.num_cpus, each.stage.num_gpus) for each in (first, spec))
+        if held != asked:
+            raise RunError(
+                f"A replica of {run} holds {held[0]:g} CPUs and {held[1]:g} GPUs, and cannot be updated to one that holds "
+                f"{asked[0]:g} and {asked[1]:g}.",
+                f"Stop it (%ray stop {run}) and serve it again.",
+            )
+        versions = Versions(self._setting.run_folder(run))
+        number = 1 + max(versions.newest, service.asked if service else 1)
+        # A stage keeps the name that it has in the views, whatever the function is called now.
+        versions.add(number, replace(spec, stage=replace(spec.stage, name=first.stage.name)), payload)
+        self.log.append(run, [UpdateAsked(version=number)])
+        return run
+
     def accept_again(self, name: str, check: Check) -> tuple[str, RunSpec]:
         """Open a run that is over again and give its name and its spec.
 
@@ -149,11 +177,12 @@ class Registry:
         Raises:
             RunError: its folder is gone.
         """
-        file = self._setting.run_folder(run) / "spec.json"
-        if not file.is_file():
-            raise RunError(f"The folder of {run} is gone: {file.parent}.", "Run its cell again.")
-        spec: RunSpec = replace(decode(RunSpec, json.loads(file.read_text())), name=run)
-        return spec
+        folder = self._setting.run_folder(run)
+        versions = Versions(folder)
+        try:
+            return replace(versions.spec(versions.current), name=run)
+        except FileNotFoundError as exc:
+            raise RunError(f"The folder of {run} is gone: {folder}.", "Run its cell again.") from exc
 
     def _write_accepted(self, run: str, spec: RunSpec, *, resumed: bool) -> None:
         stages = (spec.stage,) if isinstance(spec, ServiceSpec) else spec.stages if isinstance(spec, PipelineSpec) else ()

@@ -46,7 +46,14 @@ from raykit.events.run import (
     StopAsked,
     UserFailed,
 )
-from raykit.events.service import ReplicasWanted, RequestsSampled, ServiceOpened
+from raykit.events.service import (
+    ReplicasWanted,
+    RequestsSampled,
+    ServiceOpened,
+    ServiceUpdated,
+    UpdateAsked,
+    UpdateRefused,
+)
 from raykit.events.training import (
     CheckpointFailed,
     CheckpointSaved,
@@ -103,6 +110,7 @@ __all__ = [
     "RunStarted",
     "RunWaited",
     "ServiceOpened",
+    "ServiceUpdated",
     "SlotsHeld",
     "SlotsLent",
     "SlotsReleased",
@@ -113,6 +121,8 @@ __all__ = [
     "StageWord",
     "StepCommitted",
     "StopAsked",
+    "UpdateAsked",
+    "UpdateRefused",
     "UseSampled",
     "UserFailed",
     "WorkerAside",
@@ -155,6 +165,9 @@ Event = (
     | ServiceOpened
     | ReplicasWanted
     | RequestsSampled
+    | UpdateAsked
+    | ServiceUpdated
+    | UpdateRefused
     | WorkerStarted
     | WorkerReady
     | WorldFormed

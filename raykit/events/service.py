@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from raykit.spec.priority import Priority
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceOpened:
@@ -18,6 +20,32 @@ class ReplicasWanted:
     """Its requests need so many replicas."""
 
     count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateAsked:
+    """Its code and options shall be those of a new version; the first one is 1."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceUpdated:
+    """All requests go to replicas of a new version; no older one has any left."""
+
+    version: int
+    slo_s: float
+    priority: Priority
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateRefused:
+    """A new version could not be built: ``where`` and why. The one before goes on."""
+
+    version: int
+    where: str
+    error: str
+    traceback_text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

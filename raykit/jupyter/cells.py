@@ -63,7 +63,7 @@ def pipeline_cell(shell: Any, cell: str, line: PipelineLine, viewing: Viewing) -
 def serve_cell(shell: Any, cell: str, line: ServeLine, viewing: Viewing) -> Shown:
     """Run a cell in the notebook, and serve the stage that it defines; comes back when it takes requests.
 
-    An interrupt before that ends it, as it ends the run of another cell.
+    An interrupt before that ends it, as it ends the run of another cell; one that is updated goes on.
     """
     defined = _define(shell, cell)
     stages = [_named(shell, line.stage)] if line.stage else defined
@@ -78,8 +78,9 @@ def serve_cell(shell: Any, cell: str, line: ServeLine, viewing: Viewing) -> Show
         try:
             service.wait()
         except KeyboardInterrupt:
-            service.stop()
-            service.run.wait()
+            if not service.is_update:
+                service.stop()
+                service.run.wait()
     print(service)  # noqa: T201  (its address is what was asked for)
     return watched(service.run)
 

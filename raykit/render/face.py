@@ -213,6 +213,8 @@ def _labels(view: RunView) -> Sequence[str]:
     said = [f"waits: {view.reason}"] if view.reason else []
     if view.service is not None and not view.ended:
         said.append(f"takes requests at {view.service.url}")
+        if not view.service.has_answered(view.service.asked):
+            said.append(f"version {view.service.asked} is being brought in")
     if view.priority != "normal":
         said.append(f"{view.priority} priority")
     if view.loan is not None:

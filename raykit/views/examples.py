@@ -46,7 +46,7 @@ def pipeline(num_stages: int = 4, seconds: int = 60) -> RunView:
 
 
 def service(seconds: int = 60) -> RunView:
-    """Give a service whose requests come in a wave, with a replica that was killed on purpose."""
+    """Give a service whose requests come in a wave, with a replica that was killed on purpose and two updates."""
     lost = ev.ReplicaLost(stage="greet", replica="greet-1.1", cause="killed by signal 9", num_rows_again=7)
     verdict = "another was there after 2.2 s; meanwhile 0 requests failed"
     told: list[tuple[float, ev.Event]] = [
@@ -56,6 +56,10 @@ def service(seconds: int = 60) -> RunView:
         (31.2, ev.DrillStarted(action="kill-worker", target="greet-1.1", pid=5001)),
         (31.3, lost),
         (33.4, ev.DrillEnded(action="kill-worker", passed=True, verdict=verdict)),
+        (44.0, ev.UpdateAsked(version=2)),
+        (45.5, ev.UpdateRefused(version=2, where="greet", error="NameError: name 'greeting' is not defined", traceback_text="")),
+        (52.0, ev.UpdateAsked(version=3)),
+        (56.0, ev.ServiceUpdated(version=3, slo_s=0.2, priority="high")),
     ]
     for at_s, slot, number in ((1.0, 1, 1), (14.0, 2, 2), (18.0, 3, 3), (32.6, 1, 4)):
         name = f"greet-{slot}.{number}"

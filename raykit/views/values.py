@@ -258,9 +258,23 @@ class LoanView:
     max_workers: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedView:
+    """A version of a service that could not be built, where and why."""
+
+    version: int
+    where: str
+    error: str
+    traceback_text: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServiceView:
-    """A service's address and its requests: how many come, how long the newest were answered in (None: there were none)."""
+    """A service's address and its requests: how many come, how long the newest were answered in (None: there were none).
+
+    ``version`` is the one that answers, ``asked`` the one that was asked for last, and ``refused`` the last that could not be
+    built, with where and why.
+    """
 
     url: str = ""
     slo_s: float = 1.0
@@ -271,6 +285,13 @@ class ServiceView:
     p99_s: float | None = None
     num_open: int = 0
     num_failed: int = 0
+    version: int = 1
+    asked: int = 1
+    refused: RefusedView | None = None
+
+    def has_answered(self, version: int) -> bool:
+        """Say whether a version that was asked for, or a later one, is there or was refused."""
+        return max(self.version, self.refused.version if self.refused else 0) >= version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import pytest
 
 import raykit as rk
 from raykit.cluster.record import processes
-from raykit.errors import OptionError, RequestError, RunError, RunFailedError, RunNameTakenError
+from raykit.errors import OptionError, RequestError, RunError, RunFailedError, RunNameTakenError, UpdateRefusedError
 from tests.ray import loops
 
 pytestmark = pytest.mark.ray
@@ -276,10 +276,135 @@ def test_a_service_takes_a_slot_from_training_of_a_lower_priority_which_has_it_a
     until(lambda: low.refresh().ended)
 
 
-def test_a_name_that_serves_is_taken_and_one_that_was_ended_is_taken_up_again(serve, until):
-    service = serve(double, name="twice-asked").wait()
-    with pytest.raises(RunNameTakenError, match="%ray stop twice-asked"):
-        rk.serve(double, name="twice-asked")
+def test_a_service_is_updated_while_requests_go_on_and_none_fails(serve, until):
+    service = serve(double, name="changing", replicas=(2, 2)).wait()
+    answers, over = [], threading.Event()
+
+    def ask():
+        while not over.is_set():
+            try:
+                answers.append(service({"x": 1})["y"])
+            except Exception as exc:
+                answers.append(exc)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(answers) > 20)
+
+    @rk.stage(cpus=1)
+    def triple(row):
+        return {"y": 3 * row["x"]}
+
+    updated = serve(triple, name="changing", replicas=(2, 2), slo_s=0.5)
+    assert updated.name == service.name
+    assert updated.is_update
+    asked = len(answers)
+    updated.wait()
+    before = len(answers)
+    until(lambda: len(answers) > before + 20)
+    over.set()
+    done(threads)
+    assert set(answers) == {2, 3}
+    assert answers[asked] == 2, "the old version answers until there is a new one"
+    assert set(answers[before + len(threads) :]) == {3}
+    view = service.run.refresh()
+    assert (view.service.version, view.service.slo_s, view.service.num_failed) == (2, 0.5, 0)
+    until(lambda: service.run.refresh().stages[0].num_replicas == 2)
+    assert sum(not each.gone for each in service.run.view.stages[0].replicas) == 2
+
+
+def test_an_update_that_cannot_be_built_is_refused_with_its_lines_and_the_service_goes_on(serve):
+    service = serve(double, name="careful").wait()
+
+    @rk.stage(cpus=1)
+    class Broken:
+        def __init__(self):
+            raise ValueError("no weights here")
+
+        def __call__(self, row):
+            return row
+
+    @rk.stage(cpus=1)
+    class Deadly:
+        def __init__(self):
+            import os
+
+            os._exit(1)
+
+        def __call__(self, row):
+            return row
+
+    for work, error in ((Broken, "ValueError: no weights here"), (Deadly, "3 replicas were lost while they were built")):
+        with pytest.raises(UpdateRefusedError, match=f"careful is not updated, and goes on as it was: .*{error}"):
+            serve(work, name="careful").wait()
+        assert service({"x": 1}) == {"y": 2}
+        assert "The update was refused" in [card.title for card in service.run.refresh().cards]
+    updated = serve(rk.stage(cpus=1)(lambda row: {"y": 0}), name="careful").wait()
+    assert updated({"x": 1}) == {"y": 0}
+
+
+def test_a_host_that_is_killed_in_the_middle_of_an_update_brings_it_to_its_end(serve, until, tmp_path):
+    service = serve(double, name="steady").wait()
+
+    @rk.stage(cpus=1)
+    class Slow:
+        def __init__(self):
+            import time
+
+            (tmp_path / "built").touch()
+            while not (tmp_path / "go").exists():
+                time.sleep(0.05)
+
+        def __call__(self, row):
+            return {"y": 4 * row["x"]}
+
+    updated = serve(Slow, name="steady")
+    until((tmp_path / "built").exists)
+    service.run.drill("kill-host")
+    until(lambda: service.run.refresh().host_attempts == 2)
+    assert service({"x": 1}) == {"y": 2}
+    (tmp_path / "go").touch()
+    assert updated.wait()({"x": 1}) == {"y": 4}
+
+
+def test_an_update_that_is_asked_for_while_another_is_tried_takes_its_place(serve, until, tmp_path):
+    service = serve(double, name="hasty").wait()
+
+    @rk.stage(cpus=1)
+    class Never:
+        def __init__(self):
+            import time
+
+            (tmp_path / "built").touch()
+            while True:
+                time.sleep(0.05)
+
+        def __call__(self, row):
+            return row
+
+    first = serve(Never, name="hasty")
+    until((tmp_path / "built").exists)
+    serve(rk.stage(cpus=1)(lambda row: {"y": 0}), name="hasty").wait()
+    assert first.wait()({"x": 1}) == {"y": 0}
+    assert sum(not each.gone for each in service.run.refresh().stages[0].replicas) == 1
+
+
+def test_what_an_update_cannot_change_is_refused_at_once(serve, until):
+    service = serve(double, name="fixed").wait()
+    with pytest.raises(RunError, match="A replica of fixed holds 1 CPUs and 0 GPUs, and cannot be updated to one that holds 2"):
+        serve(rk.stage(cpus=2)(lambda row: row), name="fixed")
+    assert service({"x": 1}) == {"y": 2}
+    running = rk.train(loops.linear, 10_000, 0.02, workers=1, spares=0, name="taken")
+    with pytest.raises(RunNameTakenError, match="%ray stop taken"):
+        rk.serve(double, name="taken")
+    running.stop()
+    until(lambda: running.refresh().ended)
+
+
+def test_a_service_that_was_ended_is_taken_up_again_in_its_newest_version(serve, until):
+    service = serve(rk.stage(cpus=1)(lambda row: {"y": 0}), name="twice-asked").wait()
+    serve(double, name="twice-asked").wait()
     service.stop()
     until(lambda: service.run.refresh().ended)
     resumed = rk.service(rk.resume("twice-asked").name).wait()

@@ -11,8 +11,9 @@ def _kinds(kind):
 
 
 def _made(kind):
-    facts = {MissingPackageError: ("kubernetes", "kuberay", "to reach KubeRay"), RunFailedError: ("r", "w", "E: m", "trace")}
-    return kind(*facts.get(kind, ("what was found", "what to do")))
+    if issubclass(kind, MissingPackageError):
+        return kind("kubernetes", "kuberay", "to reach KubeRay")
+    return kind("r", "w", "E: m", "trace") if issubclass(kind, RunFailedError) else kind("what was found", "what to do")
 
 
 KINDS = [kind for kind in _kinds(RaykitError) if kind.__module__ == "raykit.errors" and kind is not RaykitError]

@@ -74,6 +74,9 @@ EVENTS = [
     ev.SlotsLent(borrower="high", max_workers=None),
     ev.ServiceOpened(url="http://127.0.0.1:1/", slo_s=0.2),
     ev.ReplicasWanted(count=2),
+    ev.UpdateAsked(version=2),
+    ev.ServiceUpdated(version=2, slo_s=0.5, priority="high"),
+    ev.UpdateRefused(version=3, where="Greeter", error="ValueError: no weights", traceback_text=""),
     ev.RequestsSampled(
         rate_s=12.5, p50_s=0.1, p95_s=0.2, p99_s=0.3, num_waiting=4, num_open=6, num_done=90, num_failed=1, idle_s=None
     ),

@@ -21,7 +21,6 @@ from raykit.engine.folder import RunFolder
 from raykit.engine.reporter import Reporter
 from raykit.engine.service.replica import Answer, Row
 from raykit.events import RequestsSampled
-from raykit.spec import ServiceSpec
 
 MAX_WAITING = 10_000
 MAX_BODY_BYTES = 64 * 2**20
@@ -48,6 +47,7 @@ class _Seat:
     """A replica that takes requests."""
 
     handle: Any
+    most: int
     task: asyncio.Task[None] | None = None
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -56,8 +56,8 @@ class _Seat:
 class Ingress:
     """Serves from its constructor on, also after a restart, at the same address; replicas are told to it by the host."""
 
-    def __init__(self, host: Any, folder: Path, spec: ServiceSpec, token: str) -> None:
-        self._folder, self._spec, self._token = folder, spec, token
+    def __init__(self, host: Any, folder: Path, name: str, token: str) -> None:
+        self._folder, self._name, self._token = folder, name, token
         self._reporter = Reporter(host, SOURCE, RunFolder.of(folder)).start()
         self._waiting: deque[_Request] = deque()
         self._come = asyncio.Condition()
@@ -82,10 +82,10 @@ class Ingress:
         """Name the replicas that it knows."""
         return set(self._seats)
 
-    async def admit(self, name: str, handle: Any) -> None:
-        """Give requests to a replica."""
+    async def admit(self, name: str, handle: Any, most: int) -> None:
+        """Give requests to a replica, so many at once."""
         if name not in self._seats:
-            seat = self._seats[name] = _Seat(handle=handle)
+            seat = self._seats[name] = _Seat(handle=handle, most=most)
             seat.task = asyncio.create_task(self._feed(name, seat))
 
     async def dismiss(self, name: str) -> int:
@@ -131,7 +131,7 @@ class Ingress:
         return None
 
     async def _health(self, request: web.Request) -> web.Response:
-        return self._refuses(request) or web.json_response({"service": self._spec.name, "replicas": len(self._seats)})
+        return self._refuses(request) or web.json_response({"service": self._name, "replicas": len(self._seats)})
 
     async def _take(self, request: web.Request) -> web.Response:
         if refused := self._refuses(request):
@@ -161,7 +161,7 @@ class Ingress:
         async with self._come:
             self._waiting.extend(requests)
             self._come.notify_all()
-        if self._num_open > max(self._num_told, len(self._seats) * self._most):
+        if self._num_open > max(self._num_told, sum(seat.most for seat in self._seats.values())):
             self._is_pressed.set()
         try:
             return await asyncio.gather(*(each.answer for each in requests))
@@ -194,7 +194,7 @@ class Ingress:
                 await self._come.wait_for(lambda: self._waiting or seat.leaving.is_set())
                 if seat.leaving.is_set():
                     return []
-                if taken := self._taken(self._most):
+                if taken := self._taken(seat.most):
                     return taken
 
     def _taken(self, most: int) -> list[_Request]:
@@ -228,11 +228,6 @@ class Ingress:
         self._num_failed += bool(answer.error)
         if not request.answer.done():
             request.answer.set_result(answer)
-
-    @property
-    def _most(self) -> int:
-        """How many requests a replica takes at once."""
-        return self._spec.stage.batch_size or self._spec.stage.concurrency
 
     async def _tell(self) -> None:
         """Tell the host each ``SAMPLE_S`` how it stands, and at once when more has come than the replicas can take."""

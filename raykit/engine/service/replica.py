@@ -37,10 +37,10 @@ class Answer:
 class ServiceReplica:
     """What runs in the actor of a replica."""
 
-    def __init__(self, host: Any, folder: RunFolder, spec: StageSpec, name: str) -> None:
+    def __init__(self, host: Any, folder: RunFolder, payload: str, spec: StageSpec, name: str) -> None:
         self._spec, self._name, self._calls = spec, name, Calls()
         self._reporter = Reporter(host, name, folder, pulse=lambda: self._calls).start()
-        self._payload = folder.payload()
+        self._payload = folder.payload(payload)
         self._rows_in = self._rows_out = 0
         self._busy_s = self._starved_s = 0.0
         self._failure = None

@@ -18,10 +18,11 @@ import ray
 
 from raykit.engine.run import RunContext, wake_at
 from raykit.engine.service.replica import ServiceReplica
+from raykit.engine.service.update import Updates
 from raykit.engine.setting import NAMESPACE
 from raykit.engine.slots import Slots
 from raykit.events import ReplicaEnded, ReplicaLost
-from raykit.spec import ServiceSpec
+from raykit.policy.staffing import Replica
 from raykit.views import RunView
 
 ASK_S = 1.0
@@ -38,6 +39,7 @@ class Member:
     name: str
     handle: Any
     ready: Any
+    version: int
     slot: int | None = None
     ping: Any = None
     leaving: Any = None
@@ -51,14 +53,19 @@ class Member:
     def is_at_work(self) -> bool:
         return self.is_built and self.slot is not None
 
+    @property
+    def planned(self) -> Replica:
+        """What the policy has to know of it."""
+        is_leaving = self.leaving is not None
+        return Replica(name=self.name, version=self.version, slot=self.slot, is_built=self.is_built, is_leaving=is_leaving)
+
 
 class Replicas:
     """All replicas of a service, by name. Called from the host's loop alone."""
 
-    def __init__(self, context: RunContext, ingress: Any, wake: threading.Event) -> None:
-        self._context, self._ingress, self._wake = context, ingress, wake
-        self._spec: ServiceSpec = context.spec
-        self._holds_gpus = context.cluster.has_real_gpus(self._spec.stage.num_gpus)
+    def __init__(self, context: RunContext, updates: Updates, ingress: Any, wake: threading.Event) -> None:
+        self._context, self._updates, self._ingress, self._wake = context, updates, ingress, wake
+        self.holds_gpus = context.cluster.has_real_gpus(updates.spec.stage.num_gpus)
         self._prefix = f"replica:{context.name}:"
         self._members: dict[str, Member] = {}
         self._numbers = itertools.count(1)
@@ -69,11 +76,8 @@ class Replicas:
     def __len__(self) -> int:
         return len(self._members)
 
-    @property
-    def staying(self) -> list[Member]:
-        """Those who shall stay: at work first, then warm, then being built, the oldest first among equals."""
-        members = [each for each in self._members.values() if each.leaving is None]
-        return sorted(members, key=lambda each: (not each.is_at_work, not each.is_built, each.slot is None))
+    def __getitem__(self, name: str) -> Member:
+        return self._members[name]
 
     @property
     def slots_used(self) -> set[int]:
@@ -82,11 +86,12 @@ class Replicas:
     @property
     def num_warm_wanted(self) -> int:
         """How many wait beside those at work, as far as the most replicas allow."""
-        if self._holds_gpus:  # what is built without its GPU would have to be built again
+        if self.holds_gpus:  # what is built without its GPU would have to be built again
             return 0
-        if self._spec.num_warm is not None:
-            return self._spec.num_warm
-        is_elastic = self._spec.replicas[0] < self._spec.replicas[1]
+        spec = self._updates.spec
+        if spec.num_warm is not None:
+            return spec.num_warm
+        is_elastic = spec.replicas[0] < spec.replicas[1]
         return 1 if is_elastic and self._context.cluster.profile != "small" else 0
 
     def take_up(self, view: RunView, slots: Slots) -> None:
@@ -95,11 +100,11 @@ class Replicas:
             if named["namespace"] == NAMESPACE and named["name"].startswith(self._prefix):
                 with suppress(ValueError):  # it died in between
                     handle = ray.get_actor(named["name"], namespace=NAMESPACE)
-                    slot, _, name = named["name"].removeprefix(self._prefix).partition(":")
-                    self._members[name] = self._member(name, handle, int(slot) if self._holds_gpus else None)
+                    version, slot, name = named["name"].removeprefix(self._prefix).split(":")
+                    self._members[name] = self._member(name, handle, int(version), int(slot) if self.holds_gpus else None)
         known = [each for stage in view.stages for each in stage.replicas]
         gone = [each.replica for each in known if not each.gone and each.replica not in self._members]
-        self._context.emit(*(ReplicaEnded(stage=self._spec.stage.name, replica=replica) for replica in gone))
+        self._context.emit(*(ReplicaEnded(stage=self._stage, replica=replica) for replica in gone))
         last = max((int(name.rpartition("-")[2]) for name in (*self._members, *(each.replica for each in known))), default=0)
         self._numbers = itertools.count(last + 1)
         at_work = [self._members[name] for name in sorted(self._seated()) if name in self._members]
@@ -107,22 +112,22 @@ class Replicas:
         for member, slot in zip([each for each in at_work if each.slot is None], free, strict=False):
             member.slot = slot
 
-    def start(self, slot: int | None, slots: Slots) -> None:
-        """Build one, for a slot or to be warm."""
-        stage = self._spec.stage
+    def start(self, slot: int | None, version: int, slots: Slots) -> None:
+        """Build one of a version, for a slot or to be warm."""
+        stage, payload = self._updates.stage(version), self._updates.payload(version)
         name = f"{stage.name}-{next(self._numbers)}"
         # Its slot is in its name: a GPU's replica is bound to it.
-        actor_name = f"{self._prefix}{'' if slot is None else slot}:{name}"
+        actor_name = f"{self._prefix}{version}:{'' if slot is None else slot}:{name}"
         options: dict[str, Any] = {"name": actor_name, "namespace": NAMESPACE, "lifetime": "detached", "num_cpus": 0}
-        if self._holds_gpus:
+        if self.holds_gpus:
             options |= {"num_cpus": stage.num_cpus, "num_gpus": stage.num_gpus}
         if slot is not None:
-            options |= slots.place(slot, within=self._holds_gpus)
+            options |= slots.place(slot, within=self.holds_gpus)
         if stage.runtime_env:
             options["runtime_env"] = stage.runtime_env
         actor = ray.remote(**options)(ServiceReplica)
-        handle = actor.remote(self._context.host, self._context.run_folder, stage, name)
-        self._members[name] = self._member(name, handle, slot)
+        handle = actor.remote(self._context.host, self._context.run_folder, payload, stage, name)
+        self._members[name] = self._member(name, handle, version, slot)
 
     def seat(self, member: Member, slot: int) -> None:
         """Have it at work in a slot, as soon as it is built."""
@@ -131,10 +136,15 @@ class Replicas:
             self.admit(member)
 
     def admit(self, member: Member) -> None:
-        self._ingress.admit.remote(member.name, member.handle)
+        """Have requests sent to it."""
+        stage = self._updates.stage(member.version)
+        self._ingress.admit.remote(member.name, member.handle, stage.batch_size or stage.concurrency)
 
     def unseat(self, member: Member) -> None:
-        """Have it answer what it has, and then be warm."""
+        """Have it answer what it has, and then be without a slot."""
+        if not member.is_built:
+            member.slot = None
+            return
         member.leaving = self._ingress.dismiss.remote(member.name)
         wake_at(member.leaving, self._wake)
 
@@ -185,15 +195,19 @@ class Replicas:
         num_again = 0
         with suppress(ray.exceptions.RayError):  # an ingress that died too has nothing to give to others
             num_again = ray.get(self._ingress.dismiss.remote(member.name), timeout=DISMISS_S)
-        self._context.emit(ReplicaLost(stage=self._spec.stage.name, replica=member.name, cause=cause, num_rows_again=num_again))
+        self._context.emit(ReplicaLost(stage=self._stage, replica=member.name, cause=cause, num_rows_again=num_again))
         self._remove(member)
 
     def end(self, member: Member) -> None:
-        self._context.emit(ReplicaEnded(stage=self._spec.stage.name, replica=member.name))
+        self._context.emit(ReplicaEnded(stage=self._stage, replica=member.name))
         self._remove(member)
 
-    def _member(self, name: str, handle: Any, slot: int | None) -> Member:
-        member = Member(name, handle, handle.ready.remote(), slot)
+    @property
+    def _stage(self) -> str:
+        return self._updates.spec.stage.name
+
+    def _member(self, name: str, handle: Any, version: int, slot: int | None) -> Member:
+        member = Member(name, handle, handle.ready.remote(), version, slot)
         wake_at(member.ready, self._wake)
         return member
 

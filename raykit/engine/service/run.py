@@ -14,11 +14,12 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykit.cluster.home import write_secret
-from raykit.commands import Command, Drill, Hurry, Stop
+from raykit.commands import Command, Drill, Hurry, Stop, Update
 from raykit.engine.pipeline.calls import Ready
 from raykit.engine.run import RunContext, StoppedError, UserCodeError
 from raykit.engine.service.ingress import SOURCE, Ingress
 from raykit.engine.service.replicas import Member, Replicas
+from raykit.engine.service.update import Updates
 from raykit.engine.setting import NAMESPACE
 from raykit.engine.slots import Slots
 from raykit.errors import RunError
@@ -31,10 +32,12 @@ from raykit.events import (
     RequestsSampled,
     RunStarted,
     ServiceOpened,
+    ServiceUpdated,
     StageSampled,
+    UpdateRefused,
 )
 from raykit.policy.serving import COLD, WARM, Calls, Load, Steady, replicas_needed
-from raykit.spec import ServiceSpec
+from raykit.policy.staffing import Demand, staffing
 from raykit.spec.service import TOKEN_FILE
 
 TICK_S = 0.05
@@ -59,7 +62,8 @@ class ServiceRun:
 
     def __init__(self, context: RunContext) -> None:
         self._context = context
-        self._spec: ServiceSpec = context.spec
+        self._updates = Updates(context.folder)
+        self._update_asked = threading.Event()
         self._steady = Steady()
         self._wanted = 0
         self._hurry_asked = threading.Event()
@@ -77,11 +81,12 @@ class ServiceRun:
         self._wake = threading.Event()
 
     def execute(self) -> None:
-        spec, view = self._spec, self._context.view()
+        spec, view = self._updates.spec, self._context.view()
+        self._told_version = view.service.version if view.service else 1
         held = frozenset(slot.holder for slot in view.held)
         slots = Slots(self._context, num_cpus=spec.stage.num_cpus, num_gpus=spec.stage.num_gpus, already_held=held)
         ingress = self._ingress()
-        self._replicas = replicas = Replicas(self._context, ingress, self._wake)
+        self._replicas = replicas = Replicas(self._context, self._updates, ingress, self._wake)
         try:
             slots.take_up()
             slots.look()
@@ -97,8 +102,7 @@ class ServiceRun:
                 self._look(slots)
         finally:
             for member in replicas:
-                replicas.end(member)
-                self._forget(member)
+                self._end(member)
             ray.kill(ingress, no_restart=True)
             slots.release()
             if self._drill or self._struck:
@@ -111,10 +115,15 @@ class ServiceRun:
             self._context.stop_asked.set()
         elif isinstance(command, Hurry):
             self._hurry_asked.set()
+        elif isinstance(command, Update):
+            self._update_asked.set()
         elif isinstance(command, Drill) and command.action == "kill-worker":
             self._drill = (time.monotonic() + command.after_s, command)
         else:
-            raise RunError(f"{self._context.name} is a service, which cannot do that.", "It knows stop and drill kill-worker.")
+            raise RunError(
+                f"{self._context.name} is a service, which cannot do that.",
+                "It knows stop and drill kill-worker; serve it again to update it.",
+            )
         self._wake.set()
 
     def report(self, source: str, events: Sequence[Event], pulse: Any) -> list[Event]:
@@ -161,10 +170,12 @@ class ServiceRun:
             get_if_exists=True,
             scheduling_strategy=here,
         )
-        return actor.remote(self._context.host, folder, self._spec, token_file.read_text())
+        return actor.remote(self._context.host, folder, self._context.name, token_file.read_text())
 
     def _look(self, slots: Slots) -> None:
         """Take in what has happened, and have as many replicas as are needed; blocking up to a tick."""
+        if self._update_asked.is_set():
+            self._update()
         self._want()
         slots.ask(self._wanted)
         if self._hurry_asked.is_set():
@@ -181,39 +192,57 @@ class ServiceRun:
             self._sample()
 
     def _staff(self, slots: Slots) -> None:
-        """Fill the slots that are there, from those who are warm if there are any, and have others get warm."""
-        replicas = self._replicas
-        seated = [each for each in replicas.staying if each.slot is not None]
-        for member in seated[self._wanted :]:
-            if member.is_built:
-                replicas.unseat(member)
-            else:
-                member.slot = None
-        free = [slot for slot in slots.held if slot not in replicas.slots_used][: max(0, self._wanted - len(seated))]
-        waiting = [each for each in replicas.staying if each.slot is None]
-        for member, slot in zip(waiting, free, strict=False):
-            self._seat(member, slot)
-        for slot in free[len(waiting) :]:
-            replicas.start(slot, slots)
-        num_all = min(self._spec.replicas[1], self._wanted + replicas.num_warm_wanted)
-        for member in replicas.staying[num_all:]:
-            if member.slot is None:
-                replicas.end(member)
-                self._forget(member)
-        # One at a time: who gets warm takes CPUs from those at work.
-        if len(replicas) < num_all and replicas.num_warm_wanted and all(each.is_built for each in replicas):
-            replicas.start(None, slots)
+        """Fill the slots that are there, have others get warm, and a new version take the place of the one before."""
+        replicas, updates = self._replicas, self._updates
+        demand = Demand(
+            wanted=self._wanted,
+            most=updates.spec.replicas[1],
+            num_warm=replicas.num_warm_wanted,
+            current=updates.current,
+            asked=updates.asked,
+            bound=replicas.holds_gpus,
+        )
+        plan = staffing([member.planned for member in replicas], slots.held, demand)
+        for name in plan.leave:
+            replicas.unseat(replicas[name])
+        for name, slot in plan.seat:
+            self._seat(replicas[name], slot)
+        for name in plan.end:
+            self._end(replicas[name])
+        for place, version in plan.start:
+            replicas.start(place, version, slots)
+        if updates.current != self._told_version and all(each.slot is None or each.version == updates.current for each in replicas):
+            self._told_version, spec = updates.current, updates.spec
+            self._context.emit(ServiceUpdated(version=updates.current, slo_s=spec.slo_s, priority=spec.priority))
+
+    def _update(self) -> None:
+        """Try the version that was asked for last, and no longer one that was asked for before it."""
+        self._update_asked.clear()
+        self._updates.look()
+        for member in self._replicas:
+            if member.version > self._updates.current and member.version != self._updates.asked:
+                self._end(member)
+
+    def _refuse(self, member: Member, failure: tuple[str, str, str]) -> None:
+        """Go on without the version of a replica that could not be built."""
+        where, error, traceback_text = failure
+        self._context.emit(UpdateRefused(version=member.version, where=where, error=error, traceback_text=traceback_text))
+        self._updates.refuse()
+        self._start_deaths = 0
+
+    def _end(self, member: Member) -> None:
+        self._replicas.end(member)
+        self._forget(member)
 
     def _want(self) -> None:
-        least, most = self._spec.replicas
+        spec = self._updates.spec
+        least, most = spec.replicas
         requests, patience = self._requests, WARM if self._replicas.num_warm_wanted else COLD
         needed = max(least, len(self._replicas.slots_used))  # those of an earlier host stay until the ingress has told
         if requests is not None:
             load = Load(rate_s=requests.rate_s, num_open=requests.num_open, idle_s=requests.idle_s)
-            needed = replicas_needed(
-                load, capacity_s=self._capacity_s, least=least, most=most, slo_s=self._spec.slo_s, patience=patience
-            )
-        wanted = self._steady.take(time.monotonic(), needed, patience)
+            needed = replicas_needed(load, capacity_s=self._capacity_s, least=least, most=most, slo_s=spec.slo_s, patience=patience)
+        wanted = min(most, self._steady.take(time.monotonic(), needed, patience))
         if wanted != self._wanted:
             self._wanted = wanted
             self._context.emit(ReplicasWanted(count=wanted))
@@ -221,8 +250,9 @@ class ServiceRun:
     @property
     def _capacity_s(self) -> float:
         """How many requests a second a replica can answer; infinite until one has answered some."""
-        stage, cost = self._spec.stage, self._calls.cost
-        return cost.capacity_s(batch_size=stage.batch_size or stage.concurrency, slo_s=self._spec.slo_s) if cost else math.inf
+        spec, cost = self._updates.spec, self._calls.cost
+        batch_size = spec.stage.batch_size or spec.stage.concurrency
+        return cost.capacity_s(batch_size=batch_size, slo_s=spec.slo_s) if cost else math.inf
 
     def _seat(self, member: Member, slot: int) -> None:
         self._replicas.seat(member, slot)
@@ -245,13 +275,20 @@ class ServiceRun:
             self._built(member, ready)
 
     def _built(self, member: Member, ready: Ready) -> None:
+        is_trial = member.version == self._updates.asked
         if ready.failure is not None:
+            if is_trial:
+                self._refuse(member, ready.failure)
+                self._end(member)
+                return
             if not self._has_started or self._start_deaths + 1 >= MAX_START_DEATHS:
                 raise UserCodeError(*ready.failure)
             self._start_deaths += 1
             self._lose(member, ready.failure[1])
             return
         self._start_deaths = 0
+        if is_trial:
+            self._updates.take(member.version)
         if member.slot is not None:
             self._replicas.admit(member)
             self._is_at_work(member)
@@ -267,8 +304,11 @@ class ServiceRun:
         if not member.is_built:
             self._start_deaths += 1
             if self._start_deaths >= MAX_START_DEATHS:
-                stage = self._spec.stage.name
-                raise UserCodeError(stage, f"{self._start_deaths} replicas were lost while they were built: {cause}", "")
+                error = f"{self._start_deaths} replicas were lost while they were built: {cause}"
+                failure = (self._updates.spec.stage.name, error, "")
+                if member.version != self._updates.asked:
+                    raise UserCodeError(*failure)
+                self._refuse(member, failure)
         self._replicas.lose(member, cause)
         self._forget(member)
 
@@ -288,13 +328,15 @@ class ServiceRun:
     def _sampled(self) -> StageSampled:
         requests = self._requests
         return StageSampled(
-            stage=self._spec.stage.name,
+            stage=self._updates.spec.stage.name,
             num_replicas=sum(member.is_at_work for member in self._replicas),
             rows_waiting=requests.num_waiting if requests else 0,
             rows_in=requests.num_done + requests.num_failed + requests.num_open if requests else 0,
             rows_out=requests.num_done if requests else 0,
             num_bad=self._num_failed,
-            word="bottleneck" if requests and requests.num_waiting and self._wanted == self._spec.replicas[1] else "balanced",
+            word="bottleneck"
+            if requests and requests.num_waiting and self._wanted == self._updates.spec.replicas[1]
+            else "balanced",
         )
 
     @property
@@ -305,7 +347,7 @@ class ServiceRun:
         """Carry out a drill whose time has come."""
         if self._drill is None or time.monotonic() < self._drill[0]:
             return
-        member = next((each for each in self._replicas.staying if each.is_at_work), None)
+        member = next((each for each in self._replicas if each.is_at_work and each.leaving is None), None)
         if member is None or member.slot is None:
             return
         self._drill = None
