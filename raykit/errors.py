@@ -166,6 +166,9 @@ class UpdateRefusedError(RunFailedError):
         run, where, error, _ = self.args
         return f"{run} is not updated, and goes on as it was: {where}: {error}"
 
+    def _render_traceback_(self) -> list[str]:
+        return [self.traceback_text.rstrip(), f"\n({self.args[0]} is not updated, and goes on as it was)"]
+
 
 def to_wire(error: RaykitError) -> dict[str, Any]:
     """Give ``error`` as JSON values for the door."""
