@@ -234,6 +234,57 @@ def test_clipping_and_micro_batches_and_a_stop_from_inside(cluster):
     assert norm == pytest.approx(1.0, abs=1e-4)
 
 
+def test_batches_in_micro_batches_learn_what_whole_batches_do(cluster):
+    def learn(micro_batch):
+        import torch
+
+        torch.manual_seed(0)
+        torch.set_default_dtype(torch.float64)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        job = rk.elastic(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+        passes, taken = 0, []
+        for batch in job.batches({"x": torch.randn(70, 4)}, batch_size=16, epochs=4, micro_batch=micro_batch):
+            loss = model(batch["x"]).pow(2).mean()
+            loss.backward()
+            passes += 1
+            if job.sync(loss=loss):
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            taken.append(job.commit())
+        parameters = [float(value) for each in model.parameters() for value in each.detach().flatten()]
+        return parameters, (job.step, job.num_rows), passes, sum(taken)
+
+    whole, parts, alone = (
+        rk.train(learn, micro_batch, workers=workers, name=f"in-parts-of-{micro_batch}-by-{workers}").wait()
+        for micro_batch, workers in ((None, 2), (3, 2), (5, 1))
+    )
+    for run in (parts, alone):
+        assert run.result[0] == pytest.approx(whole.result[0], rel=1e-9)
+        assert run.result[1] == whole.result[1] == (20, 280)
+    assert parts.result[2:] == (52, 20)  # rank 0 has 3 of 6 micro-batches, and 1 of the 2 of an epoch's last step
+    assert parts.metrics()["loss"][1] == pytest.approx(whole.metrics()["loss"][1])  # of later steps some are told
+
+
+def test_micro_batches_refuse_what_does_not_go_with_them(cluster):
+    def wrong(with_accumulate, **options):
+        import torch
+
+        model = torch.nn.Linear(4, 1)
+        job = rk.elastic(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+        for batch in job.batches({"x": torch.ones(8, 4)}, batch_size=4, **options):
+            if with_accumulate:
+                with job.accumulate():
+                    model(batch["x"]).sum().backward()
+            job.commit()
+
+    for flag, options, error in (
+        (False, {"micro_batch": 0}, "micro_batch is 0"),
+        (False, {"micro_batch": 2, "num_workers": 1}, "with 1 num_workers"),
+        (True, {"micro_batch": 2}, "where batches gives micro-batches"),
+    ):
+        with pytest.raises(RunFailedError, match=error):
+            rk.train(wrong, flag, workers=1, spares=0, **options).wait()
+
+
 def test_several_optimizers_and_schedulers_step_together(cluster):
     def two():
         import torch

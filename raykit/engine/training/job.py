@@ -16,10 +16,11 @@ from torch.utils._pytree import tree_map_only
 from raykit.engine.reporter import Reporter
 from raykit.engine.training.buffers import Buffers
 from raykit.engine.training.checkpoint import Checkpoints
-from raykit.engine.training.collective import BrokenWorldError, Reducer
+from raykit.engine.training.collective import BrokenWorldError, Group, Reducer
 from raykit.engine.training.feed import Cut
 from raykit.engine.training.member import Member
-from raykit.engine.training.rows import Ahead, Streamed, source_of, to_device
+from raykit.engine.training.parts import Accumulated, Parts
+from raykit.engine.training.rows import Ahead, Source, Streamed, source_of, to_device
 from raykit.engine.training.state import State, Stateful
 from raykit.errors import InputError
 from raykit.events import StepCommitted, WorkerBusy
@@ -51,7 +52,8 @@ class Job:
     def __init__(self, surroundings: Surroundings, cared_for: Stateful) -> None:
         self._around, self._member, self._cared_for = surroundings, surroundings.member, cared_for
         model, optimizers = cared_for.model, cared_for.optimizers
-        self._reducer = Reducer([each for each in model.parameters() if each.requires_grad])
+        parameters = [each for each in model.parameters() if each.requires_grad]
+        self._reducer, self._accumulated = Reducer(parameters), Accumulated(parameters)
         self._buffers = Buffers(model)
         self._gradient_scale = 1.0
         if surroundings.group_size > 1:  # a plain model stays one that can be copied and pickled
@@ -67,6 +69,8 @@ class Job:
         self._cut = Cut(rank=0, world_size=1)
         self._weight = self._replica_weight = self._batch_rows = 0.0
         self._total_weight: float | None = None
+        self._parts: Parts | None = None
+        self._is_counted = False
         self._logged: dict[str, float] = {}
         self._answered = self._agreed = self._stopping = self._save_wanted = False
         self._stop_wanted = False
@@ -92,11 +96,16 @@ class Job:
         num_workers: int = 0,
         prefetch: int = 2,
         shared_in_group: bool = False,
+        micro_batch: int | None = None,
     ) -> Iterator[Any]:
         """Give this rank's part of each global batch, on the device, until ``epochs`` are committed.
 
         A step that a loss broke is given again, divided anew. A rank that has no row of a short last batch takes part
         without running the loop's body.
+
+        With ``micro_batch`` the part comes in several, each of so many rows, and the body runs for each: gradients add up,
+        and ``commit`` takes the step after the last. A rank whose slot is wanted gives it after the micro-batch that it is
+        in; the others do what it leaves undone. Which random numbers a micro-batch draws does not depend on who does it.
 
         Args:
             dataset: a map-style dataset, a list, a dict or tuple of arrays; a path or URL of Parquet files; a function that
@@ -108,6 +117,7 @@ class Job:
             num_workers: processes that take rows ahead of their step, as in a ``DataLoader``.
             prefetch: batches that each of them is ahead.
             shared_in_group: all ranks of a replica get the same rows, as tensor parallel wants it; else (FSDP) each its own.
+            micro_batch: rows of each pass through the body; not with ``num_workers``, or replicas of several ranks.
 
         Raises:
             InputError: the data is of no known form or empty; the body ended without ``job.commit``.
@@ -115,6 +125,11 @@ class Job:
         if batch_size < 1 or epochs < 1:
             raise InputError(f"batch_size is {batch_size}, epochs is {epochs}.", "Give at least 1 of each.")
         source = source_of(self._stored(dataset), batch_size=batch_size, epochs=epochs, seed=seed)
+        if micro_batch is not None and (micro_batch < 1 or num_workers or self._member.group_size > 1):
+            raise InputError(
+                f"micro_batch is {micro_batch}, with {num_workers} num_workers, in replicas of {self._member.group_size} ranks.",
+                "Give at least 1, no num_workers, and replicas of one rank (--group 1).",
+            )
         if num_workers and isinstance(source, Streamed):
             raise InputError("num_workers was given for an iterable, which is gone through in its order.", "Leave num_workers out.")
         ahead = Ahead(source, num_workers, prefetch) if num_workers else None
@@ -133,13 +148,15 @@ class Job:
                 return
             self.epoch = source.epoch_of(self.step - first)
             self._begin(rows, shared_in_group=shared_in_group)
+            if micro_batch is not None:
+                yield from self._in_parts(rows, micro_batch, source)
+                continue
             mine = self._cut.of(rows)
             if len(mine) == 0:
                 self.commit()
                 continue
             yield to_device(ahead.take(self.step - first, self._cut) if ahead else source.take(mine), self._member.device)
-            if not self._answered:
-                raise InputError("The loop's body ended without job.commit().", "Call it once for each batch.")
+            self._check_answered()
         self.save(of_replica_0=True)
 
     def commit(self, **metrics: Any) -> bool:
@@ -148,17 +165,19 @@ class Job:
         ``metrics`` are numbers or tensors of one element; their means over the global batch are shown.
 
         Returns:
-            Whether the step is committed. When a peer was lost it is not, and ``batches`` gives the batch again.
+            Whether the step is committed. When a peer was lost it is not, and ``batches`` gives the batch again; nor is it
+            after a micro-batch that is not the last.
         """
         self._answered = True
         try:
+            if self._parts is not None and not self._is_through(self._parts, metrics):
+                return False
             if self._total_weight is None:
                 self._sync(metrics)
             self.prepared = True
             self._member.confirm()
         except BrokenWorldError as exc:
-            self._reducer.let_go()
-            self._member.broke(str(exc))
+            self._break(exc)
             if not self.prepared:
                 self.discard()
             return False
@@ -194,12 +213,16 @@ class Job:
         self.prepared = False
 
     def sync(self, **metrics: Any) -> bool:
-        """Make the gradients final before ``commit``, to clip them, say. False when a peer was lost: call commit still."""
+        """Make the gradients final before ``commit``, to clip them, say.
+
+        False when a peer was lost, or the micro-batch is not the step's last: call commit still.
+        """
         try:
+            if self._parts is not None and not self._is_through(self._parts, metrics):
+                return False
             self._sync(metrics)
         except BrokenWorldError as exc:
-            self._reducer.let_go()
-            self._member.broke(str(exc))
+            self._break(exc)
             return False
         return True
 
@@ -208,6 +231,9 @@ class Job:
 
         In replicas of several ranks all of them have to say it.
         """
+        if self._parts is not None:
+            self._accumulated.count_next_as(float(rows))
+            return
         self._weight = self._replica_weight = float(rows)
         if self._member.group_size > 1:
             ours = torch.tensor(float(rows))
@@ -217,7 +243,13 @@ class Job:
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:
-        """Run backward on a micro-batch without reducing; the last micro-batch stands outside of the ``with``."""
+        """Run backward on a micro-batch without reducing; the last micro-batch stands outside of the ``with``.
+
+        Raises:
+            InputError: ``batches`` gives micro-batches already.
+        """
+        if self._parts is not None:
+            raise InputError("job.accumulate() is used where batches gives micro-batches.", "Leave it, or micro_batch, out.")
         self._reducer.enabled = False
         try:
             yield
@@ -308,12 +340,58 @@ class Job:
         self._answered = self._save_wanted = False
         self._step_begun_s = time.monotonic()
         self._reducer.begin(self._member.column, self._replica_weight)
+        self._reducer.enabled, self._parts = True, None
         self._set_weights()
         self._buffers.begin()
-        drawn = hash((self._seed, self.step, self.rank))
+        self._draw_from(self.rank)
+
+    def _draw_from(self, place: int) -> None:
+        drawn = hash((self._seed, self.step, place))
         torch.manual_seed(drawn % 2**63)
         np.random.seed(drawn % 2**32)  # noqa: NPY002  (the global generator is what the user's code draws from)
         random.seed(drawn)
+
+    def _in_parts(self, rows: Any, size: int, source: Source) -> Iterator[Any]:
+        """Give this rank's micro-batches of a step, and those that others leave to it, until the step is taken or broken."""
+        cut = [rows[at : at + size] for at in range(0, len(rows), size)]
+        parts = self._parts = Parts(len(cut), rank=self.rank, world_size=self.world_size)
+        self._reducer.enabled = False  # until the last it is not known which is the last
+        self._accumulated.begin()
+        self._is_counted = True
+        if parts.next is None:
+            self.commit()
+        while self._parts is parts and (place := parts.next) is not None:
+            self._answered = self._is_counted = False
+            self._draw_from(place)
+            self._accumulated.count_next_as(float(len(cut[place])))
+            yield to_device(source.take(cut[place]), self._member.device)
+            self._check_answered()
+
+    def _is_through(self, parts: Parts, metrics: dict[str, Any]) -> bool:
+        """Count the micro-batch, and say whether all of the step are done, whoever did them; blocking where this rank's are."""
+        if not self._is_counted:
+            self._is_counted = True
+            self._accumulated.add({name: _number(value) for name, value in metrics.items()})
+            parts.done()
+        while parts.must_agree(gives_way=(gives_way := self._member.gives_way())):
+            with self._member.within("waiting"):
+                parts.agree(self._group().gather(parts.stand(gives_way=gives_way)))
+        return parts.is_over
+
+    def _check_answered(self) -> None:
+        if not self._answered:
+            raise InputError("The loop's body ended without job.commit().", "Call it once for each batch.")
+
+    def _break(self, error: BrokenWorldError) -> None:
+        """Leave a world in which a peer is gone."""
+        self._reducer.let_go()
+        self._parts = None
+        self._member.broke(str(error))
+
+    def _group(self) -> Group:
+        if self._member.group is None:
+            raise BrokenWorldError("the world was left")
+        return self._member.group
 
     def _set_weights(self) -> None:
         self._reducer.set_weight(self._replica_weight)
@@ -328,9 +406,10 @@ class Job:
 
     def _sync(self, metrics: dict[str, Any]) -> None:
         """Reduce one vector of signs and metrics over all ranks, and the gradients over those of this place."""
-        group = self._member.group
-        if group is None:
-            raise BrokenWorldError("the world was left")
+        group = self._group()
+        if self._parts is not None:
+            self._reducer.set_weight(self._accumulated.unit)
+            self._weight, metrics = self._accumulated.weight, dict(self._accumulated.means)
         if len(metrics) > MAX_METRICS:
             raise InputError(f"{len(metrics)} metrics were given to commit.", f"Give up to {MAX_METRICS}.")
         control = torch.zeros(NUM_SIGNS + MAX_METRICS, dtype=torch.float64)

@@ -64,7 +64,7 @@ class Member:
         self._leave_asked = False
         self._was_ready = False
         self._adopted = False
-        self._commits = 0
+        self._commits = self._aside_for = 0
 
     def assign(self, generation: Generation) -> None:
         """Take note of a world; one that is no newer than the last is ignored."""
@@ -83,6 +83,19 @@ class Member:
     def sees_next(self) -> bool:
         """Whether a newer world was published, which all may enter after a commit at which all have seen it."""
         return self.assigned is not None and self.assigned.number > self.generation
+
+    def gives_way(self) -> bool:
+        """Say whether the next world is one without this rank, which then has only to end what it has begun, and tell so."""
+        following = self.assigned
+        if following is None or following.number <= self.generation or following.urgent or self.worker in following.workers:
+            return False
+        self._tell_aside(following.number)
+        return True
+
+    def _tell_aside(self, generation: int) -> None:
+        if self._aside_for != generation:
+            self._aside_for = generation
+            self._observer.stands_aside(generation)
 
     @property
     def rank(self) -> int:
@@ -143,7 +156,7 @@ class Member:
             self.generation, self.group_size = generation.number, generation.group_size
             if self.worker not in generation.workers:
                 if self._adopted:
-                    self._observer.stands_aside(generation.number)
+                    self._tell_aside(generation.number)
                 self._adopted = False  # its state ages from here on
                 continue
             try:
