@@ -13,10 +13,9 @@ import httpx
 
 from raykit.client import session
 from raykit.client.capture import pack
-from raykit.client.cluster import Cluster
 from raykit.client.pipeline import stage_spec
 from raykit.client.run import Run, start
-from raykit.errors import ClusterLostError, OptionError, RequestError, RunError, UpdateRefusedError
+from raykit.errors import ClusterLostError, RequestError, RunError, UpdateRefusedError, from_wire
 from raykit.spec import ServiceSpec
 from raykit.spec.priority import Priority
 from raykit.spec.service import TOKEN_FILE
@@ -40,14 +39,25 @@ class Service:
 
     @property
     def url(self) -> str:
-        """Where it takes requests; empty before it is open."""
+        """Where it takes requests; of a cluster elsewhere an address of its door. Empty before it is open."""
         service = self.run.view.service
-        return service.url if service else ""
+        if service is None or self._is_here:
+            return service.url if service else ""
+        return self.run.cluster.door.service_url(self.name)
 
     @property
     def token(self) -> str:
-        """What a request has to send as ``Authorization: Bearer TOKEN``."""
-        return (Path(self.run.view.folder) / TOKEN_FILE).read_text()
+        """What a request has to send as ``Authorization: Bearer TOKEN``: its own, or that of a cluster elsewhere."""
+        return self._token_file.read_text()
+
+    @property
+    def _token_file(self) -> Path:
+        record = self.run.cluster.record
+        return Path(self.run.view.folder) / TOKEN_FILE if self._is_here else Path(record.token_file)
+
+    @property
+    def _is_here(self) -> bool:
+        return self.run.cluster.record.spec.place == "local"
 
     def wait(self) -> Service:
         """Wait until it takes requests; after an update, until all are answered by the new version.
@@ -91,17 +101,22 @@ class Service:
             self._http = httpx.Client(headers={"Authorization": f"Bearer {self.token}"}, trust_env=False)
             weakref.finalize(self, self._http.close)
         answer = self._post(self._http, json.dumps(row), time.monotonic() + timeout_s)
+        said = answer.json()
+        if answer.status_code == httpx.codes.CONFLICT:  # the door's own words
+            raise from_wire(said)
         if answer.status_code != httpx.codes.OK:
-            said = answer.json()
             raise RequestError(said["error"], said["hint"])
-        return answer.json()
+        return said
 
     def _post(self, http: httpx.Client, text: str, deadline_s: float) -> httpx.Response:
         """Send it, and once more when the ingress died meanwhile: a request may be answered twice, but is answered."""
         while True:
             left_s = deadline_s - time.monotonic()
             try:
-                return http.post(self.url, content=text, timeout=httpx.Timeout(max(0.1, left_s), connect=5.0))
+                answer = http.post(self.url, content=text, timeout=httpx.Timeout(max(0.1, left_s), connect=5.0))
+                if answer.status_code != httpx.codes.BAD_GATEWAY or left_s <= AGAIN_S:
+                    return answer
+                time.sleep(AGAIN_S)
             except httpx.TransportError as exc:
                 self.run.refresh()
                 self.run.raise_if_failed()
@@ -116,8 +131,7 @@ class Service:
         state = self.run.view.state
         if not self.url or self.run.view.ended:
             return f"Service {self.name} is {state}."
-        file = Path(self.run.view.folder) / TOKEN_FILE
-        ask = f'curl -H "Authorization: Bearer $(cat {file})" -d \'{{"x": 1}}\' {self.url}'
+        ask = f'curl -H "Authorization: Bearer $(cat {self._token_file})" -d \'{{"x": 1}}\' {self.url}'
         return f"Service {self.name} is {state} at {self.url}\nFrom Python: rk.service({self.name!r})({{...}}); by HTTP: {ask}"
 
 
@@ -131,7 +145,7 @@ def serve(
     priority: Priority = "high",
     on: str | None = None,
 ) -> Service:
-    """Serve a stage over HTTP; returns at once. The cluster has to be on this machine.
+    """Serve a stage over HTTP; returns at once. Requests to a cluster elsewhere go through its door.
 
     A request is a JSON object, a row, or a list of them; its answer is what the stage makes of it. What it holds, and how many
     requests a call takes (``batch``), says ``rk.stage``.
@@ -151,7 +165,6 @@ def serve(
         on: the cluster; the current one if not given.
 
     Raises:
-        OptionError: the cluster is not on this machine.
         RunError: it is an update, and its replicas would hold other CPUs or GPUs.
     """
     least_most = (replicas, replicas) if isinstance(replicas, int) else replicas
@@ -167,12 +180,6 @@ def service_spec(work: Callable[..., Any], *, name: str | None, **options: Any) 
 
 def start_service(spec: ServiceSpec, work: Callable[..., Any], *, on: str | None) -> Service:
     """Start a service, or update it, and give its viewer."""
-    cluster: Cluster = session.get(on)
-    if cluster.record.spec.place != "local":
-        raise OptionError(
-            f"The cluster {cluster.name} is on {cluster.record.spec.place}; services run on clusters of this machine so far.",
-            "Start one: %ray up",
-        )
     run = start(spec, pack(work, {spec.stage.name: work}, {}), on=on)
     view = run.refresh()  # an update is in the log before the door answers
     return Service(run, version=view.service.asked if view.service else 1)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from aiohttp import web
+from aiohttp import ClientConnectionError, ClientSession, ClientTimeout, TCPConnector, web
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykit.codec import decode
@@ -41,6 +41,7 @@ from raykit.engine.why import why
 from raykit.errors import RaykitError, RunError, RunNotFoundError, to_wire
 from raykit.events import RunEnded, record_to_json
 from raykit.spec import RunSpec, TrainSpec
+from raykit.spec.service import PORT_FILE, TOKEN_FILE
 from raykit.views import ClusterView, fold_cluster
 
 HUB = "hub"
@@ -99,8 +100,10 @@ class Hub:
                 web.get("/outputs/{run}/{name}", self._output),
                 web.get("/logs/{run}", self._logs),
                 web.get("/files/{run}", self._files),
+                web.post("/services/{run}", self._ask),
             ]
         )
+        self._http = ClientSession(connector=TCPConnector(limit=0), timeout=ClientTimeout(total=None))
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", self._setting.port, reuse_address=True).start()
@@ -267,6 +270,22 @@ class Hub:
             while part := await asyncio.to_thread(packed.read, PART_BYTES):
                 await answer.write(part)
             return answer
+
+    async def _ask(self, request: web.Request) -> web.Response:
+        """Give a request to a service, which takes them on this machine only, and its answer back."""
+        run = self._registry.newest(request.match_info["run"])
+        view = next(view for view in self._registry.views() if view.name == run)
+        if view.service is None or view.ended:
+            raise RunError(f"The run {run} takes no requests: it is {view.state}.", f"See it: %ray watch {run}")
+        folder = self._setting.run_folder(run)
+        headers = {"Authorization": f"Bearer {(folder / TOKEN_FILE).read_text()}"}
+        url = f"http://127.0.0.1:{(folder / PORT_FILE).read_text()}/"
+        try:
+            async with self._http.post(url, data=await request.read(), headers=headers) as answer:
+                return web.Response(body=await answer.read(), status=answer.status, content_type=answer.content_type)
+        except ClientConnectionError as exc:
+            said = {"error": f"The ingress of {run} does not answer ({type(exc).__name__}).", "hint": "Ask again."}
+            return web.json_response(said, status=502)
 
     def _make_host(self, run: str, spec: RunSpec) -> None:
         options = {"name": HOST_PREFIX + run, "namespace": NAMESPACE, "lifetime": "detached", "scheduling_strategy": on_this_node()}

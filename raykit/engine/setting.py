@@ -12,7 +12,7 @@ NAMESPACE = "raykit"
 class ClusterSetting:
     """Told once, when the cluster is made; it survives restarts in the actors' own creation arguments.
 
-    ``further_node`` are the CPU and GPU slots of a node that may come, where nodes come when runs need them.
+    ``elsewhere`` is a cluster that people reach through its door only. ``further_node`` are the CPU and GPU slots of a node that may come, where nodes come when runs need them.
     ``idle_s`` to ``price_per_node_h`` are for the guard of a cluster that is paid for, and ``account_folder`` for one on
     Kubernetes.
     """
@@ -25,6 +25,7 @@ class ClusterSetting:
     profile: str = "standard"
     simulated_gpus: bool = False
     sample_s: float = 1.0
+    elsewhere: bool = False
     further_node: tuple[float, float] | None = None
     idle_s: float | None = None
     idle_gpu_utilization: float | None = None

@@ -9,7 +9,7 @@ from raykit.spec.priority import Priority
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceOpened:
-    """Requests are taken at ``url``, and shall be answered within ``slo_s``."""
+    """Requests are taken at ``url`` (empty: through the cluster's door), and shall be answered within ``slo_s``."""
 
     url: str
     slo_s: float

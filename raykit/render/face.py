@@ -212,7 +212,7 @@ def _sum(counts: Iterable[int | None]) -> int | None:
 def _labels(view: RunView) -> Sequence[str]:
     said = [f"waits: {view.reason}"] if view.reason else []
     if view.service is not None and not view.ended:
-        said.append(f"takes requests at {view.service.url}")
+        said.append(f"takes requests {f'at {view.service.url}' if view.service.url else 'through the door of its cluster'}")
         if not view.service.has_answered(view.service.asked):
             said.append(f"version {view.service.asked} is being brought in")
     if view.priority != "normal":

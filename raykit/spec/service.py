@@ -10,6 +10,7 @@ from raykit.spec.pipeline import StageSpec
 from raykit.spec.priority import Priority, check_priority
 
 TOKEN_FILE = "service.token"  # noqa: S105  (its name; in the run's folder)
+PORT_FILE = "service.port"  # of its ingress, on the head's machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,8 @@ POST /commands                      a Command
 GET  /events?run=&after=&wait_s=    records by number, of all runs without one; waits for the first
 GET  /outputs/RUN/NAME              the bytes of an output
 GET  /logs/RUN?source=&tail=        what workers printed, whole
+GET  /files/RUN?path=               a file or a folder of the run's, as a tar
+POST /services/RUN                  a request to a service, and its answer
 """
 
 from __future__ import annotations
@@ -126,6 +128,10 @@ class Door:
             with file.open("wb") as out:
                 for part in answer.iter_bytes():
                     out.write(part)
+
+    def service_url(self, run: str) -> str:
+        """Give where requests to a service are taken with the cluster's token, wherever it is."""
+        return f"{self.url}/services/{_quoted(run)}"
 
     def close(self) -> None:
         """Close the connection; the next call opens another."""

@@ -29,6 +29,12 @@ def square(row):
     return {"squared": row["x"] ** 2}
 """
 
+SERVE = """%%ray serve greeter
+@rk.stage(cpus=0.4)
+def greet(row):
+    return {"said": "hello " + row["name"]}
+"""
+
 TRAIN = """%%ray train digits --workers 1:2 --spares 0 --checkpoint-every 1000steps -o steps --detach
 import time, torch
 model = torch.nn.Linear(4, 1)
@@ -88,6 +94,11 @@ def test_a_pipeline_and_a_training_that_loses_a_pod_run_on_kubernetes_and_nothin
         assert (view.state, view.stages[-1].rows_out) == ("done", 200)
         assert session.watch("squares").result.count() == 200, "the rows come through the door"
 
+        cells.run(SERVE)
+        assert cells.run("rk.service('greeter')({'name': 'you'})") == {"said": "hello you"}
+        cells.run("%ray stop greeter")
+        _until(lambda: session.watch("greeter").refresh().ended)
+
         cells.run(TRAIN)
         run = session.watch("digits")
         _until(lambda: run.refresh().world_size == 2 and run.view.step > 5)
@@ -102,7 +113,11 @@ def test_a_pipeline_and_a_training_that_loses_a_pod_run_on_kubernetes_and_nothin
         assert "kr-head" in cluster.logs()
     finally:
         cells.run("%ray down kr")
-    assert {view.name: view.state for view in session.runs("kr")} == {"squares": "done", "digits": "done"}, "told here, too"
+    assert {view.name: view.state for view in session.runs("kr")} == {
+        "squares": "done",
+        "greeter": "stopped",
+        "digits": "done",
+    }, "told here, too"
     assert kubernetes.objects() == []
     assert raynodes.processes("") == []
 

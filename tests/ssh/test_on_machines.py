@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pyarrow.parquet as pq
 import pytest
 
 import raykit as rk
 from raykit.client import session
-from raykit.errors import RunLostError
+from raykit.errors import RequestError, RunError, RunLostError
 from tests.ray import loops
 from tests.ssh.conftest import options
 from tests.ssh.hosts import Network
@@ -112,6 +113,34 @@ def test_what_a_run_leaves_is_found_whichever_machine_it_ran_on(machines: Networ
     assert {f"rank {rank} has seen 16 rows" for rank in (0, 1)} <= {line.rpartition("| ")[2] for line in logs.splitlines()}
     nodes = {rank.node for rank in run.view.ranks if rank.rank is not None}
     assert len(nodes) == 2
+
+
+def test_a_service_is_asked_through_the_door_updated_and_asked_while_hub_and_ingress_are_killed(
+    machines: Network, far: Any, until: Any
+) -> None:
+    @rk.stage(cpus=0.4, batch=4)
+    def double(batch: Any) -> Any:
+        return {"y": 2 * batch["x"]}
+
+    service = rk.serve(double, name="doubler", replicas=2).wait()
+    until(lambda: {replica.node for replica in service.run.refresh().stages[0].replicas if not replica.gone})
+    assert service([{"x": number} for number in range(20)]) == [{"y": 2 * number} for number in range(20)]
+    assert service.url.startswith(far.door.url)
+    assert httpx.post(service.url, json={"x": 1}).status_code == 401
+    known = {"Authorization": f"Bearer {service.token}"}
+    assert httpx.post(service.url, json={"x": 3}, headers=known).json() == {"y": 6}
+    with pytest.raises(RequestError, match="KeyError: 'x'"):
+        service({"z": 1})
+    for part in ("ray::Hub", "ray::Ingress"):
+        assert len(machines.hosts[0].processes(part)) == 1
+        machines.hosts[0].strike(part)
+        assert service({"x": 5}) == {"y": 10}
+    rk.serve(rk.stage(cpus=0.4)(lambda row: {"y": 3 * row["x"]}), name="doubler", replicas=2).wait()
+    assert service({"x": 1}) == {"y": 3}
+    service.stop()
+    until(lambda: service.run.refresh().ended)
+    with pytest.raises(RunError, match="doubler is stopped"):
+        rk.service("doubler")({"x": 1})
 
 
 def test_a_link_that_is_cut_costs_a_training_no_step_and_it_grows_back_when_the_link_is_healed(

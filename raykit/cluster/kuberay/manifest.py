@@ -192,6 +192,7 @@ def _head_container(spec: ClusterSpec, image: str) -> Object:
         "further_node": [cpus, gpus],
         **spec.guards,
         "sample_s": spec.sample_s,
+        "elsewhere": True,
         "account_folder": ACCOUNT_PATH,
     }
     start = f"python -m raykit.engine.start {shlex.quote(json.dumps(setting))}"

@@ -165,6 +165,7 @@ def _start_head(record: SshRecord, head: Site) -> bool:
         "folder": folder,
         "simulated_gpus": bool(spec.num_simulated_gpus),
         "sample_s": spec.sample_s,
+        "elsewhere": True,
         **spec.guards,
     }
     node = [*_node(record, head, processes.NODE), *processes.head_options(spec, head.ports, record.ray_temp)]

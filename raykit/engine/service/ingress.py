@@ -21,6 +21,7 @@ from raykit.engine.folder import RunFolder
 from raykit.engine.reporter import Reporter
 from raykit.engine.service.replica import Answer, Row
 from raykit.events import RequestsSampled
+from raykit.spec.service import PORT_FILE
 
 MAX_WAITING = 10_000
 MAX_BODY_BYTES = 64 * 2**20
@@ -108,7 +109,7 @@ class Ingress:
             await self._come.wait_for(lambda: not self._num_open)
 
     async def _serve(self) -> str:
-        file = self._folder / "port"
+        file = self._folder / PORT_FILE
         port = int(file.read_text()) if file.exists() else 0
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.add_routes([web.post("/", self._take), web.get("/", self._health)])

@@ -91,7 +91,8 @@ class ServiceRun:
             slots.take_up()
             slots.look()
             replicas.take_up(view, slots)
-            self._context.emit(ServiceOpened(url=ray.get(ingress.url.remote()), slo_s=spec.slo_s))
+            url = ray.get(ingress.url.remote())
+            self._context.emit(ServiceOpened(url="" if self._context.cluster.elsewhere else url, slo_s=spec.slo_s))
             self._has_started = view.started_at_unix_s is not None
             if not spec.replicas[0]:
                 self._begin()
