@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import ray
 
 from raykit.commands import Command, Hurry, Lend
+from raykit.engine.claims import Bundle, Claims
 from raykit.engine.registry import Registry
 from raykit.errors import RunError
 from raykit.policy.lending import Lender, Loan, Slots, Want, loans
@@ -50,7 +51,12 @@ class Party:
     @property
     def is_elastic(self) -> bool:
         """Whether it is a training that raykit's own engine drives."""
-        return isinstance(self.spec, TrainSpec) and self.spec.engine == "raykit"
+        return isinstance(self.spec, TrainSpec) and self.is_ours
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether raykit places it."""
+        return not isinstance(self.spec, TrainSpec) or self.spec.engine == "raykit"
 
     @property
     def tells_slots(self) -> bool:
@@ -77,6 +83,7 @@ class Arbiter:
     def __init__(self, registry: Registry, tell: Tell) -> None:
         self._registry, self._tell = registry, tell
         self._specs: dict[tuple[str, int], RunSpec] = {}
+        self._claims = Claims()
 
     async def watch(self) -> None:
         """Look for ever. What breaks a look does not break the next."""
@@ -92,6 +99,7 @@ class Arbiter:
                 if standing != looked or time.monotonic() - looked_s > LOOK_S:
                     looked, looked_s = standing, time.monotonic()
                     await self._look(going_on, views)
+                    await asyncio.to_thread(self._claims.tell, claimed(self._parties(going_on)))
             except Exception:
                 logger.exception("a look at who lends to whom broke off")
             await self._rest(version, is_sharing=len(going_on) > 1)
@@ -138,6 +146,12 @@ class Arbiter:
                 spec = self._specs[key] = self._specs.get(key) or self._registry.spec(view.name)
                 found.append(Party(spec=spec, view=view))
         return found
+
+
+def claimed(parties: Sequence[Party]) -> list[Bundle]:
+    """Give the slots that Ray's own arbiter cannot know of: all but those of Ray Train, which claims its own."""
+    slots = [slot for party in parties if party.is_ours for slot in party.view.held]
+    return [{"CPU": slot.num_cpus, "GPU": slot.num_gpus} for slot in slots]
 
 
 def on_the_way(views: Sequence[RunView], now_unix_s: float) -> Slots:

@@ -143,6 +143,33 @@ def test_a_rank_that_does_not_come_to_a_commit_is_ended_after_a_while_and_no_com
     assert "within 1 s after its slot was wanted" in str(low.view.cards[0].facts)
 
 
+def test_plain_ray_train_in_the_same_cluster_trains_on_what_raykit_does_not_hold(cluster, until, tmp_path):
+    def plain():
+        import os
+        import tempfile
+
+        import ray
+        from ray.train import RunConfig, ScalingConfig, get_context
+        from ray.train.torch import TorchTrainer
+
+        def loop():
+            (tmp_path / f"rank {get_context().get_world_rank()} of {get_context().get_world_size()}").touch()
+
+        # After a first decision that counts on all slots, which can come before the coordinator is told.
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "5"
+        with tempfile.TemporaryDirectory(prefix="rk-") as folder:
+            scaling = ScalingConfig(num_workers=(1, 2), resources_per_worker={"CPU": 1})
+            TorchTrainer(loop, scaling_config=scaling, run_config=RunConfig(storage_path=folder)).fit()
+        ray.kill(ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator"))
+
+    holder = rk.run(time.sleep, 600, name="holder")
+    until(lambda: holder.refresh().started_at_unix_s)
+    rk.run(plain, cpus=0, name="plain").wait()
+    assert [file.name for file in tmp_path.iterdir()] == ["rank 0 of 1"]
+    holder.stop()
+    until(lambda: holder.refresh().ended)
+
+
 def test_a_waiting_training_leaves_the_first_place_to_a_higher_priority(cluster, until):
     holder = rk.run(time.sleep, 5, name="holder", cpus=2, priority="high")
     until(lambda: holder.refresh().started_at_unix_s)

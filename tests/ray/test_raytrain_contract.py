@@ -27,6 +27,7 @@ from ray.train.v2._internal.execution.controller.state import ErroredState, Rest
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, ScalingPolicy
 from ray.train.v2._internal.execution.worker_group.worker import ActorMetadata, Worker
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
+from raykit.engine.claims import First
 
 def parameters(function):
     return list(signature(function).parameters)
@@ -46,7 +47,12 @@ assert {"CPU", "GPU"} <= set(ScalingConfig(num_workers=(1, 2), use_gpu=True, res
 assert 'f"train-{train_run_context.run_id}"' in getsource(ScalingPolicy.after_controller_start)
 for part in ('name="AutoscalingCoordinator"', 'namespace="AutoscalingCoordinator"'):
     assert part in getsource(default_autoscaling_coordinator.get_or_create_autoscaling_coordinator), part
-assert parameters(default_autoscaling_coordinator._AutoscalingCoordinatorActor.cancel_request) == ["self", "requester_id"]
+coordinator = default_autoscaling_coordinator._AutoscalingCoordinatorActor
+assert parameters(coordinator.cancel_request) == ["self", "requester_id"]
+wanted = ["self", "requester_id", "resources", "expire_after_s", "request_remaining", "priority"]
+assert parameters(coordinator.request_resources)[:6] == wanted
+highest = max(each.value for each in default_autoscaling_coordinator.ResourceRequestPriority)
+assert highest < First().value and getsource(coordinator.request_resources).count("priority.") == 2, "only its value is read"
 policy = ElasticScalingPolicy(ScalingConfig(num_workers=(1, 3)))
 assert policy._count_possible_workers({"a": {"CPU": 1.5}, "b": {"CPU": 1.0, "memory": 5.0}, "c": {}}) == 2
 assert "scaling_policy=create_scaling_policy(self.scaling_config)" in getsource(TorchTrainer.fit)

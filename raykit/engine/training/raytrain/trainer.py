@@ -24,6 +24,7 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raykit.engine.claims import COORDINATOR
 from raykit.engine.run import StoppedError
 from raykit.engine.setting import NAMESPACE
 from raykit.engine.training.raytrain.watch import Watch
@@ -34,7 +35,6 @@ ABORT_TIMEOUT_S = 5.0
 CLEAR_TIMEOUT_S = 10.0
 POLL_S = 0.25  # Ray Train takes one report of each rank a poll; its own 2 s would make a step of 0.2 s one of 2 s
 PLACING_TIMEOUT_S = 10.0  # free slots are placed in no time, unless their node is dead and Ray does not know yet; its own: 60
-COORDINATOR = "AutoscalingCoordinator"  # its name and its namespace
 CLAIM = "claim"  # the file with the name under which the run claims slots there
 
 
