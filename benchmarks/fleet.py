@@ -1,61 +1,42 @@
 """A fleet of 10,000 slots, simulated: services and trainings that share by raykit's policies, through an hour of real traces.
 
-Nothing runs here but the policies themselves (``policy.lending``, ``policy.serving``): time passes in steps of a second.
-100 services each need as many slots as requests of the Azure code-completion trace are worked on at a time, times four, each at
-another offset; 900 elastic trainings ask for 1 to 24 slots. The capacity follows the Bamboo spot trace, compressed into the hour:
-slots that go take those who are on them along. A slot is had one step after it was given back, and a training stands still for
-``PAUSE_S`` when its world changes.
+Nothing runs here but the policies themselves (``_fleet.py``): time passes in steps of a second. 100 services each need as many
+slots as requests of the Azure code-completion trace are worked on at a time, times four, each at another offset; 900 elastic
+trainings ask for 1 to 24 slots. The capacity follows the Bamboo spot trace, compressed into the hour: slots that go take those
+who are on them along.
 
 Beside it the same with a policy that acts once a minute, on the most that was needed in that minute. The fluid bound is all
 capacity that no request needs.
+
+Then the same as ten teams with a cluster each. Half of the teams have 90 % of the services, the other half 90 % of the
+trainings; each cluster has the quota of a tenth of the capacity, and raykit lends within it:
+- quotas: each keeps its own;
+- queues: once a minute a queue of the fleet divides the capacity as Kueue does with a cohort (``reclaimWithinCohort: Any``,
+  ``borrowWithinCohort: LowerPriority``; re-implemented from its documentation): a cluster borrows what others leave of their
+  quotas, and gives it back when they want it, or for the services of any. It wants what its trainings ask for, and what its
+  services wanted at most in ten minutes. Pods that are taken are gone at
+  once, and those that another cluster gets for them are there after 90 s; on nodes that come they are there at once, as above.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import statistics
-import time
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
+from _fleet import STEP_S, Claimant, Cluster, Outcome, demands, need, services, trainings
 from _measure import Figure, report
-from _requests_trace import whole
 from _spot_trace import shares
 
-from raykit.policy.lending import Lender, Want, loans
-from raykit.policy.serving import WARM, Patience, Steady
+from raykit.policy.serving import WARM, Patience
 
 NUM_SLOTS, NUM_SERVICES, NUM_TRAININGS = 10_000, 100, 900
-SECONDS, QUICK_S, STEP_S = 3600.0, 60.0, 1.0
-TIMES = 4
-PAUSE_S = 0.1
+SECONDS, QUICK_S = 3600.0, 60.0
 SLOW = Patience(hold_s=60.0, last_s=60.0)
-
-
-@dataclass(slots=True, kw_only=True)
-class Claimant:
-    """A service or a training: what it asks for, and has."""
-
-    run: str
-    priority: int
-    least: int
-    wanted: int
-    held: int = 0
-    steady: Steady = field(default_factory=Steady)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """Slot seconds by what became of them, and how often a training had to give a slot away."""
-
-    trained: float
-    bound: float
-    needed: float
-    missed: float
-    num_given: int
-    num_vanished: int
-    decision_ms: list[float]
+NUM_TEAMS = 10
+MAIN_SHARE = 0.9
+QUEUE_S, WANTED_S, POD_S = 60.0, 600.0, 90.0
 
 
 def main() -> None:
@@ -63,129 +44,149 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a minute of the traces: only whether it runs")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
-    for_s = QUICK_S if given.quick else SECONDS
+    for_s, seed = QUICK_S if given.quick else SECONDS, given.seed
+    sides = {
+        "raykit": one_cluster(for_s, STEP_S, WARM, seed=seed),
+        "once a minute": one_cluster(for_s, 60.0, SLOW, seed=seed),
+        "ten clusters, quotas": ten_clusters(for_s, seed=seed, has_queue=False),
+        "ten clusters, queues": ten_clusters(for_s, seed=seed, has_queue=True),
+    }
     figures: dict[str, Figure] = {}
-    for name, every_s, patience in (("raykit", STEP_S, WARM), ("once a minute", 60.0, SLOW)):
-        outcome = simulated(for_s, every_s, patience, seed=given.seed)
+    for name, (bound, outcomes) in sides.items():
+        needed = sum(each.needed for each in outcomes)
+        decision_ms = [ms for each in outcomes for ms in each.decision_ms]
+        an_hour = 3600 / for_s
         figures |= {
-            f"harvest of the fluid bound, {name}": Figure(value=outcome.trained / outcome.bound),
-            f"share of what requests needed that was not there, {name}": Figure(value=outcome.missed / outcome.needed),
-            f"slots that trainings gave away, an hour, {name}": Figure(value=outcome.num_given * 3600 / for_s),
-            f"slots that vanished under trainings, an hour, {name}": Figure(value=outcome.num_vanished * 3600 / for_s),
-            f"a decision, median, ms, {name}": Figure(value=statistics.median(outcome.decision_ms)),
-            f"a decision, worst, ms, {name}": Figure(value=max(outcome.decision_ms)),
+            f"harvest of the fluid bound, {name}": Figure(value=sum(each.trained for each in outcomes) / bound),
+            f"share of what requests needed that was not there, {name}": Figure(
+                value=sum(each.missed for each in outcomes) / needed
+            ),
+            f"slots that trainings gave away, an hour, {name}": Figure(value=sum(each.num_given for each in outcomes) * an_hour),
+            f"slots that vanished under trainings, an hour, {name}": Figure(
+                value=sum(each.num_vanished for each in outcomes) * an_hour
+            ),
+            f"a decision, median, ms, {name}": Figure(value=statistics.median(decision_ms)),
+            f"a decision, worst, ms, {name}": Figure(value=max(decision_ms)),
         }
-        print(f"{name}: {len(outcome.decision_ms)} decisions", flush=True)
+        print(f"{name}: {len(decision_ms)} decisions", flush=True)
     figures["a decision, median, ms, raykit"] = Figure(value=figures["a decision, median, ms, raykit"].value, goal="<= 10")
     report("fleet", {} if given.quick else figures)
 
 
-def simulated(for_s: float, every_s: float, patience: Patience, *, seed: int) -> Outcome:
-    """Let the time pass, with a decision each ``every_s``."""
-    source = random.Random(seed)
-    demand = demands()
-    services = [Claimant(run=f"service-{number}", priority=2, least=0, wanted=0) for number in range(NUM_SERVICES)]
-    trainings = [
-        Claimant(run=f"training-{number}", priority=source.choice((0, 1)), least=1, wanted=source.randint(1, 24))
-        for number in range(NUM_TRAININGS)
-    ]
-    trained = bound = needed = missed = 0.0
-    num_given = num_vanished = 0
-    decision_ms: list[float] = []
-    capacity = shares(for_s, STEP_S)
-    for step in range(int(for_s / STEP_S)):
-        now_s, whole_slots = step * STEP_S, int(NUM_SLOTS * capacity[step])
-        num_vanished += vanish([*trainings, *services], whole_slots, source)
-        needs = [demand[(step + number * len(demand) // NUM_SERVICES) % len(demand)] for number in range(NUM_SERVICES)]
-        before = [training.held for training in trainings]
-        for service, need in zip(services, needs, strict=True):
-            service.wanted = service.steady.take(now_s, need, patience)
-        if step % int(every_s / STEP_S) == 0:
-            free = whole_slots - sum(each.held for each in (*services, *trainings))
-            begun_s = time.perf_counter()
-            limits = decided(services, trainings, free)
-            decision_ms.append(1000 * (time.perf_counter() - begun_s))
-            num_given += carry_out(services, trainings, limits, free, source)
-        changed = sum(training.held for training, held in zip(trainings, before, strict=True) if training.held != held)
-        trained += STEP_S * sum(training.held for training in trainings) - PAUSE_S * changed
-        bound += STEP_S * max(0, whole_slots - sum(needs))
-        needed += STEP_S * sum(needs)
-        missed += STEP_S * sum(max(0, need - service.held) for service, need in zip(services, needs, strict=True))
-    return Outcome(
-        trained=trained,
-        bound=bound,
-        needed=needed,
-        missed=missed,
-        num_given=num_given,
-        num_vanished=num_vanished,
-        decision_ms=decision_ms,
-    )
+def one_cluster(for_s: float, every_s: float, patience: Patience, *, seed: int) -> tuple[float, list[Outcome]]:
+    """Let the time pass over one cluster that has all slots, with a decision each ``every_s``; give the fluid bound, too."""
+    demand, capacity, bound = demands(), shares(for_s, STEP_S), 0.0
+    cluster = Cluster(services(NUM_SERVICES), trainings(NUM_TRAININGS, seed), patience, seed)
+    for step, share in enumerate(capacity):
+        num_slots = int(NUM_SLOTS * share)
+        bound += STEP_S * max(0, num_slots - need(cluster.services, demand, step))
+        cluster.step(step * STEP_S, num_slots, decides=step % int(every_s / STEP_S) == 0)
+    return bound, [cluster.outcome]
 
 
-def decided(services: Sequence[Claimant], trainings: Sequence[Claimant], free: int) -> dict[str, int]:
-    """Give how many slots each training may have that is to give way."""
-    lenders = [
-        Lender(run=each.run, priority=each.priority, slot=(1.0, 1.0), num_held=each.held, least=min(each.least, each.held))
-        for each in trainings
-    ]
-    wants = [
-        Want(
-            run=each.run,
-            priority=each.priority,
-            lacks=(float(lacks), float(lacks)),
-            needs=(1.0, 1.0),
-            held=(float(each.held), float(each.held)),
+def ten_clusters(for_s: float, *, seed: int, has_queue: bool) -> tuple[float, list[Outcome]]:
+    """Let the time pass over ten clusters; give the fluid bound, too."""
+    demand, capacity, bound = demands(), shares(for_s, STEP_S), 0.0
+    all_services = services(NUM_SERVICES)
+    teams = [
+        Cluster(mine, theirs, WARM, seed + number)
+        for number, (mine, theirs) in enumerate(
+            zip(divided(all_services, first=MAIN_SHARE), divided(trainings(NUM_TRAININGS, seed), first=1 - MAIN_SHARE), strict=True)
         )
-        for each in (*services, *trainings)
-        if (lacks := each.wanted - each.held) > 0
     ]
-    return {run: loan.most for run, loan in loans(lenders, wants, (float(free), float(free))).items()}
+    queue = Queue(teams, int(NUM_SLOTS * capacity[0]))
+    for step, share in enumerate(capacity):
+        now_s, num_slots = step * STEP_S, int(NUM_SLOTS * share)
+        bound += STEP_S * max(0, num_slots - need(all_services, demand, step))
+        if has_queue:
+            queue.look(now_s, num_slots)
+        for number, team in enumerate(teams):
+            mine = queue.there(number, now_s) if has_queue else num_slots // NUM_TEAMS
+            team.step(now_s, mine, decides=True)
+    return bound, [team.outcome for team in teams]
 
 
-def carry_out(
-    services: Sequence[Claimant], trainings: Sequence[Claimant], limits: dict[str, int], free: int, source: random.Random
-) -> int:
-    """Give what is free, take what is not needed any more, and have trainings give what they are to, for the next time.
+def divided(claimants: Sequence[Claimant], *, first: float) -> list[list[Claimant]]:
+    """Give this share of them to the first half of the teams, and the rest to the others."""
+    cut, half = round(first * len(claimants)), NUM_TEAMS // 2
+    return [
+        *(list(claimants[:cut][place::half]) for place in range(half)),
+        *(list(claimants[cut:][place::half]) for place in range(half)),
+    ]
 
-    Says how many slots trainings gave away.
+
+class Queue:
+    """Divides the capacity among the clusters of a cohort; what a cluster gains comes ``POD_S`` later."""
+
+    def __init__(self, teams: Sequence[Cluster], num_slots: int) -> None:
+        self._teams = teams
+        self._given = [num_slots // len(teams)] * len(teams)
+        self._there = list(self._given)
+        self._coming: list[list[tuple[float, int]]] = [[] for _ in teams]
+        self._wanted: list[deque[tuple[float, int]]] = [deque() for _ in teams]
+        self._num_slots = num_slots
+
+    def look(self, now_s: float, num_slots: int) -> None:
+        """Take note of what the clusters want, and divide once a minute, and when the capacity has changed."""
+        for team, wanted in zip(self._teams, self._wanted, strict=True):
+            wanted.append((now_s, sum(service.wanted for service in team.services)))
+            while wanted[0][0] < now_s - WANTED_S:
+                wanted.popleft()
+        if num_slots == self._num_slots and now_s % QUEUE_S:
+            return
+        new, self._num_slots = max(0, num_slots - self._num_slots), num_slots
+        first = [max(count for _, count in wanted) for wanted in self._wanted]
+        wants = [
+            count + sum(training.wanted for training in team.trainings) for team, count in zip(self._teams, first, strict=True)
+        ]
+        for number, slots in enumerate(divided_anew(self._given, first, wants, num_slots)):
+            more = slots - self._given[number]
+            at_once = min(new, max(0, more))
+            self._change(number, more - at_once, now_s)
+            self._there[number] += at_once
+            self._given[number], new = slots, new - at_once
+
+    def there(self, number: int, now_s: float) -> int:
+        """Give how many slots a cluster has now."""
+        coming = self._coming[number]
+        while coming and coming[0][0] <= now_s:
+            self._there[number] += coming.pop(0)[1]
+        assert sum(self._there) <= self._num_slots
+        return self._there[number]
+
+    def _change(self, number: int, more: int, now_s: float) -> None:
+        if more > 0:
+            self._coming[number].append((now_s + POD_S, more))
+        while more < 0:  # first those that are not there yet
+            coming = self._coming[number]
+            at_s, count = coming.pop() if coming else (now_s, 0)
+            taken = min(count, -more)
+            if count > taken:
+                coming.append((at_s, count - taken))
+            more += taken
+            if not coming:
+                self._there[number] += more
+                more = 0
+
+
+def divided_anew(given: Sequence[int], first: Sequence[int], wants: Sequence[int], num_slots: int) -> list[int]:
+    """Give each what its services want, then up to its quota, and share the rest among those who want more.
+
+    Who has borrowed keeps it as long as nobody wants it to whom it belongs.
     """
-    num_given = 0
-    for service in services:
-        free += max(0, service.held - service.wanted)
-        service.held = min(service.held, service.wanted)
-    for service in services:
-        more = min(free, service.wanted - service.held)
-        service.held, free = service.held + more, free - more
-    for training in sorted(trainings, key=lambda each: (-each.priority, source.random())):
-        most = min(training.wanted, limits.get(training.run, training.wanted))
-        if most < training.held:
-            num_given += training.held - most
-            training.held = most
-        else:
-            more = min(free, most - training.held)
-            training.held, free = training.held + more, free - more
-    return num_given
-
-
-def vanish(claimants: Sequence[Claimant], whole_slots: int, source: random.Random) -> int:
-    """Take the slots of nodes that went from those who are on them, and say how many trainings lost."""
-    num_lost = 0
-    while (over := sum(each.held for each in claimants) - whole_slots) > 0:
-        for each in source.choices(claimants, weights=[each.held for each in claimants], k=over):
-            if each.held:
-                each.held -= 1
-                num_lost += each.run.startswith("training")
-    return num_lost
-
-
-def demands() -> list[int]:
-    """Give how many slots the requests of the whole trace would take, at each step."""
-    requests = whole()
-    counts = [0] * (int(requests[-1][0] / STEP_S) + 1)
-    for at_s, takes_s in requests:
-        for place in range(int(at_s / STEP_S), min(len(counts), int((at_s + takes_s) / STEP_S) + 1)):
-            counts[place] += TIMES
-    return counts
+    quota = num_slots // len(wants)
+    belongs = [max(services, min(want, quota)) for services, want in zip(first, wants, strict=True)]
+    slots = [min(have, want) for have, want in zip(given, wants, strict=True)]
+    lacking = sum(max(0, its - have) for have, its in zip(slots, belongs, strict=True))
+    for _ in range(max(0, sum(slots) + lacking - num_slots)):
+        borrowed = [have - its for have, its in zip(slots, belongs, strict=True)]
+        slots[borrowed.index(max(borrowed))] -= 1
+    for most in (first, belongs, wants):
+        left = num_slots - sum(slots)
+        while left > 0 and (hungry := [number for number, have in enumerate(slots) if have < most[number]]):
+            number = min(hungry, key=lambda each: slots[each])
+            slots[number], left = slots[number] + 1, left - 1
+    return slots
 
 
 if __name__ == "__main__":
