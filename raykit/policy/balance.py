@@ -59,7 +59,8 @@ class StageLoad:
     """A stage as it was measured.
 
     ``work_s`` is the replica time that one row of the source costs in this stage, None before it is known. ``is_over``: all
-    its rows are through. ``is_awaited``: nothing is known of it yet, and its first rows wait or are being taken.
+    its rows are through. ``is_awaited``: nothing is known of it yet, and its first rows wait or are being taken. Of its
+    replicas ``num_unplaced`` wait for a place that no node has: what was lost with a node may be held by other stages now.
     """
 
     stage: str
@@ -70,6 +71,7 @@ class StageLoad:
     work_s: float | None = None
     is_over: bool = False
     is_awaited: bool = False
+    num_unplaced: int = 0
 
     def rate(self, num_replicas: int) -> float:
         """Source rows a second with so many replicas."""
@@ -87,9 +89,13 @@ def plan(loads: Sequence[StageLoad], nodes: Sequence[Resources]) -> dict[str, in
     packing = _Packing(nodes)
     is_early = any(load.is_awaited for load in loads)
     counts = {load.stage: 0 for load in loads}
-    for load in loads:
-        kept = load.num_replicas if is_early or load.work_s is None else 0
-        counts[load.stage] = packing.place(load.needs, 0 if load.is_over else max(load.min_replicas, kept))
+    # Where there is not room for all, one of each stage comes first: without it no row is through.
+    for most in (1, None):
+        for load in loads:
+            kept = load.num_replicas if is_early or load.work_s is None else 0
+            floor = 0 if load.is_over else max(load.min_replicas, kept)
+            more = min(floor, most or floor) - counts[load.stage]
+            counts[load.stage] += packing.place(load.needs, max(0, more))
     growing = [load for load in loads if not load.is_over and load.work_s and not is_early]
     while growing:
         slowest = min(growing, key=lambda load: load.rate(counts[load.stage]))
@@ -112,7 +118,7 @@ def decide(
     """
     wanted = plan(loads, nodes)
     now, then = rate(loads, {load.stage: load.num_replicas for load in loads}), rate(loads, wanted)
-    is_short = any(load.num_replicas < load.min_replicas and not load.is_over for load in loads)
+    is_short = any((load.num_replicas < load.min_replicas or load.num_unplaced) and not load.is_over for load in loads)
     is_worthwhile = then >= now * WORTHWHILE and (now == 0 or rows_left / now - rows_left / then > start_s or math.isinf(rows_left))
     slowest = min(
         (load for load in loads if load.work_s and not load.is_over), key=lambda each: each.rate(each.num_replicas), default=None
@@ -120,6 +126,8 @@ def decide(
     decisions = []
     for load in loads:
         target = wanted[load.stage]
+        if load.num_unplaced:  # what a stage cannot do without stays asked for: a cluster may get nodes for it
+            target = max(target, min(load.num_replicas, load.min_replicas))
         if target == load.num_replicas or not (load.is_over or is_worthwhile or is_short):
             continue
         if slowest is None or load.is_over:

@@ -310,6 +310,24 @@ def test_a_slow_stage_grows_within_what_it_may_have_and_says_why(cluster, until)
     assert len(run.result) == 300
 
 
+def test_a_stage_that_finds_no_place_gets_that_of_one_that_others_can_spare(cluster, until):
+    @rk.stage(cpus=0.5, replicas=2)
+    def make(row):
+        return {"x": row["item"]}
+
+    @rk.stage(cpus=1)
+    def settle(row):
+        return {"y": 2 * row["x"]}
+
+    holder = rk.run(time.sleep, 600, name="half", cpus=0.5)
+    until(lambda: holder.refresh().started_at_unix_s)
+    run = rk.Pipeline([make, settle]).run(range(500), name="crowded").wait()
+    assert sorted(run.result.to_pandas()["y"]) == list(range(0, 1000, 2))
+    assert not holder.refresh().ended
+    holder.stop()
+    until(lambda: holder.refresh().ended)
+
+
 def test_an_advice_names_the_limit_that_holds_the_run_up_and_is_carried_out_and_measured(cluster, until):
     @rk.stage(cpus=0.25)
     def slow(row):

@@ -68,6 +68,29 @@ def test_a_replica_that_is_lost_before_anything_is_known_of_its_stage_is_started
     assert [(each.stage, each.num_replicas) for each in decide(loads, [Resources(num_cpus=12)])] == [("b", 1)]
 
 
+QUARTER = Resources(num_cpus=0.25)
+
+
+def _crowded(*loads, num_cpus):
+    quarters = [_load(stage, 1.0, count, needs=QUARTER, **more) for stage, count, more in loads]
+    return {each.stage: each.num_replicas for each in decide(quarters, [Resources(num_cpus=num_cpus)])}
+
+
+def test_a_stage_whose_replica_finds_no_place_gets_that_of_one_that_others_can_spare():
+    others = ("make", 2, {}), ("square", 2, {"min_replicas": 2})
+    assert _crowded(*others, ("settle", 1, {"num_unplaced": 1}), num_cpus=1) == {"make": 1}
+    assert _crowded(*others, ("settle", 2, {"num_unplaced": 2}), num_cpus=1) == {"make": 1, "settle": 1}
+
+
+def test_where_there_is_not_room_for_the_least_of_all_each_stage_has_one():
+    others = ("make", 1, {}), ("square", 2, {"min_replicas": 2})
+    assert _crowded(*others, ("settle", 1, {"num_unplaced": 1}), num_cpus=0.75) == {"square": 1}
+
+
+def test_what_finds_no_place_on_any_node_stays_asked_for():
+    assert _crowded(("make", 1, {}), ("settle", 1, {"num_unplaced": 1}), num_cpus=0.25) == {}
+
+
 def test_a_stage_whose_rows_are_through_gives_its_replicas_to_the_others():
     loads = [_load("a", 0.1, 3, is_over=True), _load("b", 1.0, 1)]
     assert {each.stage: each.num_replicas for each in decide(loads, [Resources(num_cpus=4)])} == {"a": 0, "b": 4}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,8 +15,10 @@ from raykit.engine.pipeline.flow import Work
 from raykit.engine.pipeline.stages import StageWorker
 from raykit.engine.run import RunContext, describe
 from raykit.events import ReplicaEnded, ReplicaLost, SlotsHeld, SlotsReleased
+from raykit.policy.balance import Resources
 from raykit.spec import StageSpec
 
+PLACING_S = 10.0  # a process that has its place is heard by then
 AHEAD_S = 1.0  # a replica has a second call waiting when its calls are shorter than this
 MAX_START_DEATHS = 3
 NODE_LOST = ("node has died", "node is dead")
@@ -38,7 +40,8 @@ class Call:
 class Member:
     """A replica: being built (``ready`` is the answer that is waited for), at work, or leaving.
 
-    One that is ``outdated`` holds what the stage held before a change.
+    One that is ``outdated`` holds what the stage held before a change. Who was ``heard`` has its place on a node, also while
+    it is built.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Member:
     calls: deque[Call] = field(default_factory=deque)
     leaving: bool = False
     outdated: bool = False
+    heard: bool = False
 
     @property
     def is_careful(self) -> bool:
@@ -105,6 +109,14 @@ class Replicas:
     @property
     def num_starting(self) -> int:
         return sum(member.ready is not None and not member.leaving for member in self._members.values())
+
+    def num_unplaced(self, free: Iterable[Resources]) -> int:
+        """Say how many have been waiting for a place for a while, where no node has room for one: ``free`` is what each has."""
+        if any(each.holds(needs_of(self.spec)) for each in free):
+            return 0
+        late_s = time.monotonic() - PLACING_S
+        waiting = [each for each in self._members.values() if not (each.ready is None or each.heard or each.leaving)]
+        return sum(each.started_s < late_s for each in waiting)
 
     @property
     def has_outdated(self) -> bool:
@@ -180,6 +192,11 @@ class Replicas:
         is_usual = not order.careful  # row by row it says nothing of a change that is tried
         call = Call(number=number, work=work, generator=generator, over=over, begun_s=begun_s, is_trial=is_trial and is_usual)
         member.calls.append(call)
+
+    def hear_of(self, replica: str) -> None:
+        """Know that the process of a replica is there."""
+        if (member := self._members.get(replica)) is not None:
+            member.heard = True
 
     def note(self, number: int, row: int) -> None:
         """Remember which row a careful replica takes now."""
@@ -298,6 +315,11 @@ class Replicas:
 
 class StageFailedError(Exception):
     """The user's code raised in a stage. Facts: where, the error's one line, the user's frames."""
+
+
+def needs_of(spec: StageSpec) -> Resources:
+    """Give what a replica holds."""
+    return Resources(num_cpus=spec.num_cpus, num_gpus=spec.num_gpus, memory_bytes=spec.memory_bytes)
 
 
 def _held(spec: StageSpec) -> tuple[float, float, int]:

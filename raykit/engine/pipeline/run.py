@@ -20,8 +20,8 @@ from raykit.engine.pipeline.flow import Flow
 from raykit.engine.pipeline.gpus import GpuUses
 from raykit.engine.pipeline.ledger import Ledger
 from raykit.engine.pipeline.meter import Meter
-from raykit.engine.pipeline.nodes import free_nodes
-from raykit.engine.pipeline.replicas import Outcome, Replicas, StageFailedError
+from raykit.engine.pipeline.nodes import free_nodes, with_held
+from raykit.engine.pipeline.replicas import Outcome, Replicas, StageFailedError, needs_of
 from raykit.engine.pipeline.sink import Sink, publish
 from raykit.engine.pipeline.source import Source
 from raykit.engine.pipeline.trials import Trials, way_of
@@ -41,7 +41,7 @@ from raykit.events import (
     StageWord,
 )
 from raykit.policy.advice import Limit, StageUse
-from raykit.policy.balance import Resources, StageLoad, decide
+from raykit.policy.balance import StageLoad, decide
 from raykit.spec import PipelineSpec, StageSpec
 from raykit.wire.payload import SOURCE
 
@@ -131,10 +131,12 @@ class PipelineRun:
             raise RunError("A pipeline has no ranks.", "Of a pipeline: %ray drill kill-worker, or kill-host.")
 
     def report(self, source: str, events: Sequence[Event], pulse: Any) -> Sequence[Event]:
-        """Note where a careful replica is, before it may die there."""
-        if isinstance(pulse, Position):
-            name = source.rpartition("-")[0]
-            next(stage for stage in self._stages if stage.spec.name == name).note(pulse.number, pulse.row)
+        """Know which replicas are there, and where a careful one is, before it may die there."""
+        stage = next((stage for stage in self._stages if stage.spec.name == source.rpartition("-")[0]), None)
+        if stage is not None:
+            stage.hear_of(source)
+            if isinstance(pulse, Position):
+                stage.note(pulse.number, pulse.row)
         return events
 
     def _release_what_an_earlier_host_held(self) -> None:
@@ -315,14 +317,16 @@ class PipelineRun:
         if now_s - self._balanced_s < BALANCE_S or now_s - self._scaled_s < STALE_S:
             return
         self._balanced_s = now_s
-        if any(stage.num_starting for stage in self._stages) and now_s - self._scaled_s < MAX_BUILD_S:
+        free = free_nodes()
+        unplaced = [stage.num_unplaced(free.values()) for stage in self._stages]
+        if any(stage.num_starting for stage in self._stages) and now_s - self._scaled_s < MAX_BUILD_S and not any(unplaced):
             return
-        loads = [self._load(place) for place in range(len(self._stages))]
+        loads = [self._load(place, num_unplaced) for place, num_unplaced in enumerate(unplaced)]
         held = [(member.node_id, load.needs) for load, stage in zip(loads, self._stages, strict=True) for member in stage.members]
         total = self._source.num_rows
         rows_left = math.inf if total is None else max(0.0, total - self._meter.source_rows_through())
         start_s = max(stage.start_s for stage in self._stages)
-        nodes = free_nodes(held)
+        nodes = with_held(free, held)
         decisions = decide(loads, nodes, rows_left=rows_left, start_s=start_s)
         if decisions or any(stage.has_outdated for stage in self._stages):
             self._adviser.moved()
@@ -336,17 +340,18 @@ class PipelineRun:
             self._context.emit(Decided(decision="Scale", about=about, reason=decision.reason))
             next(stage for stage in self._stages if stage.spec.name == decision.stage).scale(decision.num_replicas)
 
-    def _load(self, place: int) -> StageLoad:
+    def _load(self, place: int, num_unplaced: int) -> StageLoad:
         spec = self._specs[place]
         is_new = self._meter.row_s(place) is None and time.monotonic() - self._begun_s < MAX_AWAITED_S
         return StageLoad(
             stage=spec.name,
-            needs=Resources(num_cpus=spec.num_cpus, num_gpus=spec.num_gpus, memory_bytes=spec.memory_bytes),
+            needs=needs_of(spec),
             num_replicas=self._stages[place].num_alive,
             min_replicas=spec.min_replicas,
             max_replicas=spec.max_replicas,
             work_s=self._meter.source_row_s(place),
             is_over=self._source.is_over and self._flow.is_over(place),
+            num_unplaced=num_unplaced,
             is_awaited=is_new and (self._stages[place].has_calls or self._flow.rows_waiting(place) > 0),
         )
 
