@@ -179,6 +179,23 @@ def test_who_leaves_for_a_world_without_it_says_so_before_the_others_have_met():
     assert world.members["w1"].group.world_size == 2
 
 
+def test_who_was_invited_and_is_not_any_more_says_so_before_it_has_met_anybody_and_who_never_was_says_nothing():
+    world = _World("w1", "w2", "w3")
+    world.publish(1, ("w1",), urgent=False)
+    world.met("w1")
+    _, third = world.align("w2", "w3")
+    world.publish(2, ("w1", "w2"), urgent=False)  # w1 enters at its next commit
+    world.publish(3, ("w1",), urgent=False)
+    assert world.observers["w2"].aside.get(timeout=20) == 3
+    assert world.members["w1"].generation == 1
+    world.publish(4, ("w1", "w3"), urgent=False)
+    world.met("w1", agreed=True)
+    _join([third])
+    assert world.observers["w3"].formed == [(4, 0)]
+    assert world.observers["w2"].aside.empty()
+    assert world.observers["w3"].aside.empty()
+
+
 def test_an_older_generation_that_comes_late_is_ignored():
     world = _World("w1")
     world.publish(2, ("w1",))

@@ -64,13 +64,15 @@ class Member:
         self._leave_asked = False
         self._was_ready = False
         self._adopted = False
-        self._commits = self._aside_for = 0
+        self._commits = self._invited = self._aside_for = 0
 
     def assign(self, generation: Generation) -> None:
         """Take note of a world; one that is no newer than the last is ignored."""
         with self._told:
             if self.assigned is None or generation.number > self.assigned.number:
                 self.assigned = generation
+                if self.worker in generation.workers:
+                    self._invited = generation.number
                 self._told.notify_all()
 
     def leave(self) -> None:
@@ -155,7 +157,7 @@ class Member:
             generation = self._next_generation(job)
             self.generation, self.group_size = generation.number, generation.group_size
             if self.worker not in generation.workers:
-                if self._adopted:
+                if self._adopted or self._invited > self._aside_for:
                     self._tell_aside(generation.number)
                 self._adopted = False  # its state ages from here on
                 continue
