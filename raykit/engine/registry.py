@@ -116,7 +116,7 @@ class Registry:
                 f"Stop it (%ray stop {run}) and serve it again.",
             )
         versions = Versions(self._setting.run_folder(run))
-        number = 1 + max(versions.newest, service.asked if service else 1)
+        number = 1 + max(versions.current, *versions.asked, service.asked if service else 1)
         # A stage keeps the name that it has in the views, whatever the function is called now.
         versions.add(number, replace(spec, stage=replace(spec.stage, name=first.stage.name)), payload)
         self.log.append(run, [UpdateAsked(version=number)])

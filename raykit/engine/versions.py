@@ -30,9 +30,10 @@ class Versions:
         return int(file.read_text()) if file.exists() else 1
 
     @property
-    def newest(self) -> int:
-        """The version that was asked for last, and was not refused."""
-        return max([self.current, *self._numbers()])
+    def asked(self) -> list[int]:
+        """The versions that were asked for since, the last one last."""
+        numbers = sorted(int(each.name) for each in self._later.glob("*") if each.name.isdecimal())
+        return [number for number in numbers if number > self.current]
 
     def spec(self, number: int) -> RunSpec:
         """Read the spec of a version.
@@ -61,14 +62,9 @@ class Versions:
         draft.write_text(str(number))
         draft.replace(self._later / CURRENT)
 
-    def drop_asked(self, *, but: int | None = None) -> None:
-        """Forget all that were asked for, but one."""
-        for number in self._numbers():
-            if number > self.current and number != but:
-                shutil.rmtree(self._later / str(number))
-
-    def _numbers(self) -> list[int]:
-        return [int(each.name) for each in self._later.glob("*") if each.name.isdecimal()]
+    def drop(self, number: int) -> None:
+        """Forget a version that was asked for."""
+        shutil.rmtree(self._later / str(number))
 
     @property
     def _later(self) -> Path:

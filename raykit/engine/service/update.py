@@ -34,9 +34,10 @@ class Updates:
 
     def look(self) -> None:
         """See which version was asked for last; those before it will not be tried any more."""
-        newest = self._versions.newest
-        self.asked = newest if newest != self.current else None
-        self._versions.drop_asked(but=self.asked)
+        asked = self._versions.asked
+        self.asked = asked[-1] if asked else None
+        for version in asked[:-1]:
+            self._versions.drop(version)
 
     def take(self, version: int) -> None:
         """Have a version as the current one."""
@@ -45,5 +46,6 @@ class Updates:
 
     def refuse(self) -> None:
         """Forget the version that was asked for."""
-        self._versions.drop_asked()
+        if self.asked is not None:
+            self._versions.drop(self.asked)
         self.asked = None
