@@ -86,8 +86,8 @@ class Patience:
 
 COLD = Patience(hold_s=10.0, last_s=60.0)
 """Where another one would have to be built: seconds to minutes."""
-WARM = Patience(hold_s=0.5, last_s=0.5)
-"""Where another one is built, and waits for a slot: about as long as it costs to give the slot away and have it again."""
+WARM = Patience(hold_s=1.0, last_s=1.0)
+"""Where another one is built, and waits for a slot: as many GPU seconds as it costs to change hands twice."""
 
 
 def replicas_needed(load: Load, *, capacity_s: float, least: int, most: int, slo_s: float, patience: Patience) -> int:
