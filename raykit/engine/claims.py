@@ -35,7 +35,7 @@ class Claims:
         self._told_s = 0.0
 
     def tell(self, held: Sequence[Bundle]) -> None:
-        """Claim what is held, and no more what is not; blocking for two round trips where there is news, for one else."""
+        """Claim what is held, and no more what is not; waits for no answer, and says it again after ``AGAIN_S``."""
         if not held and self._told is None:
             return
         try:
@@ -47,10 +47,9 @@ class Claims:
         if told == self._told and time.monotonic() - self._told_s < AGAIN_S:
             return
         if held:
-            claimed = coordinator.request_resources.remote(
+            coordinator.request_resources.remote(
                 requester_id=CLAIMANT, resources=list(held), expire_after_s=EXPIRE_S, priority=First()
             )
         else:
-            claimed = coordinator.cancel_request.remote(CLAIMANT)
-        ray.get(claimed, timeout=AGAIN_S)
+            coordinator.cancel_request.remote(CLAIMANT)
         self._told, self._told_s = (told if held else None), time.monotonic()
