@@ -20,7 +20,7 @@ from raykit.events import CLUSTER, Decided
 from raykit.spec.cluster import shown
 from raykit.store.log import Log
 from raykit.views import ClusterView
-from raykit.wire.door import Door, DoorClosedError
+from raykit.wire.door import Door, DoorClosedError, NobodyThereError
 
 T = TypeVar("T")
 
@@ -146,10 +146,22 @@ class Cluster:
             ClusterLostError: it is gone.
             DoorClosedError: this is not answered, though the door is there.
         """
+        return self._ask(question, DoorClosedError)
+
+    def tell(self, wish: Callable[[Door], T]) -> T:
+        """Ask at the door what is to be done once; again only where nobody was there to hear it.
+
+        Raises:
+            ClusterLostError: it is gone.
+            DoorClosedError: this is not answered, and may have been heard.
+        """
+        return self._ask(wish, NobodyThereError)
+
+    def _ask(self, question: Callable[[Door], T], again: type[DoorClosedError]) -> T:
         for _ in range(MAX_ASKED - 1):
             try:
                 return question(self.door)
-            except DoorClosedError:
+            except again:
                 self.wait_for_door()
         return question(self.door)
 

@@ -64,6 +64,8 @@ class Here:
         """Ask the journal, which does not go away."""
         return question(self.door)
 
+    tell = ask
+
 
 class ObservedRun(Run):
     """An execution of plain Ray Data code. It has a view; what would need a cluster's folder is refused."""

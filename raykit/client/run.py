@@ -6,6 +6,7 @@ import difflib
 import inspect
 import pickle
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,7 @@ class Run:
 
     def stop(self) -> None:
         """Ask it to end at its next commit or batch; returns at once."""
-        self.command(Stop(run=self.name))
+        self.cluster.ask(lambda door: door.command(Stop(run=self.name)))
 
     def drill(self, action: Any = "kill-worker", *, after_s: float = 0.0) -> None:
         """Break something on purpose; the verdict becomes a card of the view."""
@@ -129,7 +130,7 @@ class Run:
         self.command(Apply(run=self.name))
 
     def command(self, command: Command) -> None:
-        self.cluster.door.command(command)
+        self.cluster.tell(lambda door: door.command(command))
 
     def output(self, name: str) -> Any:
         """Give a value that came back (``-o``).
@@ -215,7 +216,8 @@ class Run:
 def start(spec: RunSpec, payload: Payload, *, on: str | None = None) -> Run:
     """Start a run in the cluster ``on`` (the current one if not given) and give its viewer."""
     cluster = session.get(on)
-    return Run(cluster, cluster.door.start(spec, payload.to_bytes()))
+    packed, key = payload.to_bytes(), uuid.uuid4().hex
+    return Run(cluster, cluster.ask(lambda door: door.start(spec, packed, key=key)))
 
 
 def run(

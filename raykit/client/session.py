@@ -222,7 +222,7 @@ def watch(name: str) -> Run:
 
 def stop(name: str) -> None:
     """Ask a run to end at its next commit or batch. One that is over stays as it is."""
-    get().door.command(Stop(run=name))
+    get().ask(lambda door: door.command(Stop(run=name)))
 
 
 def resume(name: str, *, on: str | None = None) -> Run:
@@ -241,12 +241,12 @@ def resume(name: str, *, on: str | None = None) -> Run:
 
     cluster = get(on)
     try:
-        return Run(cluster, cluster.door.resume(name))
+        return Run(cluster, cluster.tell(lambda door: door.resume(name)))
     except RunNotFoundError:
         folder = _folder_elsewhere(name, cluster.name)
         if folder is None:
             raise
-        return Run(cluster, cluster.door.resume(name, folder=folder))
+        return Run(cluster, cluster.tell(lambda door: door.resume(name, folder=folder)))
 
 
 def _folder_elsewhere(name: str, here: str) -> str | None:

@@ -162,11 +162,13 @@ class Hub:
         spec: RunSpec = decode(RunSpec, json.loads(_part(parts["spec"])))
         capacity.check(spec, self._setting)
         async with self._starting:
-            payload = _part(parts["payload"])
+            payload, key = _part(parts["payload"]), request.headers["Idempotency-Key"]
+            if begun := self._registry.asked(spec, key):
+                return web.json_response({"run": begun})
             if updated := self._registry.accept_update(spec, payload):
                 await self._tell(updated, Update(run=updated))
                 return web.json_response({"run": updated})
-            run = self._registry.accept(spec, payload)
+            run = self._registry.accept(spec, payload, key)
             self._make_host(run, replace(spec, name=run))
         return web.json_response({"run": run})
 

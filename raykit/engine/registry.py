@@ -73,7 +73,17 @@ class Registry:
         known = ", ".join(view.name for view in views[:8])
         raise RunNotFoundError(f"There is no run {name}.", f"There are: {known}." if known else "No run was started yet.")
 
-    def accept(self, spec: RunSpec, payload: bytes) -> str:
+    def asked(self, spec: RunSpec, key: str) -> str | None:
+        """Give the run that a start with this key has begun, if one has: its answer was lost, and it was asked again."""
+        base = _base(spec.name)
+        names = (view.name for view in self.views() if _base(view.name) == base)
+        return next((name for name in names if self._key(name) == key), None)
+
+    def _key(self, run: str) -> str:
+        file = self._setting.run_folder(run) / "key"
+        return file.read_text() if file.exists() else ""
+
+    def accept(self, spec: RunSpec, payload: bytes, key: str) -> str:
         """Write a new run down and give its name.
 
         Raises:
@@ -92,6 +102,7 @@ class Registry:
         folder.mkdir(mode=0o700, parents=True)
         (folder / "spec.json").write_text(json.dumps(encode(spec)))
         (folder / "payload").write_bytes(payload)
+        (folder / "key").write_text(key)
         self._write_accepted(run, spec, resumed=False)
         return run
 

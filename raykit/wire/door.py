@@ -41,6 +41,10 @@ class DoorClosedError(ClusterLostError):
     """Nobody answers at the door's address: the hub restarts (a second or two), or the cluster is gone."""
 
 
+class NobodyThereError(DoorClosedError):
+    """There was nobody to connect to: what was asked was not heard, and can be asked again."""
+
+
 class Door:
     """The near end of a cluster's door. Not a driver: it needs neither ray nor an open port."""
 
@@ -73,15 +77,20 @@ class Door:
         view: WhyView = validate(WhyView, self._json("GET", "/runs/why", params={"run": run}))
         return view
 
-    def start(self, spec: RunSpec, payload: bytes) -> str:
+    def start(self, spec: RunSpec, payload: bytes, *, key: str) -> str:
         """Start a run and give its name, which gains a number when the name was used before.
+
+        Args:
+            spec: what is asked of it.
+            payload: its code and its values.
+            key: what tells this start from any other: the same key again starts nothing, and gives the same name.
 
         Raises:
             CapacityError: the whole cluster could not hold it.
             RunNameTakenError: a run of that name goes on.
         """
         files = {"spec": json.dumps(encode(spec)).encode(), "payload": payload}
-        return str(self._json("POST", "/runs", files=files, timeout_s=120)["run"])
+        return str(self._json("POST", "/runs", files=files, headers={"Idempotency-Key": key}, timeout_s=120)["run"])
 
     def resume(self, run: str, *, folder: str = "") -> str:
         """Start a run that is over again, from its last checkpoint or its first row, and give its name.
@@ -169,7 +178,8 @@ def _translated(url: str) -> Iterator[None]:
     try:
         yield
     except httpx.TransportError as exc:
-        raise DoorClosedError(f"Nobody answers at the door {url} ({type(exc).__name__}).", "See %ray doctor.") from exc
+        closed = NobodyThereError if isinstance(exc, httpx.ConnectError) else DoorClosedError
+        raise closed(f"Nobody answers at the door {url} ({type(exc).__name__}).", "See %ray doctor.") from exc
 
 
 def _quoted(run: str) -> str:

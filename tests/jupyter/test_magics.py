@@ -133,7 +133,7 @@ def test_without_a_cluster_each_word_says_how_to_start_one(kernel, tmp_path, mon
         assert not mine.ok
 
 
-SERVE = """%%ray serve greeter --replicas 0:1 --slo 200ms
+SERVE = """%%ray serve greeter --replicas 1:2 --slo 200ms
 @rk.stage(cpus=0.1)
 def greet(row):
     return {"said": f"Hello, {row['name']}"}"""

@@ -67,8 +67,9 @@ def _left():
     import ray
 
     kinds = ("TrainController", "RayTrainWorker", "SynchronizationActor", "PreemptionWatcher", "PlacementGroupCleaner")
-    groups = [each for each in ray.util.placement_group_table().values() if each["state"] != "REMOVED"]
-    actors = [each for each in ray._private.state.state.actor_table(None).values() if each["State"] != "DEAD"]
+    groups = [each["placement_group_id"] for each in ray.util.placement_group_table().values() if each["state"] != "REMOVED"]
+    living = [each for each in ray._private.state.state.actor_table(None).values() if each["State"] != "DEAD"]
+    actors = [each["ActorClassName"] for each in living if each["ActorClassName"] in kinds]
     try:
         coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
         claims = ray.get(
@@ -76,7 +77,7 @@ def _left():
         )
     except ValueError:
         claims = []
-    return groups + claims + [each for each in actors if each["ActorClassName"] in kinds]
+    return groups + claims + actors
 
 
 def _is_left_clean(until):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import tarfile
+import time
 import urllib.parse
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,10 @@ import psutil
 import pytest
 
 import raykit as rk
+from raykit.client.capture import pack
 from raykit.errors import CapacityError, RunFailedError, RunLostError, RunNameTakenError, RunNotFoundError, RunStoppedError
+from raykit.spec import TaskSpec
+from raykit.wire.payload import FunctionWork
 
 pytestmark = pytest.mark.ray
 
@@ -147,6 +151,27 @@ def test_what_a_run_gave_is_read_though_the_hub_is_killed_just_then(cluster):
     assert run.result == 42
     os.kill(cluster.door.ping()["pid"], signal.SIGKILL)
     assert "six times seven" in run.logs()
+
+
+def test_what_is_asked_while_the_hub_is_killed_is_done_once_it_is_back(cluster, until):
+    run = rk.run(lambda: time.sleep(600))
+    until(lambda: run.refresh().held)
+    os.kill(cluster.door.ping()["pid"], signal.SIGKILL)
+    run.stop()
+    with pytest.raises(RunStoppedError):
+        run.wait()
+    os.kill(cluster.door.ping()["pid"], signal.SIGKILL)
+    assert rk.run(lambda: 42).wait().result == 42
+
+
+def test_a_start_that_is_asked_twice_begins_once(cluster):
+    payload = pack(FunctionWork(function=lambda: 42, args=(), kwargs={}), {}, {}).to_bytes()
+    spec = TaskSpec(name="once", outputs=("result",))
+    assert cluster.door.start(spec, payload, key="first") == cluster.door.start(spec, payload, key="first") == "once"
+    rk.watch("once").wait()
+    assert cluster.door.start(spec, payload, key="first") == "once"
+    assert cluster.door.start(spec, payload, key="second") == "once#2"
+    assert rk.watch("once#2").wait().result == 42
 
 
 def test_a_connection_is_of_use_when_files_have_come_over_it(cluster):

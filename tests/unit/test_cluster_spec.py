@@ -91,7 +91,7 @@ def test_a_fake_cluster_takes_the_options_of_kubernetes_and_says_that_it_runs_no
         assert [node.num_gpus for node in session.status("try").nodes] == [4, 4]
         assert session.runs("try") == []
         with pytest.raises(ClusterError, match="is a fake: it runs nothing"):
-            cluster.door.start(TaskSpec(name="x"), b"")
+            cluster.door.start(TaskSpec(name="x"), b"", key="1")
         assert session.scale("try", num_nodes=3).record.spec.num_nodes == 3
         assert "Its price is not known here" in repr(session.plan("try", place="fake", num_nodes=3))
     finally:
