@@ -6,12 +6,15 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 REAPER = Path(__file__).parent / "reaper.py"
+WAIT_S = 60.0
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -59,3 +62,17 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Non
 
     use("home")
     return use
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], Any]], Any]:
+    """Wait for a condition to hold, and give its value; fail when it does not."""
+
+    def wait(condition: Callable[[], Any], timeout_s: float = WAIT_S) -> Any:
+        deadline = time.monotonic() + timeout_s
+        while not (value := condition()):
+            assert time.monotonic() < deadline, f"waited {timeout_s} s in vain"
+            time.sleep(0.02)
+        return value
+
+    return wait

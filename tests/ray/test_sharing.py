@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import raykit as rk
-from raykit.errors import RunFailedError
-from raykit.events import RunEnded, SlotsHeld, SlotsReleased
+from raykit.errors import RunFailedError, RunLostError
+from raykit.events import RunAccepted, RunEnded, SlotsHeld, SlotsReleased, WorldFormed
 from raykit.store.log import Log
 from tests.ray import loops
 
@@ -92,6 +92,15 @@ def most_held(cluster):
     return most
 
 
+def first_step_after_resume(cluster, run):
+    """Give the step at which the first world of a resumed run began."""
+    log = Log(Path(cluster.record.folder) / "log.sqlite")
+    events = [record.event for record in log.read_all(run=run, kinds=(RunAccepted, WorldFormed))]
+    log.close()
+    resumed = max(place for place, event in enumerate(events) if isinstance(event, RunAccepted))
+    return events[resumed + 1].step
+
+
 def test_a_rank_that_lends_its_slot_waits_in_its_process_and_a_warm_replica_has_it_at_once(gpus, started, until):
     low = train(started, loops.linear, 10_000, 0.05)
     until(lambda: low.refresh().world_size == NUM_GPUS)
@@ -145,6 +154,28 @@ def test_two_services_and_a_training_keep_their_places_while_ranks_hosts_and_the
     assert all(card.good for card in low.view.cards)
     assert first.run.refresh().service.num_failed == second.run.refresh().service.num_failed == 0
     assert most_held(gpus) <= NUM_GPUS
+
+
+def test_a_head_that_is_lost_in_the_middle_and_comes_back_finds_every_gpu_with_one_holder(own, until):
+    head = {"num_cpus": 8, "num_simulated_gpus": NUM_GPUS}
+    cluster, runs = own("again", **head), []
+    low = train(runs, loops.linear, 10_000, 0.05, checkpoint_every="5steps")
+    service = serve(runs, warm=2)
+    until(lambda: low.refresh().world_size == NUM_GPUS and low.view.checkpoint_step)
+    assert is_answered(*burst(service))
+    assert num_gpus(service.run.refresh()) > 0
+    os.kill(cluster.record.head.pid, signal.SIGKILL)
+    with pytest.raises(RunLostError):
+        low.wait()
+    own("again", **head)
+    saved_step = low.view.checkpoint_step
+    low, service = rk.resume("soak"), rk.service(rk.resume("labels").name).wait()
+    until(lambda: low.refresh().world_size == NUM_GPUS)
+    assert is_answered(*burst(service))
+    until(lambda: low.refresh().world_size == NUM_GPUS and num_gpus(service.run.refresh()) == 0)
+    assert first_step_after_resume(cluster, "soak") >= saved_step >= 5
+    assert low.view.cards == ()
+    assert most_held(cluster) <= NUM_GPUS
 
 
 def test_what_a_service_took_and_cannot_use_goes_back(gpus, started, until, tmp_path):

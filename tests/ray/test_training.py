@@ -5,6 +5,7 @@ import pytest
 
 import raykit as rk
 from raykit.errors import CapacityError, InputError, RunError, RunFailedError, RunStoppedError
+from raykit.events import WorkerAside
 
 from . import loops
 
@@ -109,6 +110,40 @@ def test_a_run_is_made_smaller_and_larger_and_loses_no_step(cluster, until):
     run.wait()
     assert run.result["weight"] == pytest.approx(loops.alone(60), abs=1e-4)
     assert run.view.cards == ()
+
+
+def test_a_world_that_is_replaced_before_it_is_entered_costs_nobody_a_step(cluster, until, tmp_path):
+    def gated(gate):
+        import time
+        from pathlib import Path
+
+        import torch
+
+        model = torch.nn.Linear(2, 1)
+        job = rk.elastic(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+        for batch in job.batches({"x": torch.ones(16, 2)}, batch_size=4):
+            print("step", job.step)
+            while job.step == 2 and not Path(gate).exists():
+                time.sleep(0.02)
+            model(batch["x"]).mean().backward()
+            job.commit()
+
+    gate = tmp_path / "gate"
+    run = rk.train(gated, str(gate), workers=1, spares=1, name="gated")
+
+    def worlds():
+        records = cluster.door.events(run.name, after=0, wait_s=0)
+        return [record.event.about for record in records if getattr(record.event, "decision", "") == "Form"]
+
+    until(lambda: run.refresh().step == 2 and any(rank.worker == "w2" for rank in run.view.ranks))
+    run.resize(2)
+    until(lambda: worlds() == [("w1",), ("w1", "w2")])
+    run.resize(1)
+    until(lambda: any(isinstance(record.event, WorkerAside) for record in cluster.door.events(run.name, after=0, wait_s=0)))
+    gate.touch()
+    run.wait()
+    assert worlds() == [("w1",), ("w1", "w2"), ("w1",)]
+    assert [line.text for line in run.view.lines] == [f"step {step}" for step in range(4)]
 
 
 def test_a_size_that_cannot_be_is_refused_and_the_run_goes_on(cluster, until):

@@ -6,9 +6,13 @@ import threading
 import pytest
 import torch
 
+from raykit.engine.training.checkpoint import Checkpoints
 from raykit.engine.training.collective import Reducer, open_store
-from raykit.engine.training.member import Member
+from raykit.engine.training.job import Job, Surroundings
+from raykit.engine.training.member import SMALL_STATE_BYTES, Member
+from raykit.engine.training.state import Stateful
 from raykit.engine.training.world import Generation
+from raykit.spec.training import interval
 
 HOST = "127.0.0.1"
 
@@ -35,6 +39,14 @@ class _Job:
         pass
 
     def before_leave(self):
+        pass
+
+
+class _Untold:
+    def emit(self, *_):
+        pass
+
+    def sample(self, *_):
         pass
 
 
@@ -196,6 +208,66 @@ def test_who_was_invited_and_is_not_any_more_says_so_before_it_has_met_anybody_a
     assert world.observers["w3"].aside.empty()
 
 
+def test_who_trains_meets_the_next_world_meanwhile_and_enters_it_when_all_have_come(until):
+    world = _World("w1", "w2", "w3")
+    world.publish(1, ("w1", "w2"))
+    world.met("w1", "w2")
+    world.publish(2, ("w1", "w2", "w3"), urgent=False)
+    first, second = world.members["w1"], world.members["w2"]
+    assert not first.may_enter_next  # w3 has not come
+    assert (first.generation, first.group.world_size) == (1, 2)
+    third = world.align("w3")
+    until(lambda: first.may_enter_next and second.may_enter_next)
+    assert (first.generation, first.group.world_size) == (1, 2)
+    assert world.observers["w3"].formed == []
+    world.met("w1", "w2", agreed=True)
+    _join(third)
+    assert [world.observers[name].formed[-1] for name in world.members] == [(2, 0)] * 3
+    assert world.stands("w1", "w2", "w3") == [(0, 0.0)] * 3
+
+
+def test_a_world_that_is_met_and_replaced_before_it_is_entered_keeps_nobody_and_breaks_nothing(until):
+    world = _World("w1", "w2", "w3")
+    world.publish(1, ("w1", "w2"))
+    world.met("w1", "w2")
+    third = world.align("w3")
+    world.publish(2, ("w1", "w2", "w3"), urgent=False)
+    until(lambda: world.members["w1"].may_enter_next and world.members["w2"].may_enter_next)
+    world.publish(3, ("w1", "w2"), urgent=False)
+    assert world.observers["w3"].aside.get(timeout=20) == 3
+    until(lambda: world.members["w1"].may_enter_next and world.members["w2"].may_enter_next)
+    world.met("w1", "w2", agreed=True)
+    world.publish(4, ("w2", "w3", "w1"), urgent=False)
+    until(lambda: world.members["w1"].may_enter_next and world.members["w2"].may_enter_next)
+    world.met("w1", "w2", agreed=True)
+    _join(third)
+    assert [world.observers[name].formed[-1] for name in world.members] == [(4, 0)] * 3
+    assert [world.observers[name].broken for name in ("w1", "w2")] == [[]] * 2
+
+
+def test_a_world_that_nobody_met_ahead_is_left_for_an_urgent_one(until):
+    world = _World("w1", "w2", "w3")
+    world.publish(1, ("w1", "w2"))
+    world.met("w1", "w2")
+    world.publish(2, ("w1", "w2", "w3"), urgent=False)  # w3 is gone
+    world.publish(3, ("w1", "w2"))
+    assert world.members["w1"].may_enter_next
+    world.met("w1", "w2")
+    assert [world.observers[name].formed[-1] for name in ("w1", "w2")] == [(3, 0)] * 2
+
+
+def test_a_state_too_large_to_travel_before_all_goes_to_who_is_behind_alone():
+    world = _World("w1", "w2", "w3")
+    world.publish(1, ("w1", "w2"))
+    world.met("w1", "w2")
+    for name in ("w1", "w2"):
+        world.jobs[name].value, world.jobs[name].step = torch.full((SMALL_STATE_BYTES // 4 + 1,), 7.0), 5
+    world.publish(2, ("w1", "w2", "w3"))
+    world.met("w1", "w2", "w3")
+    assert world.jobs["w3"].step == 5
+    assert torch.equal(world.jobs["w3"].value, world.jobs["w1"].value)
+
+
 def test_an_older_generation_that_comes_late_is_ignored():
     world = _World("w1")
     world.publish(2, ("w1",))
@@ -211,6 +283,54 @@ def test_a_world_whose_member_never_comes_is_given_up_when_a_newer_one_is_known(
     world.publish(2, ("w1",), to=["w1"])
     _join(threads)
     assert world.members["w1"].group.world_size == 1
+
+
+def test_a_rank_whose_slot_is_given_away_computes_nothing_more_though_the_others_have_not_heard_of_the_next_world(tmp_path):
+    world, alone = _World("w1", "w2"), _World("w1")
+    passes = {"w1": [], "w2": []}
+
+    def hear(name, step):
+        passes[name].append(step)
+        if (name, step, passes[name].count(step)) in {("w2", 1, 1), ("w1", 4, 1)}:
+            world.publish(2, ("w1",), to=[name], urgent=False)
+
+    learned = _learn(world, tmp_path, hear)
+    world.publish(3, ("w1",), to=["w2"])
+    assert passes["w2"] == [0, 0, 1]
+    assert [passes["w1"].count(step) for step in range(6)] == [2, 3, 4, 4, 4, 4]
+    assert learned == pytest.approx(_learn(alone, tmp_path / "alone", lambda *_: None), rel=1e-12)
+
+
+def _learn(world, folder, hear):
+    """Train a model of two numbers for six steps of four micro-batches; give what the first member has learned."""
+    world.publish(1, tuple(world.members))
+    x = torch.arange(24, dtype=torch.float64).reshape(24, 1) / 24
+    models = {}
+
+    def learn(name):
+        models[name] = model = torch.nn.Linear(1, 1, dtype=torch.float64)
+        model.load_state_dict({"weight": torch.tensor([[0.5]]), "bias": torch.tensor([0.25])})
+        job = Job(
+            Surroundings(
+                member=world.members[name],
+                checkpoints=Checkpoints(str(folder / name), kept=1, told=lambda _: None),
+                checkpoint_every=interval("60s"),
+                reporter=_Untold(),
+                group_size=1,
+                stored_dataset=lambda *_: "",
+            ),
+            Stateful(model=model, optimizers=[torch.optim.SGD(model.parameters(), lr=0.1)], schedulers=[], scaler=None),
+        )
+        for batch in job.batches({"x": x}, batch_size=4, micro_batch=1):
+            hear(name, job.step)
+            (model(batch["x"]) - 1).pow(2).mean().backward()
+            job.commit()
+
+    threads = [threading.Thread(target=learn, args=(name,), daemon=True) for name in world.members]
+    for thread in threads:
+        thread.start()
+    _join(threads[:1])
+    return [each.item() for each in models["w1"].state_dict().values()]
 
 
 @pytest.mark.parametrize("is_large", [False, True])

@@ -139,16 +139,16 @@ class Group:
         self.wait(self.reduce(table))
         return [[int(value) for value in row] for row in table]
 
-    def broadcast(self, data: bytes | None) -> bytes:
-        """Give the first rank's bytes, which are not empty, to all; blocking."""
-        size = self.gather([len(data or b"")])[0][0]
+    def broadcast(self, data: bytes | None, *, root: int) -> bytes:
+        """Give one rank's bytes, which are not empty, to all; blocking."""
+        size = self.gather([len(data or b"")])[root][0]
         buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(size, dtype=torch.uint8)
-        return bytes(self.broadcast_tensor(buffer).numpy())
+        return bytes(self.broadcast_tensor(buffer, root=root).numpy())
 
-    def broadcast_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Give the first rank's tensor to all, in place; blocking."""
+    def broadcast_tensor(self, tensor: torch.Tensor, *, root: int) -> torch.Tensor:
+        """Give one rank's tensor to all, in place; blocking."""
         options = dist.BroadcastOptions()
-        options.rootRank = 0
+        options.rootRank = root
         options.timeout = OPERATION_TIMEOUT
         self.wait(self._backend_of(tensor).broadcast([tensor], options))
         return tensor
@@ -171,14 +171,18 @@ class Group:
                     raise self._broken(str(exc)) from exc
             return
 
-    def close(self) -> None:
-        """Leave the world. A broken one's sockets are cut: peers that wait for this rank see it now, not at a timeout."""
+    def close(self, *, for_all: bool = False) -> None:
+        """Leave the world. A broken one's sockets are cut: peers that wait for this rank see it now, not at a timeout.
+
+        Args:
+            for_all: so are those of a world that shall be nobody's.
+        """
         backends = [each for each in (self._gloo, self._nccl) if each is not None]
         self._gloo = self._nccl = None
         for backend in backends:
             with suppress(RuntimeError):
                 backend.abort()
-        if self._is_broken:
+        if self._is_broken or for_all:
             sockets.cut(self._devices)
         # The destructor waits for the group's threads, which were woken just now.
         threading.Thread(target=backends.clear, name="raykit-leave", daemon=True).start()

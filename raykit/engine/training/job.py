@@ -27,7 +27,7 @@ from raykit.events import StepCommitted, WorkerBusy
 from raykit.spec.training import Interval
 
 MAX_METRICS = 16
-NUM_SIGNS = 4  # what stands before the metrics in the vector that all ranks sum: weight, sees next, stop, save
+NUM_SIGNS = 4  # what stands before the metrics in the vector that all ranks sum: weight, may enter the next world, stop, save
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -358,8 +358,8 @@ class Job:
         self._reducer.enabled = False  # until the last it is not known which is the last
         self._accumulated.begin()
         self._is_counted = True
-        if parts.next is None:
-            self.commit()
+        if parts.must_agree(gives_way=self._member.gives_way()):
+            self.commit()  # what is this rank's it leaves undone, or it has none
         while self._parts is parts and (place := parts.next) is not None:
             self._answered = self._is_counted = False
             self._draw_from(place)
@@ -414,7 +414,7 @@ class Job:
             raise InputError(f"{len(metrics)} metrics were given to commit.", f"Give up to {MAX_METRICS}.")
         control = torch.zeros(NUM_SIGNS + MAX_METRICS, dtype=torch.float64)
         control[0] = self._weight
-        control[1] = float(self._member.sees_next)
+        control[1] = float(self._member.may_enter_next)
         control[2] = float(self._stop_wanted or self._member.stop_asked)
         control[3] = float(self.rank == 0 and self._save_is_due())
         for place, value in enumerate(metrics.values(), NUM_SIGNS):

@@ -6,14 +6,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 import torch
 
 from raykit.engine.training.collective import BrokenWorldError, Group
-from raykit.engine.training.state import State, given
+from raykit.engine.training.meeting import Groups, Meeting
+from raykit.engine.training.state import State, given, size_of
 from raykit.engine.training.world import Generation
 from raykit.policy.failure import Phase
+
+SMALL_STATE_BYTES = 4 * 2**20
 
 
 class Adoptable(Protocol):
@@ -49,8 +53,7 @@ class Member:
 
     def __init__(self, worker: str, device: torch.device, host: str, observer: Observer) -> None:
         self.worker, self.device = worker, device
-        self.group: Group | None = None
-        self.column: Group | None = None
+        self.groups: Groups | None = None
         self.group_size = 1
         self.generation = 0
         self.assigned: Generation | None = None
@@ -65,15 +68,22 @@ class Member:
         self._was_ready = False
         self._adopted = False
         self._commits = self._invited = self._aside_for = 0
+        self._meeting: Meeting | None = None
 
     def assign(self, generation: Generation) -> None:
         """Take note of a world; one that is no newer than the last is ignored."""
         with self._told:
-            if self.assigned is None or generation.number > self.assigned.number:
-                self.assigned = generation
-                if self.worker in generation.workers:
-                    self._invited = generation.number
-                self._told.notify_all()
+            if self.assigned is not None and generation.number <= self.assigned.number:
+                return
+            if self._meeting is not None:
+                self._meeting.drop()
+                self._meeting = None
+            if self.worker in generation.workers:
+                self._invited = generation.number
+                if self.groups is not None and not generation.urgent:
+                    self._meeting = Meeting(generation.number, partial(self._meet, generation))
+            self.assigned = generation
+            self._told.notify_all()
 
     def leave(self) -> None:
         """Run what the user wants before a voluntary leave, once the training thread waits outside of every world."""
@@ -82,9 +92,23 @@ class Member:
             self._told.notify_all()
 
     @property
-    def sees_next(self) -> bool:
-        """Whether a newer world was published, which all may enter after a commit at which all have seen it."""
-        return self.assigned is not None and self.assigned.number > self.generation
+    def group(self) -> Group | None:
+        """What all ranks say to each other; None outside of every world."""
+        return self.groups.everyone if self.groups else None
+
+    @property
+    def column(self) -> Group | None:
+        """What those say to each other that hold the same part of the model."""
+        return self.groups.column if self.groups else None
+
+    @property
+    def may_enter_next(self) -> bool:
+        """Whether a newer world was published, and this rank has met its others or is not in it; all enter when all may."""
+        meeting = self._meeting
+        return self._sees_newer_than(self.generation) and (meeting is None or meeting.is_over)
+
+    def _sees_newer_than(self, generation: int) -> bool:
+        return self.assigned is not None and self.assigned.number > generation
 
     def gives_way(self) -> bool:
         """Say whether the next world is one without this rank, which then has only to end what it has begun, and tell so."""
@@ -137,7 +161,7 @@ class Member:
 
     def broke(self, reason: str) -> None:
         """Leave a world in which a peer is gone, so that the others notice too."""
-        if self.group is not None:
+        if self.groups is not None:
             self._leave()
             self._observer.has_broken(self.generation, reason)
 
@@ -146,12 +170,12 @@ class Member:
 
         Args:
             job: whose state is compared, given or taken.
-            agreed: all ranks said at the last commit that they see the next world.
+            agreed: all ranks said at the last commit that they may enter the next world.
         """
         if not self._was_ready:
             self._was_ready = True
             self._observer.is_ready()
-        while self.group is None or agreed or self._must_leave:
+        while self.groups is None or agreed or self._must_leave:
             agreed = False
             self._leave()
             generation = self._next_generation(job)
@@ -166,18 +190,19 @@ class Member:
                     self._enter(generation, job)
             except BrokenWorldError as exc:
                 self._leave()
-                self._observer.has_broken(generation.number, str(exc))
+                if not self._sees_newer_than(generation.number):  # else nothing that anybody waits for has broken
+                    self._observer.has_broken(generation.number, str(exc))
 
     @property
     def _must_leave(self) -> bool:
-        return self.sees_next and self.assigned is not None and self.assigned.urgent
+        return self.assigned is not None and self.assigned.number > self.generation and self.assigned.urgent
 
     def _next_generation(self, job: Adoptable) -> Generation:
         with self.within("idle"):
             while True:
                 with self._told:
-                    self._told.wait_for(lambda: self.sees_next or self._leave_asked)
-                    if self.sees_next:
+                    self._told.wait_for(lambda: self._sees_newer_than(self.generation) or self._leave_asked)
+                    if self._sees_newer_than(self.generation):
                         assert self.assigned is not None
                         return self.assigned
                     self._leave_asked = False
@@ -185,41 +210,61 @@ class Member:
                 self._observer.has_left()
 
     def _leave(self) -> None:
-        for group in {self.group, self.column} - {None}:
-            assert group is not None
-            group.close()
-        self.group = self.column = None
+        if self.groups is not None:
+            self.groups.close()
+        self.groups = None
+
+    def _met(self, generation: Generation) -> Groups:
+        """Give what was met of a world while this rank trained on, or meet now; blocking."""
+        with self._told:
+            meeting = self._meeting if self._meeting and self._meeting.generation == generation.number else None
+            if meeting:
+                self._meeting = None
+        return meeting.groups() if meeting else self._meet(generation)
 
     def _enter(self, generation: Generation, job: Adoptable) -> None:
-        everyone, column = list(range(len(generation.workers))), generation.column_of(self.worker)
-        self.group = self._meet(generation, everyone, "ranks")
-        self.column = self.group if column == everyone else self._meet(generation, column, f"column {column[0]}")
-        stands = self.group.gather([int(self._adopted), job.step, int(job.prepared)])
-        furthest = max((stand[0], stand[1]) for stand in stands)
+        self.groups = self._met(generation)
+        column = generation.column_of(self.worker)
+        told = self.groups.everyone.gather([int(self._adopted), job.step, int(job.prepared), size_of(job.state())])
+        furthest = max((adopted, step) for adopted, step, *_ in told)
         if job.prepared:
             (job.roll_forward if furthest == (1, job.step + 1) else job.discard)()
         # Where anybody has committed a step, all the others of the world had prepared it.
-        stands = [[adopted, step + int(bool(prepared) and furthest == (1, step + 1))] for adopted, step, prepared in stands]
-        root = next(rank for rank in column if tuple(stands[rank]) == furthest)
+        stands = [(adopted, step + int(bool(prepared) and furthest == (1, step + 1))) for adopted, step, prepared, _ in told]
+        root = next(rank for rank in column if stands[rank] == furthest)
         if not furthest[0] and self.rank == root:
             job.adopt_kept()
-        behind = [rank for rank in column if rank != root and (tuple(stands[rank]) != furthest or not furthest[0])]
-        if behind and self.rank in (root, *behind):
-            self._even_out(generation, [root, *behind], job)
+        behind = [rank for rank in column if rank != root and (stands[rank] != furthest or not furthest[0])]
+        # To meet among themselves takes longer than a small state to travel; who has a large one already need not wait for it.
+        taking_part = column if told[root][-1] <= SMALL_STATE_BYTES else [root, *behind]
+        if behind and self.rank in taking_part:
+            with self._among(taking_part, generation) as group:
+                state = given(group, job.state() if self.rank == root else None, root=taking_part.index(root))
+            if self.rank in behind:
+                job.adopt(state)
         self._adopted, self._commits, self.is_final = True, 0, generation.final
         self._observer.has_formed(generation, job.step)
 
-    def _even_out(self, generation: Generation, ranks: list[int], job: Adoptable) -> None:
-        """Give the first one's state to the others, in a group of their own: who has it already need not wait for it."""
-        beside = self._meet(generation, ranks, f"state {ranks[0]}")
+    @contextmanager
+    def _among(self, ranks: list[int], generation: Generation) -> Iterator[Group]:
+        """Give what ranks of this column say to each other: the column's group, or one that they meet in for the block."""
+        if self.column is not None and ranks == generation.column_of(self.worker):
+            yield self.column
+            return
+        group = self._meet_some(generation, ranks, f"state {ranks[0]}")
         try:
-            state = given(beside, job.state() if beside.rank == 0 else None)
+            yield group
         finally:
-            beside.close()
-        if beside.rank != 0:
-            job.adopt(state)
+            group.close()
 
-    def _meet(self, generation: Generation, ranks: list[int], purpose: str) -> Group:
+    def _meet(self, generation: Generation) -> Groups:
+        everyone, column = list(range(len(generation.workers))), generation.column_of(self.worker)
+        whole = self._meet_some(generation, everyone, "ranks")
+        return Groups(
+            everyone=whole, column=whole if column == everyone else self._meet_some(generation, column, f"column {column[0]}")
+        )
+
+    def _meet_some(self, generation: Generation, ranks: list[int], purpose: str) -> Group:
         return Group(
             store=generation.store,
             host=self._host,
@@ -227,6 +272,6 @@ class Member:
             rank=ranks.index(generation.workers.index(self.worker)),
             world_size=len(ranks),
             device=self.device,
-            outdated=lambda: self.sees_next,
+            outdated=lambda: self._sees_newer_than(generation.number),
             given_up=lambda: self._must_leave,
         )

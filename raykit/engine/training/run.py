@@ -67,6 +67,7 @@ class TrainingRun:
         self._is_formed = self._is_urgent = self._must_hurry = False
         self._settles_until_s = 0.0
         self._standing: tuple[str, ...] = ()
+        self._standing_generation: int | None = None  # of the world that met last; not known where an earlier host saw it
         self._concluding: Conclude | None = None
         self._step = 0
         self._losses_since_commit = 0
@@ -308,8 +309,10 @@ class TrainingRun:
     def _take_in(self, at_s: float, event: Event) -> None:
         if isinstance(event, WorldBroken) and event.generation == self._generation:
             self._broken_at_s = self._broken_at_s or at_s
-        elif isinstance(event, WorldBroken) and not self._is_formed and not self._is_urgent:
+        elif isinstance(event, WorldBroken) and self._is_stuck(event.generation):
             self._must_hurry = True
+        if isinstance(event, WorldFormed):
+            self._standing_generation = event.generation
         if isinstance(event, WorldFormed) and event.generation == self._generation:
             self._broken_at_s, self._is_formed, self._standing = None, True, event.workers
             self._settles_until_s = at_s + SETTLE_S
@@ -326,6 +329,10 @@ class TrainingRun:
             self._drills.begin(at_s)
             self._step, self._losses_since_commit, self._settles_until_s = event.step, 0, 0.0
             self._vigil.step_took(event.step_s)
+
+    def _is_stuck(self, broken: int) -> bool:
+        """Say whether the world is broken of which a commit is awaited; one that was replaced before it was entered is not."""
+        return not self._is_formed and not self._is_urgent and self._standing_generation in (None, broken)
 
     def _act(self, decision: Decision, slots: Slots) -> None:
         if isinstance(decision, GiveUp):

@@ -77,8 +77,13 @@ def apart(state: State) -> tuple[Structure, Tensors]:
     return Structure({name: _apart(value, name, tensors) for name, value in state.items()}), tensors
 
 
-def given(group: Group, state: State | None) -> State:
-    """Give the state of the group's first rank to all of it: this rank's parts, tensor by tensor; blocking.
+def size_of(state: State) -> int:
+    """Give how many bytes a state's tensors have."""
+    return sum(each.numel() * each.element_size() for each in apart(state)[1].values())
+
+
+def given(group: Group, state: State | None, *, root: int = 0) -> State:
+    """Give the state of one of the group's ranks to all of it: this rank's parts, tensor by tensor; blocking.
 
     Raises:
         BrokenWorldError: a peer is gone.
@@ -88,16 +93,16 @@ def given(group: Group, state: State | None) -> State:
     if state is not None:
         structure, tensors = apart(parts_of(state))
         head = pickle.dumps((structure, {name: (each.shape, each.dtype, each.device.type) for name, each in tensors.items()}))
-    structure, forms = pickle.loads(group.broadcast(head))  # noqa: S301  (came from a rank of this run)
+    structure, forms = pickle.loads(group.broadcast(head, root=root))  # noqa: S301  (came from a rank of this run)
     for names in _parcels(forms):
         shapes = [forms[name][0] for name in names]
         _, dtype, kind = forms[names[0]]
         if state is not None:
             ours = [tensors[name].detach().reshape(-1) for name in names]
-            group.broadcast_tensor(torch.cat(ours) if len(ours) > 1 else ours[0].contiguous())
+            group.broadcast_tensor(torch.cat(ours) if len(ours) > 1 else ours[0].contiguous(), root=root)
             continue
         device = group.device if kind != "cpu" else torch.device("cpu")
-        flat = group.broadcast_tensor(torch.empty(sum(map(torch.Size.numel, shapes)), dtype=dtype, device=device))
+        flat = group.broadcast_tensor(torch.empty(sum(map(torch.Size.numel, shapes)), dtype=dtype, device=device), root=root)
         parts = flat.split([shape.numel() for shape in shapes])
         tensors |= {name: part.view(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
     filled: State = structure.filled(tensors)

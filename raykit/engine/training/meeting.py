@@ -1,0 +1,60 @@
+"""A world that is met in a thread, beside the one that stands: who trains goes on until all have come, and waits for nobody."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from raykit.engine.training.collective import Group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Groups:
+    """What the ranks of a world say to each other: all of them, and those that hold the same part of the model."""
+
+    everyone: Group
+    column: Group
+
+    def close(self, *, for_all: bool = False) -> None:
+        """Leave them."""
+        for group in {self.everyone, self.column}:
+            group.close(for_all=for_all)
+
+
+class Meeting:
+    """The next world's ranks on their way to each other."""
+
+    def __init__(self, generation: int, meet: Callable[[], Groups]) -> None:
+        self.generation = generation
+        self._met: Future[Groups] = Future()
+        threading.Thread(target=self._run, args=(meet,), name="raykit-meet", daemon=True).start()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all have come, or it is known that somebody will not."""
+        return self._met.done()
+
+    def groups(self) -> Groups:
+        """Give what was met; blocking.
+
+        Raises:
+            BrokenWorldError: somebody did not come.
+        """
+        return self._met.result()
+
+    def drop(self) -> None:
+        """Leave a world that will not be, now or as soon as it is met; who waits in it sees so."""
+        self._met.add_done_callback(_leave)
+
+    def _run(self, meet: Callable[[], Groups]) -> None:
+        try:
+            self._met.set_result(meet())
+        except BaseException as exc:  # it is raised where the groups are asked for
+            self._met.set_exception(exc)
+
+
+def _leave(met: Future[Groups]) -> None:
+    if met.exception() is None:
+        met.result().close(for_all=True)
