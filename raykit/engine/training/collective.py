@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -27,6 +28,7 @@ FORM_TIMEOUT = timedelta(seconds=3)  # all have arrived by then: it bounds the w
 MEET_S = 0.005
 OPERATION_TIMEOUT = timedelta(minutes=30)  # a dead peer closes its sockets; a slow one is waited for
 WAIT_LOOK = timedelta(seconds=0.02)  # how often a wait asks whether the world was given up meanwhile
+EXCHANGED_BYTES = 2**16  # so much at most a rank is given where all tell all
 BUCKET_BYTES = 25 * 2**20  # as DDP's default
 FIRST_BUCKET_BYTES = 2**20  # as DDP: the first reduction starts early
 
@@ -69,6 +71,19 @@ def join_store(store: Address, outdated: Callable[[], bool]) -> Any:
                 raise BrokenWorldError(f"the store's owner is gone: {client}") from client
             return client
     raise BrokenWorldError("a newer world was published")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduction:
+    """A sum on its way; of a small tensor, what each rank ``told``, to be added up ``into`` it."""
+
+    work: Any
+    told: torch.Tensor | None = None
+    into: torch.Tensor | None = None
+
+    def add_up(self) -> None:
+        if self.told is not None and self.into is not None:
+            self.into.copy_(self.told.sum(0))
 
 
 class Group:
@@ -118,26 +133,42 @@ class Group:
         except RuntimeError as exc:
             raise BrokenWorldError(str(exc)) from exc
 
-    def reduce(self, tensor: torch.Tensor) -> Any:
-        """Start summing a tensor over the ranks, in place; give the work to wait for.
+    def reduce(self, tensor: torch.Tensor) -> Reduction:
+        """Start summing a tensor over the ranks, in place; give what to wait for.
+
+        gloo's all-reduce goes around a ring twice, hop by hop. What is small each rank tells all others at once, and each adds
+        it up in the order of ranks: of eight ranks on two cores 2.4 ms instead of 17.
 
         Raises:
             BrokenWorldError: a peer is gone.
         """
+        if tensor.device.type == "cpu" and tensor.numel() * tensor.element_size() * self.world_size <= EXCHANGED_BYTES:
+            return self._exchange(tensor)
         options = dist.AllreduceOptions()
         options.reduceOp = dist.ReduceOp.SUM
         options.timeout = OPERATION_TIMEOUT
         try:
-            return self._backend_of(tensor).allreduce([tensor], options)
+            return Reduction(work=self._backend_of(tensor).allreduce([tensor], options))
         except RuntimeError as exc:
             raise self._broken(str(exc)) from exc
 
     def gather(self, values: list[int]) -> list[list[int]]:
         """Give every rank's integers, by rank; blocking."""
-        table = torch.zeros(self.world_size, len(values), dtype=torch.int64)
-        table[self.rank] = torch.tensor(values, dtype=torch.int64)
-        self.wait(self.reduce(table))
-        return [[int(value) for value in row] for row in table]
+        told = self._exchange(torch.tensor(values, dtype=torch.int64))
+        self._wait(told.work)
+        assert told.told is not None
+        table: list[list[int]] = told.told.tolist()
+        return table
+
+    def _exchange(self, tensor: torch.Tensor) -> Reduction:
+        """Start telling all ranks what this one has, and to be told."""
+        ours = tensor.reshape(-1).view(torch.uint8).repeat(self.world_size)
+        theirs = torch.empty_like(ours)
+        try:
+            work = self._gloo.alltoall_base(theirs, ours, [], [], dist.AllToAllOptions())
+        except RuntimeError as exc:
+            raise self._broken(str(exc)) from exc
+        return Reduction(work=work, told=theirs.view(tensor.dtype).view(self.world_size, *tensor.shape), into=tensor)
 
     def broadcast(self, data: bytes | None, *, root: int) -> bytes:
         """Give one rank's bytes, which are not empty, to all; blocking."""
@@ -150,15 +181,19 @@ class Group:
         options = dist.BroadcastOptions()
         options.rootRank = root
         options.timeout = OPERATION_TIMEOUT
-        self.wait(self._backend_of(tensor).broadcast([tensor], options))
+        self._wait(self._backend_of(tensor).broadcast([tensor], options))
         return tensor
 
-    def wait(self, work: Any) -> None:
-        """Wait for a work.
+    def wait(self, reduction: Reduction) -> None:
+        """Wait for a sum.
 
         Raises:
             BrokenWorldError: a peer is gone, or will never answer.
         """
+        self._wait(reduction.work)
+        reduction.add_up()
+
+    def _wait(self, work: Any) -> None:
         while True:
             try:
                 work.wait(WAIT_LOOK)
@@ -205,7 +240,9 @@ def _gloo(store: Any, rank: int, world_size: int, device: Any) -> Any:
     options = dist.ProcessGroupGloo._Options()  # noqa: SLF001
     options._devices = [device]  # noqa: SLF001
     options._timeout = FORM_TIMEOUT  # noqa: SLF001
-    return dist.ProcessGroupGloo(store, rank, world_size, options)
+    group = dist.ProcessGroupGloo(store, rank, world_size, options)
+    group._set_default_timeout(OPERATION_TIMEOUT)  # an exchange takes no timeout of its own  # noqa: SLF001
+    return group
 
 
 def _nccl(store: Any, rank: int, world_size: int) -> Any:
