@@ -64,10 +64,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="20 s a side: only whether it runs")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="so long a side", metavar="S")
     parser.add_argument("--without-peers", action="store_true", help="no static split, and no Ray Serve with Ray Train")
-    parser.add_argument("--ask", nargs=2, metavar=("URL", "TOKEN"), help="be the clients of the requests in the input")
+    parser.add_argument(
+        "--ask", action="store_true", help="be the clients: of the address, by the token, of the requests in the input"
+    )
     given = parser.parse_args()
     if given.ask:
-        print(json.dumps(asyncio.run(ask(given.ask[0], given.ask[1], json.loads(sys.stdin.read())))))
+        print(json.dumps(asyncio.run(ask(*json.loads(sys.stdin.read())))))
         return
     for_s = QUICK_S if given.quick else given.seconds
     requests = thinned(busiest(for_s), NUM_SERVING)
@@ -208,9 +210,9 @@ def kill_and_recreate() -> list[float]:
 
 def from_clients(url: str, token: str, requests: Sequence[Request]) -> tuple[list[float], int]:
     """Have a process of its own send the requests at their times."""
-    command = [sys.executable, __file__, "--ask", url, token]
+    command = [sys.executable, __file__, "--ask"]
     clients = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    said, _ = clients.communicate(json.dumps(requests))
+    said, _ = clients.communicate(json.dumps((url, token, requests)))
     took_s, num_failed = json.loads(said)
     return took_s, num_failed
 
