@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 REAPER = Path(__file__).parent / "reaper.py"
-WAIT_S = 60.0
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -65,13 +64,19 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Non
 
 
 @pytest.fixture
-def until() -> Callable[[Callable[[], Any]], Any]:
+def wait_s() -> float:
+    """So long a condition is waited for; longer where machines are slow to answer."""
+    return 60.0
+
+
+@pytest.fixture
+def until(wait_s: float) -> Callable[[Callable[[], Any]], Any]:
     """Wait for a condition to hold, and give its value; fail when it does not."""
 
-    def wait(condition: Callable[[], Any], timeout_s: float = WAIT_S) -> Any:
-        deadline = time.monotonic() + timeout_s
+    def wait(condition: Callable[[], Any]) -> Any:
+        deadline = time.monotonic() + wait_s
         while not (value := condition()):
-            assert time.monotonic() < deadline, f"waited {timeout_s} s in vain"
+            assert time.monotonic() < deadline, f"waited {wait_s} s in vain"
             time.sleep(0.02)
         return value
 

@@ -6,8 +6,7 @@ They share this machine's files but for what lies below ``/mnt``, so a folder of
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +23,12 @@ from tests.ssh.hosts import Network
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
-WAIT_S = 120.0
 CUT_S = 60.0
 
 
 @pytest.fixture
-def until() -> Callable[[Callable[[], Any]], Any]:
-    """Wait for a condition to hold, and give its value; fail when it does not."""
-
-    def wait(condition: Callable[[], Any], timeout_s: float = WAIT_S) -> Any:
-        deadline = time.monotonic() + timeout_s
-        while not (value := condition()):
-            assert time.monotonic() < deadline, f"waited {timeout_s} s in vain"
-            time.sleep(0.05)
-        return value
-
-    return wait
+def wait_s() -> float:
+    return 120.0
 
 
 @pytest.fixture(scope="module")

@@ -137,7 +137,7 @@ class Group:
         """Start summing a tensor over the ranks, in place; give what to wait for.
 
         gloo's all-reduce goes around a ring twice, hop by hop. What is small each rank tells all others at once, and each adds
-        it up in the order of ranks: of eight ranks on two cores 2.4 ms instead of 17.
+        it up in the order of ranks (``benchmarks/small_sums.py``).
 
         Raises:
             BrokenWorldError: a peer is gone.
