@@ -67,7 +67,7 @@ class TaskRun:
         return events
 
 
-@ray.remote
+@ray.remote(max_calls=1)
 def _work(host: Any, folder: RunFolder, spec: TaskSpec) -> list[Event]:
     reporter = Reporter(host, HOLDER, folder).start()
     node = ray.get_runtime_context().get_node_id()[:8]

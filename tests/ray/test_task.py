@@ -93,6 +93,29 @@ def test_a_process_that_dies_says_what_happened(cluster):
         rk.run(crash).wait()
 
 
+def test_a_process_ends_with_its_run_and_the_next_finds_nothing_of_it(cluster, until):
+    def litter():
+        import os
+
+        import ray
+
+        @ray.remote(num_cpus=0)
+        class Left:
+            def pid(self):
+                return os.getpid()
+
+        left = Left.remote()
+        ring = [left]
+        ring.append(ring)
+        os.environ["LITTER"] = "yes"
+        return os.getpid(), ray.get(left.pid.remote())
+
+    pids = rk.run(litter).wait().result
+    for _ in range(3):
+        assert rk.run(os.environ.get, "LITTER").wait().result is None
+    until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+
+
 def test_a_request_that_no_cluster_can_hold_is_refused_at_once_with_what_is_there(cluster):
     with pytest.raises(CapacityError, match=r"3 CPUs .* has 2 CPUs and 0 GPUs"):
         rk.run(int, cpus=3)
