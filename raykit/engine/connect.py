@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from raykit.engine.setting import NAMESPACE
+from raykit.errors import ClusterError
 
 
 def connect(address: str, token_file: str) -> Any:
     """Connect this process to the head at ``address`` and give Ray's context.
 
-    Must come before any other ``ray.init`` of this process. The variable about the reconnect time keeps Ray from
-    ending the kernel a minute after a head's death.
+    The variable about the reconnect time keeps Ray from ending the kernel a minute after a head's death.
+
+    Raises:
+        ClusterError: this process is a driver of another cluster.
     """
+    _refuse_another(address)
     os.environ |= {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": token_file,
@@ -29,11 +33,32 @@ def connect(address: str, token_file: str) -> Any:
     try:
         import ray
 
+        _read_environment_again()
         context = ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, ignore_reinit_error=True)
     finally:
         sys.path.remove(shim)
     atexit.register(_leave, address)
     return context
+
+
+def _refuse_another(address: str) -> None:
+    """Raise where this process is a driver of another cluster: Ray would stay with that one, and say nothing."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized() and ray.get_runtime_context().gcs_address != address:
+        raise ClusterError(
+            f"This process is connected to Ray at {ray.get_runtime_context().gcs_address} already.",
+            "Leave that one first: ray.shutdown()",
+        )
+
+
+def _read_environment_again() -> None:
+    """Have Ray read what it has read at its import, if that came before; it looks for the head at another address else."""
+    import ray
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    ray._raylet.Config.initialize("")  # noqa: SLF001
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()  # noqa: SLF001
 
 
 def disconnect(address: str) -> None:

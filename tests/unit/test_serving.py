@@ -94,6 +94,11 @@ def test_a_replica_can_answer_what_its_batches_hold_as_far_as_two_calls_fit_the_
     assert cost.capacity_s(batch_size=8, slo_s=slo_s) == pytest.approx(capacity_s)
 
 
+def test_a_request_that_takes_longer_than_the_objective_wants_no_more_than_one():
+    asked = Load(rate_s=0.1, num_open=1, idle_s=0.0)
+    assert replicas_needed(asked, capacity_s=0.5, least=0, most=8, slo_s=0.2, patience=COLD) == 1
+
+
 def test_what_is_back_at_once_is_given_back_soon():
     steady = Steady()
     assert steady.take(0.0, 4, WARM) == 4

@@ -29,7 +29,7 @@ MAX_DEATHS = 3  # of replicas on one request, the last of them on it alone: it i
 WINDOW_S = 10.0
 RATE_S = 4.0
 SAMPLE_S = 0.5
-PRESSED_S = 0.01
+PRESSED_S, ANSWERED_S = 0.01, 0.05  # what comes together, or goes, is told together
 SOURCE = "ingress"
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Ingress:
         self._num_open = self._num_done = self._num_failed = 0
         self._last_s: float | None = None
         self._closing = False
-        self._is_pressed = asyncio.Event()
+        self._has_changed, self._is_pressed = asyncio.Event(), asyncio.Event()
         self._num_told = 0
         loop = asyncio.get_event_loop()
         self._serving = loop.create_task(self._serve())
@@ -164,10 +164,12 @@ class Ingress:
             self._come.notify_all()
         if self._num_open > max(self._num_told, sum(seat.most for seat in self._seats.values())):
             self._is_pressed.set()
+        self._has_changed.set()
         try:
             return await asyncio.gather(*(each.answer for each in requests))
         finally:
             self._num_open -= len(rows)
+            self._has_changed.set()
             async with self._come:
                 self._come.notify_all()
 
@@ -231,16 +233,15 @@ class Ingress:
             request.answer.set_result(answer)
 
     async def _tell(self) -> None:
-        """Tell the host each ``SAMPLE_S`` how it stands, and at once when more has come than the replicas can take."""
+        """Tell the host each ``SAMPLE_S`` how it stands, soon when that changes, at once when replicas cannot take what came."""
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(SAMPLE_S):
-                    await self._is_pressed.wait()
-            if is_pressed := self._is_pressed.is_set():
-                await asyncio.sleep(PRESSED_S)  # what comes together is told together
+            has_changed = await _is_set_within(self._has_changed, SAMPLE_S)
+            if has_changed and await _is_set_within(self._is_pressed, ANSWERED_S):
+                await asyncio.sleep(PRESSED_S)
+            self._has_changed.clear()
             self._is_pressed.clear()
             self._num_told = self._num_open
-            self._reporter.sample("requests", self._sample(time.monotonic()), at_once=is_pressed)
+            self._reporter.sample("requests", self._sample(time.monotonic()), at_once=has_changed)
 
     def _sample(self, now_s: float) -> RequestsSampled:
         while self._arrivals and self._arrivals[0] < now_s - RATE_S:
@@ -264,3 +265,11 @@ class Ingress:
 
 def _error(status: int, error: str, hint: str) -> web.Response:
     return web.json_response({"error": error, "hint": hint}, status=status)
+
+
+async def _is_set_within(event: asyncio.Event, timeout_s: float) -> bool:
+    """Wait for an event up to ``timeout_s``, and say whether it has come."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    return event.is_set()
