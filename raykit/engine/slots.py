@@ -74,6 +74,11 @@ class Slots:
         """Whether slots that were asked for may come at any moment."""
         return time.monotonic() < self._hurries_until_s and len(self._held) < len(self._groups)
 
+    @property
+    def have_all_come(self) -> bool:
+        """Whether none is waited for; Ray 2.60 can lose a slot that is given back while it is placed."""
+        return len(self._held) == len(self._groups)
+
     def give_back(self, num_slots: int, *, used: AbstractSet[int]) -> None:
         """Keep so many slots, and release of the others those that no worker uses, first those that never came."""
         for number in sorted(self._groups, key=lambda number: (number not in self._held, number), reverse=True):

@@ -241,6 +241,8 @@ class TrainingRun:
                 slots.ask(self._size.most)  # those that are too many go back when their workers have left
             if isinstance(command, Lend) and self._size.lend(command):
                 slots.ask(self._size.most)  # replicas leave at a commit, as if a person had asked
+                if slots.have_all_come:  # one may have come that no replica has taken yet
+                    slots.give_back(self._size.most, used=self._crew.slots_used)
             if isinstance(command, Hurry):
                 slots.hurry()
             if isinstance(command, Drill):
