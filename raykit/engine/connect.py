@@ -33,7 +33,8 @@ def connect(address: str, token_file: str) -> Any:
     try:
         import ray
 
-        _read_environment_again()
+        if not ray.is_initialized():
+            _read_environment_again()
         context = ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, ignore_reinit_error=True)
     finally:
         sys.path.remove(shim)
