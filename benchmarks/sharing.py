@@ -37,7 +37,7 @@ from raykit.store.log import Log
 
 NAME = "sharing"
 NUM_GPUS, NUM_SERVING = 5, 4
-STEP_GPU_S, ROWS, MICRO_ROWS = 1.0, 60, 3
+STEP_GPU_S, ROWS, MICRO_ROWS = 4.0, 240, 3
 MICRO_S = STEP_GPU_S * MICRO_ROWS / ROWS
 SECONDS, QUICK_S, SETTLE_S = 300.0, 20.0, 5.0
 SLO_S = 0.3

@@ -18,7 +18,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from _measure import Figure, end_in_order, report
 
-from raykit.engine.training.collective import OPERATION_TIMEOUT, Group, open_store
+from raykit.engine.training.collective import OPERATION_TIMEOUT, Group
+from raykit.engine.training.rendezvous import open_store
 
 HOST = "127.0.0.1"
 RANKS, QUICK_RANKS = (2, 5, 8), (2,)

@@ -34,8 +34,8 @@ class Membership:
     """What is true: the replicas, the world as it was last asked for, and the slots that are held and wanted.
 
     ``num_standing_by`` replicas may wait, beside the spares, for slots that others have now.
-    ``is_formed`` says that the ranks of the world have met, ``is_settling`` that they did a moment ago and have yet to
-    commit a step. ``broken_for_s`` is the time since a rank said that it cannot reach its peers, None while they all can.
+    ``is_formed`` says that the ranks of the world have met, ``is_awaited`` that those of the one before train on until they
+    have, ``is_settling`` that they did a moment ago and have yet to commit a step. ``broken_for_s`` is the time since a rank said that it cannot reach its peers, None while they all can.
     ``must_hurry``: the world that was asked for last is to be entered at a commit, but in the world before it somebody is
     gone, and there will be no commit. ``losses`` counts the replicas lost so far by their cause, and ``max_losses`` bounds
     them, the sum under ``""``. ``is_concluding``: the last world was asked for to save and end.
@@ -47,6 +47,7 @@ class Membership:
     num_standing_by: int = 0
     world: tuple[str, ...] = ()
     is_formed: bool = True
+    is_awaited: bool = False
     is_settling: bool = False
     is_concluding: bool = False
     replicas: tuple[ReplicaState, ...] = ()
@@ -116,7 +117,7 @@ def _next_world(now: Membership, alive: list[ReplicaState], least: int) -> tuple
     meeting = _must_meet_again(now) or now.must_hurry
     survivors = [replica for replica in now.world if replica in ready and not (meeting and ready[replica].silent)]
     joiners = [replica for replica, state in ready.items() if replica not in survivors and not state.silent]
-    whole = len(survivors) == len(now.world) and now.is_formed
+    whole = len(survivors) == len(now.world) and (now.is_formed or now.is_awaited)
     if not whole and len(survivors) >= least:
         joiners = []
     if not now.world and len(ready) < now.num_slots:

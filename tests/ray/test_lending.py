@@ -7,7 +7,7 @@ import pytest
 import raykit as rk
 from raykit.cluster.record import processes
 from raykit.engine.arbiter import Party, wants
-from raykit.events import SlotsHeld, SlotsLent, StepCommitted
+from raykit.events import SlotsHeld, SlotsLent, StepCommitted, WorldFormed
 from raykit.spec import TrainSpec
 from raykit.views import RunView, fold_all
 from tests.ray import loops
@@ -64,6 +64,37 @@ def test_a_rank_gives_its_slot_in_the_middle_of_a_step_and_the_others_do_what_it
     assert [step.event.step for step in steps] == [1, 2, 3, 4]
     alone = rk.train(learn, 0.0, workers=1, spares=0, name="in-parts-alone").wait()
     assert low.result == pytest.approx(alone.result, rel=1e-9)
+
+
+def test_a_rank_that_comes_in_the_middle_of_a_step_takes_part_in_the_rest_of_it(cluster, until):
+    def learn(pause_s):
+        import time
+
+        import torch
+
+        torch.manual_seed(0)
+        torch.set_default_dtype(torch.float64)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        job = rk.elastic(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+        for batch in job.batches({"x": torch.randn(1800, 4)}, batch_size=1800, micro_batch=3):
+            time.sleep(pause_s if job.world_size == 1 else 0)
+            loss = model(batch["x"]).pow(2).mean()
+            loss.backward()
+            job.commit(loss=loss)
+        return [float(value) for each in model.parameters() for value in each.detach().flatten()]
+
+    holder = rk.run(time.sleep, 600, name="holder")
+    until(lambda: holder.refresh().started_at_unix_s)
+    low = rk.train(learn, 0.1, workers=(1, 2), spares=0, name="grows", priority="low")
+    until(lambda: low.refresh().world_size == 1)
+    holder.stop()
+    low.wait()
+    formed = [record.event for record in records_of(low) if isinstance(record.event, WorldFormed)]
+    assert [(len(each.workers), each.step) for each in formed] == [(1, 0), (2, 0)]
+    assert low.view.step == 1
+    alone = rk.train(learn, 0.0, workers=1, spares=0, name="grows-alone").wait()
+    assert low.result == pytest.approx(alone.result, rel=1e-9)
+    assert low.metrics()["loss"][1] == pytest.approx(alone.metrics()["loss"][1])
 
 
 def records_of(run):

@@ -269,8 +269,8 @@ def test_clipping_and_micro_batches_and_a_stop_from_inside(cluster):
     assert norm == pytest.approx(1.0, abs=1e-4)
 
 
-def test_batches_in_micro_batches_learn_what_whole_batches_do(cluster):
-    def learn(micro_batch):
+def test_batches_in_micro_batches_learn_what_whole_batches_do(cluster, tmp_path):
+    def learn(micro_batch, folder):
         import torch
 
         torch.manual_seed(0)
@@ -285,17 +285,23 @@ def test_batches_in_micro_batches_learn_what_whole_batches_do(cluster):
             if job.sync(loss=loss):
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
             taken.append(job.commit())
+        (folder / str(job.rank)).write_text(str(passes))
         parameters = [float(value) for each in model.parameters() for value in each.detach().flatten()]
-        return parameters, (job.step, job.num_rows), passes, sum(taken)
+        return parameters, (job.step, job.num_rows), sum(taken)
 
-    whole, parts, alone = (
-        rk.train(learn, micro_batch, workers=workers, name=f"in-parts-of-{micro_batch}-by-{workers}").wait()
-        for micro_batch, workers in ((None, 2), (3, 2), (5, 1))
-    )
+    runs, passes = [], []
+    for micro_batch, workers in ((None, 2), (3, 2), (5, 1)):
+        (folder := tmp_path / str(micro_batch)).mkdir()
+        runs.append(rk.train(learn, micro_batch, folder, workers=workers, name=f"in-parts-of-{micro_batch}-by-{workers}").wait())
+        passes.append([int(file.read_text()) for file in folder.iterdir()])
+    whole, parts, alone = runs
     for run in (parts, alone):
         assert run.result[0] == pytest.approx(whole.result[0], rel=1e-9)
         assert run.result[1] == whole.result[1] == (20, 280)
-    assert parts.result[2:] == (52, 20)  # rank 0 has 3 of 6 micro-batches, and 1 of the 2 of an epoch's last step
+    assert [len(each) for each in passes] == [2, 2, 1]
+    assert [sum(each) for each in passes] == [40, 104, 72]  # an epoch has 5 steps; 26 micro-batches; 18 of them
+    assert whole.result[2] == alone.result[2] == 20
+    assert 0 < parts.result[2] <= 20  # a step of which the other rank does all is taken without the loop's body
     assert parts.metrics()["loss"][1] == pytest.approx(whole.metrics()["loss"][1])  # of later steps some are told
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from raykit.engine.training import collective
-from raykit.engine.training.collective import BrokenWorldError, Group, open_store
+from raykit.engine.training.collective import Group
+from raykit.engine.training.rendezvous import BrokenWorldError, open_store
 
 HOST = "127.0.0.1"
 RANKS = 3

@@ -1,15 +1,19 @@
 """Members of a world, each in a thread of this process, with a rendezvous store and gloo of their own."""
 
 import queue
+import random
 import threading
+import time
+from collections import Counter
 
 import pytest
 import torch
 
 from raykit.engine.training.checkpoint import Checkpoints
-from raykit.engine.training.collective import Reducer, open_store
+from raykit.engine.training.collective import Reducer
 from raykit.engine.training.job import Job, Surroundings
 from raykit.engine.training.member import SMALL_STATE_BYTES, Member
+from raykit.engine.training.rendezvous import open_store
 from raykit.engine.training.state import Stateful
 from raykit.engine.training.world import Generation
 from raykit.spec.training import interval
@@ -19,6 +23,8 @@ HOST = "127.0.0.1"
 
 class _Job:
     """A model of one number; its value tells whose state it is."""
+
+    num_parts_done = num_parts_held = 0
 
     def __init__(self, value, step=0):
         self.value, self.step, self.prepared = torch.tensor([float(value)]), step, False
@@ -288,23 +294,126 @@ def test_a_world_whose_member_never_comes_is_given_up_when_a_newer_one_is_known(
 def test_a_rank_whose_slot_is_given_away_computes_nothing_more_though_the_others_have_not_heard_of_the_next_world(tmp_path):
     world, alone = _World("w1", "w2"), _World("w1")
     passes = {"w1": [], "w2": []}
+    came = threading.Event()
 
     def hear(name, step):
         passes[name].append(step)
-        if (name, step, passes[name].count(step)) in {("w2", 1, 1), ("w1", 4, 1)}:
-            world.publish(2, ("w1",), to=[name], urgent=False)
+        if name == "w2":
+            came.set()
+        if step == 1:
+            came.wait(20)
+        if name == "w2":
+            world.publish(2, ("w1",), to=["w2"], urgent=False)
+        if (name, step) == ("w1", 4):
+            world.publish(2, ("w1",), to=["w1"], urgent=False)
 
     learned = _learn(world, tmp_path, hear)
     world.publish(3, ("w1",), to=["w2"])
-    assert passes["w2"] == [0, 0, 1]
-    assert [passes["w1"].count(step) for step in range(6)] == [2, 3, 4, 4, 4, 4]
+    assert len(passes["w2"]) == 1
+    assert Counter(passes["w1"] + passes["w2"]) == dict.fromkeys(range(6), 4)
     assert learned == pytest.approx(_learn(alone, tmp_path / "alone", lambda *_: None), rel=1e-12)
 
 
-def _learn(world, folder, hear):
-    """Train a model of two numbers for six steps of four micro-batches; give what the first member has learned."""
-    world.publish(1, tuple(world.members))
-    x = torch.arange(24, dtype=torch.float64).reshape(24, 1) / 24
+def test_a_rank_that_has_its_slot_back_before_the_step_s_end_takes_part_in_it_again(tmp_path, until):
+    world, passes, is_aside = _World("w1", "w2"), [], threading.Event()
+
+    def hear(name, step):
+        passes.append((name, step))
+        if passes.count(("w2", 0)) == 1 and name == "w2":
+            world.publish(2, ("w1",), urgent=False)
+            threading.Thread(target=lambda: (world.observers["w2"].aside.get(), is_aside.set()), daemon=True).start()
+        if name == "w1" and step == 0 and is_aside.wait(20) and world.members["w2"].assigned.number == 2:
+            world.publish(3, ("w1", "w2"), urgent=False)
+            until(lambda: passes.count(("w2", 0)) > 1)
+
+    _learn(world, tmp_path, hear, num_parts=12)
+    assert passes.count(("w2", 0)) > 1
+    assert passes.count(("w1", 0)) + passes.count(("w2", 0)) == 12
+    assert world.observers["w1"].formed[1] == (3, 1)
+
+
+def test_who_comes_in_the_middle_of_a_step_takes_part_in_the_rest_of_it(tmp_path, until):
+    world, alone, passes = _World("w1", "w2", "w3"), _World("w1"), []
+
+    def hear(name, step):
+        passes.append((name, step))
+        if len(passes) == 3:
+            world.publish(2, ("w1", "w2", "w3"), urgent=False)
+        if len(passes) > 3 and name != "w3":
+            until(lambda: world.members["w1"].newcomers_have_met or ("w3", 0) in passes)
+
+    learned = _learn(world, tmp_path, hear, first=("w1", "w2"), num_parts=12)
+    assert ("w3", 0) in passes
+    assert Counter(step for _, step in passes) == dict.fromkeys(range(6), 12)
+    assert world.observers["w1"].formed[1] == (2, 0)
+    assert learned == pytest.approx(_learn(alone, tmp_path / "alone", lambda *_: None, num_parts=12), rel=1e-12)
+
+
+def test_who_leaves_as_another_comes_in_the_middle_of_a_step_leaves_its_part_of_it_behind(tmp_path, until):
+    world, alone, passes = _World("w1", "w2", "w3"), _World("w1"), []
+
+    def hear(name, step):
+        passes.append((name, step))
+        if ("w1", 0) in passes and ("w2", 0) in passes and world.members["w1"].assigned.number == 1:
+            world.publish(2, ("w2", "w3"), urgent=False)
+        if name == "w2" and step == 0 and world.members["w1"].assigned.number == 2:
+            until(lambda: world.members["w2"].newcomers_have_met or ("w3", 0) in passes)
+
+    learned = _learn(world, tmp_path, hear, first=("w1", "w2"), num_parts=12, of="w3")
+    assert ("w3", 0) in passes
+    assert Counter(step for _, step in passes) == dict.fromkeys(range(6), 12)
+    assert world.observers["w2"].formed[1] == (2, 0)
+    assert learned == pytest.approx(_learn(alone, tmp_path / "alone", lambda *_: None, num_parts=12), rel=1e-12)
+
+
+def test_a_step_is_begun_anew_when_who_holds_a_part_of_it_is_lost_on_the_way_into_the_next_world(tmp_path, until):
+    world, alone, passes = _World("w1", "w2", "w3"), _World("w1"), []
+
+    def hear(name, step):
+        passes.append((name, step))
+        if ("w1", 0) in passes and ("w2", 0) in passes and world.members["w1"].assigned.number == 1:
+            world.publish(2, ("w1", "w2", "w3"), urgent=False)
+            until(lambda: world.members["w2"].newcomers_have_met and world.members["w1"].newcomers_have_met)
+            world.publish(3, ("w2", "w3"))  # w1 holds what all have done, and is not asked for it
+
+    learned = _learn(world, tmp_path, hear, first=("w1", "w2"), num_parts=12, of="w3")
+    counts = Counter(step for _, step in passes)
+    assert counts.pop(0) > 12
+    assert counts == dict.fromkeys(range(1, 6), 12)
+    assert learned == pytest.approx(_learn(alone, tmp_path / "alone", lambda *_: None, num_parts=12), rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whoever_comes_and_goes_and_whenever_what_is_learned_is_the_same(tmp_path, seed):
+    rng, is_over, passes = random.Random(seed), threading.Event(), []
+    world, alone = _World("w1", "w2", "w3", "w4"), _World("w1")
+
+    def ask_for_worlds():
+        number, num_broken = 1, 0
+        while not is_over.wait(rng.random() * 0.1):
+            number += 1
+            others = rng.sample(["w2", "w3", "w4"], rng.randint(0, 3))
+            is_broken = num_broken < (num_broken := sum(len(each.broken) for each in world.observers.values()))
+            world.publish(number, ("w1", *others), urgent=is_broken or rng.random() < 0.1)
+
+    def hear(name, step):
+        passes.append(step)
+        time.sleep(rng.random() * 0.004)
+
+    asking = threading.Thread(target=ask_for_worlds, daemon=True)
+    asking.start()
+    learned = _learn(world, tmp_path, hear, num_parts=20, num_steps=20)
+    is_over.set()
+    formed = [step for _, step in world.observers["w1"].formed]
+    assert len(formed) > len(set(formed)), "no world was entered in the middle of a step"
+    assert learned == pytest.approx(_learn(alone, tmp_path / "alone", lambda *_: None, num_parts=20, num_steps=20), rel=1e-12)
+
+
+def _learn(world, folder, hear, *, first=None, num_parts=4, num_steps=6, of="w1"):
+    """Train a model of two numbers for steps of micro-batches; give what a member has learned that is in it to the end."""
+    world.publish(1, first or tuple(world.members), to=first)
+    num_rows = num_parts * num_steps
+    x = torch.arange(num_rows, dtype=torch.float64).reshape(num_rows, 1) / num_rows
     models = {}
 
     def learn(name):
@@ -321,16 +430,16 @@ def _learn(world, folder, hear):
             ),
             Stateful(model=model, optimizers=[torch.optim.SGD(model.parameters(), lr=0.1)], schedulers=[], scaler=None),
         )
-        for batch in job.batches({"x": x}, batch_size=4, micro_batch=1):
+        for batch in job.batches({"x": x}, batch_size=num_parts, micro_batch=1):
             hear(name, job.step)
             (model(batch["x"]) - 1).pow(2).mean().backward()
             job.commit()
 
-    threads = [threading.Thread(target=learn, args=(name,), daemon=True) for name in world.members]
-    for thread in threads:
+    threads = {name: threading.Thread(target=learn, args=(name,), daemon=True) for name in world.members}
+    for thread in threads.values():
         thread.start()
-    _join(threads[:1])
-    return [each.item() for each in models["w1"].state_dict().values()]
+    _join([threads[of]])
+    return [each.item() for each in models[of].state_dict().values()]
 
 
 @pytest.mark.parametrize("is_large", [False, True])

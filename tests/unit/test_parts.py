@@ -1,57 +1,97 @@
-"""A step in micro-batches, without a world: how they are divided, and what their gradients come to."""
+"""A step in micro-batches, without a world: who does which, and what their gradients come to."""
 
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from raykit.engine.training.parts import Accumulated, Parts
+from raykit.engine.training.rendezvous import Number
 from raykit.errors import InputError
 
 
-def do(ranks, gives_way):
-    """Have ranks do a step together; ``gives_way(rank, num_done)`` says who leaves when. Give what each has done."""
-    done = {rank: [] for rank in range(len(ranks))}
-    for _ in range(100):
-        if all(each.is_over for each in ranks):
-            return done
-        stands = []
-        for rank, parts in enumerate(ranks):
-            while not parts.must_agree(gives_way=gives_way(rank, len(done[rank]))):
-                done[rank].append(parts.next)
-                parts.done()
-            stands.append(parts.stand(gives_way=gives_way(rank, len(done[rank]))))
-        for parts in ranks:
-            parts.agree(stands)
-    raise AssertionError("the step has no end")
+def ranks_of(world_size, num_parts, *, num_done=0):
+    store = dist.HashStore()
+    return [Parts(Number(store, "parts"), num_done=num_done, num_parts=num_parts) for _ in range(world_size)]
 
 
-def world(num_parts, world_size):
-    return [Parts(num_parts, rank=rank, world_size=world_size) for rank in range(world_size)]
+def do(parts, most=99):
+    """Have a rank do so many at most; give those that it has done."""
+    done = []
+    while parts.is_open and len(done) < most:
+        parts.take()
+        if parts.next is not None:
+            done.append(parts.next)
+            parts.done()
+    return done
 
 
 @pytest.mark.parametrize(("num_parts", "world_size"), [(12, 3), (13, 4), (2, 3), (1, 1)])
-def test_each_micro_batch_is_done_once_and_all_ranks_have_about_as_many(num_parts, world_size):
-    done = do(world(num_parts, world_size), lambda *_: False)
-    assert sorted(part for mine in done.values() for part in mine) == list(range(num_parts))
-    counts = list(map(len, done.values()))
-    assert max(counts) - min(counts) <= 1
+def test_each_micro_batch_is_done_once_and_those_who_are_as_fast_do_as_many(num_parts, world_size):
+    ranks = ranks_of(world_size, num_parts)
+    done = [[] for _ in ranks]
+    while any(each.is_open for each in ranks):
+        for mine, parts in zip(done, ranks, strict=True):
+            mine.extend(do(parts, most=1))
+    assert sorted(chain.from_iterable(done)) == list(range(num_parts))
+    assert max(map(len, done)) - min(map(len, done)) <= 1
+    assert all(each.is_over and not each.is_closed for each in ranks)
 
 
-def test_what_one_leaves_undone_is_divided_among_the_others():
-    done = do(world(12, 3), lambda rank, num_done: rank == 1 and num_done >= 1)
-    assert done[1] == [1]
-    assert sorted(part for mine in done.values() for part in mine) == list(range(12))
-    assert {len(done[0]), len(done[2])} == {5, 6}
+def test_who_takes_no_more_leaves_nothing_undone():
+    one, other = ranks_of(2, 12)
+    assert do(one, most=1) == [0]
+    assert do(other) == list(range(1, 12))
+    one.look()
+    assert one.is_over
 
 
-def test_whoever_gives_way_and_whenever_each_micro_batch_is_done_once():
-    rng = random.Random(0)
-    for _ in range(300):
-        num_parts, world_size = rng.randint(1, 20), rng.randint(1, 5)
-        leaves_after = {rank: rng.choice([0, 1, 2, 99]) for rank in range(world_size)}
-        done = do(world(num_parts, world_size), lambda rank, num_done, after=leaves_after: num_done >= after[rank])
-        assert sorted(part for mine in done.values() for part in mine) == list(range(num_parts))
+def test_what_is_closed_is_closed_to_all_and_goes_on_where_it_was():
+    one, other = ranks_of(2, 12)
+    do(one, most=3)
+    do(other, most=2)
+    one.close()
+    assert one.is_closed
+    assert not one.is_over
+    assert do(other) == []
+    assert other.is_closed
+    (later,) = ranks_of(1, 12, num_done=max(one.num_known, other.num_known))
+    assert do(later) == list(range(5, 12))
+
+
+def test_what_is_over_is_not_closed():
+    one, other = ranks_of(2, 3)
+    do(one)
+    other.close()
+    assert other.is_over
+    assert not other.is_closed
+
+
+def test_ranks_find_a_step_either_closed_or_over_whoever_closes_it_and_when():
+    rng, ends = random.Random(0), set()
+    for _ in range(200):
+        num_parts = rng.randint(1, 6)
+        ranks = ranks_of(4, num_parts)
+        begin = threading.Barrier(len(ranks))
+
+        def work(parts, closes_after, begin=begin):
+            begin.wait()
+            done = do(parts, most=closes_after)
+            parts.close()
+            return done
+
+        with ThreadPoolExecutor(len(ranks)) as pool:
+            done = list(chain.from_iterable(pool.map(work, ranks, [rng.choice([0, 1, 2, 99]) for _ in ranks])))
+        assert len({each.is_closed for each in ranks}) == 1
+        assert sorted(done) == list(range(max(each.num_known for each in ranks)))
+        assert all(each.is_closed != each.is_over for each in ranks)
+        assert (len(done) == num_parts) == ranks[0].is_over
+        ends.add(ranks[0].is_over)
+    assert ends == {True, False}
 
 
 def test_gradients_of_unequal_micro_batches_come_to_the_mean_over_all_their_rows():
@@ -61,7 +101,6 @@ def test_gradients_of_unequal_micro_batches_come_to_the_mean_over_all_their_rows
     whole = model.weight.grad.clone()
     model.zero_grad()
     accumulated = Accumulated(list(model.parameters()))
-    accumulated.begin()
     for rows in (x[:3], x[3:4], x[4:10]):
         accumulated.count_next_as(len(rows))
         loss = model(rows).pow(2).mean()
@@ -69,19 +108,39 @@ def test_gradients_of_unequal_micro_batches_come_to_the_mean_over_all_their_rows
         accumulated.add({"loss": float(loss.detach())})
     assert accumulated.weight == 10
     assert torch.allclose(model.weight.grad * accumulated.unit / accumulated.weight, whole)
-    assert accumulated.means["loss"] == pytest.approx(float(model(x).detach().pow(2).mean()))
+    assert accumulated.names == ("loss",)
+    assert accumulated.sums[0] / accumulated.weight == pytest.approx(float(model(x).detach().pow(2).mean()))
 
 
 def test_what_counts_for_nothing_changes_nothing():
     model = torch.nn.Linear(1, 1, bias=False)
     accumulated = Accumulated(list(model.parameters()))
-    accumulated.begin()
     for value, weight in ((1.0, 2), (5.0, 0), (3.0, 2)):
         accumulated.count_next_as(7)  # the rows, before the loop's body says otherwise
         accumulated.count_next_as(weight)
         (model.weight * value).sum().backward()
         accumulated.add({"value": value})
     assert float(model.weight.grad) * accumulated.unit / accumulated.weight == pytest.approx(2.0)
-    assert accumulated.means == {"value": 2.0}
+    assert (accumulated.names, accumulated.sums[0], accumulated.weight) == (("value",), 8.0, 4.0)
+    assert accumulated.num_parts == 3
     with pytest.raises(InputError, match="over how many rows"):
         accumulated.count_next_as(-1)
+
+
+def test_who_has_done_nothing_can_hold_what_others_did():
+    model = torch.nn.Linear(1, 1, bias=False)
+    accumulated = Accumulated(list(model.parameters()))
+    model.weight.grad = torch.tensor([[2.0]])
+    accumulated.hold(3, 12.0, [24.0])
+    accumulated.count_next_as(4)
+    (model.weight * 6.0).sum().backward()
+    accumulated.add({"value": 6.0})
+    assert (accumulated.num_parts, accumulated.weight, accumulated.sums[0]) == (4, 16.0, 48.0)
+    assert float(model.weight.grad) * accumulated.unit / accumulated.weight == pytest.approx(3.0)
+
+
+def test_too_many_metrics_are_refused():
+    accumulated = Accumulated([])
+    accumulated.count_next_as(1)
+    with pytest.raises(InputError, match="17 metrics"):
+        accumulated.add({str(number): 0.0 for number in range(17)})

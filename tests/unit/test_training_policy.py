@@ -84,6 +84,13 @@ def test_who_has_left_gives_its_slot_before_the_others_have_met():
     assert decide(replace(leaves, replicas=(*ranks[:2], replace(ranks[2], aside=True)))) == [StandBy(replicas=("w3",))]
 
 
+def test_who_has_a_slot_again_is_invited_though_the_others_have_not_met_without_it():
+    ranks = [ReplicaState(replica=f"w{n}", ready=True, holds_slot=n < 3, aside=n == 3) for n in (1, 2, 3)]
+    returns = _now(*ranks, world=("w1", "w2"), is_formed=False, num_slots=3, num_spares=0)
+    assert decide(replace(returns, is_awaited=True)) == [Form(replicas=("w1", "w2", "w3"))]
+    assert decide(returns) == [], "those who meet after a loss meet first"
+
+
 def test_who_stands_by_is_ended_when_a_person_asks_for_fewer():
     ranks = [ReplicaState(replica=f"w{n}", ready=True, holds_slot=n < 3) for n in (1, 2, 3, 4)]
     fewer = _now(*ranks, world=("w1", "w2"), num_slots=2, num_spares=1, num_standing_by=0)

@@ -15,7 +15,7 @@ class Buffers:
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._all = list(model.buffers())
+        self._names, self._all = [name for name, _ in model.named_buffers()], list(model.buffers())
         self._averaged = [each for each in self._all if each.is_floating_point() and not isinstance(each, DTensor)]
         self._before: list[torch.Tensor] = []
         self._means: list[torch.Tensor] = []
@@ -23,6 +23,10 @@ class Buffers:
     def begin(self) -> None:
         """Remember the buffers as the step found them."""
         self._before = [each.clone() for each in self._all]
+
+    def as_committed(self) -> dict[str, torch.Tensor]:
+        """Give those, by name, that a step in progress may have changed, as it found them."""
+        return dict(zip(self._names, self._before, strict=False))
 
     def reduce(self, group: Group, weight: float, total_weight: float) -> None:
         """Take the weighted mean over the ranks; blocking. ``keep`` puts it in place.
@@ -39,9 +43,11 @@ class Buffers:
         with torch.no_grad():
             for buffer, mean in zip(self._averaged, self._means, strict=True):
                 buffer.copy_(mean)
+        self._before = []
 
     def restore(self) -> None:
         """The step is broken: take back what its forward changed."""
         with torch.no_grad():
-            for buffer, before in zip(self._all, self._before, strict=True):
+            for buffer, before in zip(self._all, self._before, strict=False):
                 buffer.copy_(before)
+        self._before = []

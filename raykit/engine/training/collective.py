@@ -7,8 +7,6 @@ lie on GPUs: those go by NCCL, which was not tried on one yet.
 
 from __future__ import annotations
 
-import queue
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -21,56 +19,14 @@ import torch
 import torch.distributed as dist
 
 from raykit.engine.training import sockets
+from raykit.engine.training.rendezvous import FORM_TIMEOUT, MEET_S, WAIT_LOOK, BrokenWorldError, Number, join_store
 from raykit.engine.training.shards import local_of, with_local
 from raykit.engine.training.world import Address
 
-FORM_TIMEOUT = timedelta(seconds=3)  # all have arrived by then: it bounds the wait for one that dies in between
-MEET_S = 0.005
 OPERATION_TIMEOUT = timedelta(minutes=30)  # a dead peer closes its sockets; a slow one is waited for
-WAIT_LOOK = timedelta(seconds=0.02)  # how often a wait asks whether the world was given up meanwhile
 EXCHANGED_BYTES = 2**16  # so much at most a rank is given where all tell all
 BUCKET_BYTES = 25 * 2**20  # as DDP's default
 FIRST_BUCKET_BYTES = 2**20  # as DDP: the first reduction starts early
-
-
-class BrokenWorldError(Exception):
-    """A peer is gone: the step is to be done again in the next world."""
-
-
-def open_store(host: str) -> tuple[Any, Address]:
-    """Serve a rendezvous store from this process, on a free port of ``host``, an address of this node."""
-    listener = socket.create_server((host, 0))
-    port = listener.getsockname()[1]
-    store = dist.TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach(), use_libuv=True)
-    return store, (host, port)
-
-
-def join_store(store: Address, outdated: Callable[[], bool]) -> Any:
-    """Be a client of a rendezvous store.
-
-    Torch asks an owner that has just died again and again, for up to twice its timeout, and nothing stops it: it does so
-    in a thread that is left behind.
-
-    Raises:
-        BrokenWorldError: nobody serves it, or this world will not be.
-    """
-    joined: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def join() -> None:
-        try:
-            socket.create_connection(store, timeout=FORM_TIMEOUT.total_seconds()).close()
-            joined.put(dist.TCPStore(*store, is_master=False, wait_for_workers=False, timeout=FORM_TIMEOUT))
-        except (OSError, RuntimeError) as exc:
-            joined.put(exc)
-
-    threading.Thread(target=join, name="raykit-join", daemon=True).start()
-    while not outdated():
-        with suppress(queue.Empty):
-            client = joined.get(timeout=MEET_S)
-            if isinstance(client, Exception):
-                raise BrokenWorldError(f"the store's owner is gone: {client}") from client
-            return client
-    raise BrokenWorldError("a newer world was published")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +75,7 @@ class Group:
         self.rank, self.world_size, self.device = rank, world_size, device
         self._given_up, self._is_broken = given_up, False
         try:
-            keys = dist.PrefixStore(prefix, join_store(store, outdated))
+            self._keys = keys = dist.PrefixStore(prefix, join_store(store, outdated))
             gloo_device, mine = sockets.open_device(host)
             keys.set(f"device {rank}", f"{mine[0]} {mine[1]}")
             keys.add("arrived", 1)
@@ -159,6 +115,10 @@ class Group:
         assert told.told is not None
         table: list[list[int]] = told.told.tolist()
         return table
+
+    def number(self, name: str) -> Number:
+        """Give a number that all ranks share."""
+        return Number(self._keys, name, self._given_up)
 
     def _exchange(self, tensor: torch.Tensor) -> Reduction:
         """Start telling all ranks what this one has, and to be told."""

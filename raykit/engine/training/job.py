@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,18 +16,19 @@ from torch.utils._pytree import tree_map_only
 from raykit.engine.reporter import Reporter
 from raykit.engine.training.buffers import Buffers
 from raykit.engine.training.checkpoint import Checkpoints
-from raykit.engine.training.collective import BrokenWorldError, Group, Reducer
+from raykit.engine.training.collective import Group, Reducer
 from raykit.engine.training.feed import Cut
 from raykit.engine.training.member import Member
 from raykit.engine.training.parts import Accumulated, Parts
+from raykit.engine.training.rendezvous import BrokenWorldError
 from raykit.engine.training.rows import Ahead, Source, Streamed, source_of, to_device
 from raykit.engine.training.state import State, Stateful
+from raykit.engine.training.tally import Tally, names_of
 from raykit.errors import InputError
 from raykit.events import StepCommitted, WorkerBusy
 from raykit.spec.training import Interval
 
-MAX_METRICS = 16
-NUM_SIGNS = 4  # what stands before the metrics in the vector that all ranks sum: weight, may enter the next world, stop, save
+ASIDE_LOOK_S = 0.02  # how often a rank that gives way sees whether the others are done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +63,8 @@ class Job:
         self._optimizer_steps = [each.step for each in optimizers]
         for each in optimizers:
             each.step = _refuse_step
-        self.step = self.epoch = self.num_rows = 0
-        self.prepared = False
+        self.step = self.epoch = self.num_rows = self.num_parts_done = 0
+        self.prepared = self._is_in_step = False
         self._planned_steps = self._num_datasets = 0
         self._total_steps: int | None = None
         self._cut = Cut(rank=0, world_size=1)
@@ -104,8 +105,9 @@ class Job:
         without running the loop's body.
 
         With ``micro_batch`` the part comes in several, each of so many rows, and the body runs for each: gradients add up,
-        and ``commit`` takes the step after the last. A rank whose slot is wanted gives it after the micro-batch that it is
-        in; the others do what it leaves undone. Which random numbers a micro-batch draws does not depend on who does it.
+        and ``commit`` takes the step after the last. Ranks take them one after the other, so who is fast does more. A rank
+        whose slot is wanted gives it after the micro-batch that it is in, and one that comes takes part from the next one on.
+        Which random numbers a micro-batch draws does not depend on who does it.
 
         Args:
             dataset: a map-style dataset, a list, a dict or tuple of arrays; a path or URL of Parquet files; a function that
@@ -200,8 +202,7 @@ class Job:
         for scheduler in self._cared_for.schedulers:
             scheduler.step()
         self._buffers.keep()
-        self._zero_grad()
-        self.prepared = False
+        self._end_step()
         self.step += 1
         self.num_rows += int(self._batch_rows)
         self._committed()
@@ -209,8 +210,7 @@ class Job:
     def discard(self) -> None:
         """Be as after the last commit."""
         self._buffers.restore()
-        self._zero_grad()
-        self.prepared = False
+        self._end_step()
 
     def sync(self, **metrics: Any) -> bool:
         """Make the gradients final before ``commit``, to clip them, say.
@@ -285,11 +285,14 @@ class Job:
             self._around.reporter.emit(WorkerBusy(worker=self._member.worker, what=""))
 
     def state(self) -> State:
-        """Give what a joiner or a checkpoint needs, sharing memory with it."""
-        return self._cared_for.state() | {"step": self.step, "num_rows": self.num_rows, "seed": self._seed}
+        """Give what a joiner or a checkpoint needs, as of the last commit, sharing memory with it."""
+        state = self._cared_for.state()
+        buffers = {name: each for name, each in self._buffers.as_committed().items() if name in state["model"]}
+        return state | {"model": state["model"] | buffers, "step": self.step, "num_rows": self.num_rows, "seed": self._seed}
 
     def adopt(self, state: State) -> None:
         """Take over a state."""
+        self.discard()
         self._cared_for.adopt(state)
         self.step, self.num_rows, self._seed = state["step"], state["num_rows"], state["seed"]
         self._saved_step = self.step
@@ -327,9 +330,20 @@ class Job:
         self._num_datasets += 1
         return self._around.stored_dataset(self._num_datasets, dataset)
 
-    def _zero_grad(self) -> None:
+    @property
+    def num_parts_held(self) -> int:
+        """How many of a step's micro-batches are in the gradients of this rank."""
+        return self._accumulated.num_parts
+
+    def _end_step(self) -> None:
+        self._hold_nothing()
+        self.prepared = self._is_in_step = False
+        self.num_parts_done = 0
+
+    def _hold_nothing(self) -> None:
         for optimizer in self._cared_for.optimizers:
             optimizer.zero_grad(set_to_none=True)
+        self._accumulated.clear()
 
     def _begin(self, rows: Any, *, shared_in_group: bool) -> None:
         assert self._member.column is not None
@@ -338,11 +352,12 @@ class Job:
         self._weight, self._replica_weight = self._cut.weight(rows), float(len(self._cut.of_replica(rows)))
         self._batch_rows, self._total_weight = len(rows), None
         self._answered = self._save_wanted = False
-        self._step_begun_s = time.monotonic()
         self._reducer.begin(self._member.column, self._replica_weight)
         self._reducer.enabled, self._parts = True, None
         self._set_weights()
-        self._buffers.begin()
+        if not self._is_in_step:
+            self._is_in_step, self._step_begun_s = True, time.monotonic()
+            self._buffers.begin()
         self._draw_from(self.rank)
 
     def _draw_from(self, place: int) -> None:
@@ -352,31 +367,59 @@ class Job:
         random.seed(drawn)
 
     def _in_parts(self, rows: Any, size: int, source: Source) -> Iterator[Any]:
-        """Give this rank's micro-batches of a step, and those that others leave to it, until the step is taken or broken."""
+        """Give this rank's micro-batches of a step, until the step is taken or broken, or is to go on in another world."""
         cut = [rows[at : at + size] for at in range(0, len(rows), size)]
-        parts = self._parts = Parts(len(cut), rank=self.rank, world_size=self.world_size)
+        number = self._group().number(f"parts {self.step}")
+        parts = self._parts = Parts(number, num_done=self.num_parts_done, num_parts=len(cut))
         self._reducer.enabled = False  # until the last it is not known which is the last
-        self._accumulated.begin()
         self._is_counted = True
-        if parts.must_agree(gives_way=self._member.gives_way()):
-            self.commit()  # what is this rank's it leaves undone, or it has none
+        self.commit()  # for who finds that the others do them all
         while self._parts is parts and (place := parts.next) is not None:
             self._answered = self._is_counted = False
             self._draw_from(place)
             self._accumulated.count_next_as(float(len(cut[place])))
             yield to_device(source.take(cut[place]), self._member.device)
             self._check_answered()
+        if self._parts is parts and parts.is_closed:
+            self._hand_on(parts)
 
     def _is_through(self, parts: Parts, metrics: dict[str, Any]) -> bool:
-        """Count the micro-batch, and say whether all of the step are done, whoever did them; blocking where this rank's are."""
+        """Count the micro-batch and have the next, and say whether all of the step are taken; blocking while it gives way."""
         if not self._is_counted:
             self._is_counted = True
             self._accumulated.add({name: _number(value) for name, value in metrics.items()})
             parts.done()
-        while parts.must_agree(gives_way=(gives_way := self._member.gives_way())):
-            with self._member.within("waiting"):
-                parts.agree(self._group().gather(parts.stand(gives_way=gives_way)))
+        with self._member.within("waiting"):
+            while parts.is_open and parts.next is None:
+                if self._member.newcomers_have_met:
+                    parts.close()
+                elif self._member.gives_way():
+                    parts.look()
+                    self._member.wait_for_news(ASIDE_LOOK_S)
+                else:
+                    parts.take()
         return parts.is_over
+
+    def _hand_on(self, parts: Parts) -> None:
+        """Leave what all hold of the step to one that goes on, so that it goes on in the next world, whoever is in that."""
+        try:
+            group = self._group()
+            with self._member.within("waiting"):
+                told = group.gather([int(self._member.goes_on), parts.num_known])
+                self._reducer.set_weight(self._accumulated.unit)
+                total = self._summed(group, self._accumulated.weight, self._accumulated.sums)
+        except BrokenWorldError as exc:
+            self._break(exc)
+            self.discard()
+            return
+        num_done = max(num_known for _, num_known in told)
+        heir = next((rank for rank, (goes_on, _) in enumerate(told) if goes_on), 0)
+        if group.rank == heir and total.weight:
+            self._reducer.write_back(total.weight)
+            self._accumulated.hold(num_done, total.weight, total.sums)
+        else:
+            self._hold_nothing()
+        self.num_parts_done, self._agreed = num_done, True
 
     def _check_answered(self) -> None:
         if not self._answered:
@@ -405,30 +448,35 @@ class Job:
             tree_map_only(torch.Tensor, lambda each: each.requires_grad and each.register_hook(lambda grad: grad * scale), output)
 
     def _sync(self, metrics: dict[str, Any]) -> None:
-        """Reduce one vector of signs and metrics over all ranks, and the gradients over those of this place."""
-        group = self._group()
+        """Have the gradients and metrics of all ranks, and what they agree to."""
+        group, names, weight = self._group(), names_of(metrics), self._weight
+        sums = [_number(value) * weight for value in metrics.values()]
         if self._parts is not None:
+            names, weight, sums = self._accumulated.names, self._accumulated.weight, self._accumulated.sums
             self._reducer.set_weight(self._accumulated.unit)
-            self._weight, metrics = self._accumulated.weight, dict(self._accumulated.means)
-        if len(metrics) > MAX_METRICS:
-            raise InputError(f"{len(metrics)} metrics were given to commit.", f"Give up to {MAX_METRICS}.")
-        control = torch.zeros(NUM_SIGNS + MAX_METRICS, dtype=torch.float64)
-        control[0] = self._weight
-        control[1] = float(self._member.may_enter_next)
-        control[2] = float(self._stop_wanted or self._member.stop_asked)
-        control[3] = float(self.rank == 0 and self._save_is_due())
-        for place, value in enumerate(metrics.values(), NUM_SIGNS):
-            control[place] = _number(value) * self._weight
         with self._member.within("waiting"):
-            self._reducer.finish(group, control)
-            self._buffers.reduce(group, self._weight, float(control[0]))
-        self._total_weight = float(control[0])
-        self._agreed = bool(control[1] == group.world_size)
-        self._stopping = bool(control[2] > 0)
-        self._save_wanted = bool(control[3] > 0)
-        self._reducer.write_back(self._total_weight)
-        means = {name: float(control[place]) / self._total_weight for place, name in enumerate(metrics, NUM_SIGNS)}
-        self._logged = means | self._logged
+            total = self._summed(group, weight, sums)
+            if not total.weight:
+                raise InputError(f"All rows of step {self.step + 1} have weight 0.", "Give job.weight more for some of them.")
+            self._buffers.reduce(group, weight, total.weight)
+        self._total_weight = total.weight
+        self._agreed = total.may_enter_next == group.world_size
+        self._stopping, self._save_wanted = total.stops > 0, total.saves > 0
+        self._reducer.write_back(total.weight)
+        self._logged = total.means(names) | self._logged
+
+    def _summed(self, group: Group, weight: float, sums: Sequence[float]) -> Tally:
+        """Reduce the gradients over those of this place, and one vector beside them over all ranks; blocking."""
+        member = self._member
+        mine = Tally(
+            weight=weight,
+            may_enter_next=float(member.may_enter_next),
+            stops=float(self._stop_wanted or member.stop_asked),
+            saves=float(self.rank == 0 and self._save_is_due()),
+            sums=sums,
+        ).vector()
+        self._reducer.finish(group, mine)
+        return Tally.of(mine)
 
     def _save_is_due(self) -> bool:
         passed_s, steps = time.monotonic() - self._saved_s, self.step + 1 - self._saved_step
@@ -444,6 +492,8 @@ class Job:
                 metrics=self._logged,
                 step_s=time.monotonic() - self._step_begun_s,
             )
+            if self._parts is not None:
+                self._parts.forget()
             first, reporter = self._member.first_commit(), self._around.reporter
             (reporter.emit(event) if first else reporter.sample("step", event))
         if self._save_wanted:

@@ -36,6 +36,11 @@ class Meeting:
         """Whether all have come, or it is known that somebody will not."""
         return self._met.done()
 
+    @property
+    def has_succeeded(self) -> bool:
+        """Whether all have come."""
+        return self._met.done() and self._met.exception() is None
+
     def groups(self) -> Groups:
         """Give what was met; blocking.
 

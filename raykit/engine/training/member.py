@@ -11,8 +11,9 @@ from typing import Protocol
 
 import torch
 
-from raykit.engine.training.collective import BrokenWorldError, Group
+from raykit.engine.training.collective import Group
 from raykit.engine.training.meeting import Groups, Meeting
+from raykit.engine.training.rendezvous import BrokenWorldError
 from raykit.engine.training.state import State, given, size_of
 from raykit.engine.training.world import Generation
 from raykit.policy.failure import Phase
@@ -24,11 +25,16 @@ class Adoptable(Protocol):
     """What a member carries from one to another: the job's state.
 
     ``prepared`` says that the next step is reduced and only its confirmation was missed: it can be rolled forward, when
-    another has committed it, or discarded, when nobody has.
+    another has committed it, or discarded, when nobody has. Of the next step ``num_parts_done`` micro-batches are done, and
+    ``num_parts_held`` of them are in this one's gradients; as many as are done, all together hold, or somebody was lost.
     """
 
     step: int
     prepared: bool
+    num_parts_done: int
+
+    @property
+    def num_parts_held(self) -> int: ...
 
     def roll_forward(self) -> None: ...
     def discard(self) -> None: ...
@@ -57,6 +63,7 @@ class Member:
         self.group_size = 1
         self.generation = 0
         self.assigned: Generation | None = None
+        self._standing: Generation | None = None
         self.is_final = False
         self.stop_asked = False
         self.phase: Phase = "starting"
@@ -111,12 +118,41 @@ class Member:
         return self.assigned is not None and self.assigned.number > generation
 
     def gives_way(self) -> bool:
-        """Say whether the next world is one without this rank, which then has only to end what it has begun, and tell so."""
-        following = self.assigned
-        if following is None or following.number <= self.generation or following.urgent or self.worker in following.workers:
+        """Say whether the next world is one without this rank, but with some of this one, and tell so.
+
+        It has only to end what it has begun: they do the rest of the step.
+        """
+        following = self._following
+        if following is None or self.worker in following.workers or not set(following.workers) & self._peers:
             return False
         self._tell_aside(following.number)
         return True
+
+    @property
+    def newcomers_have_met(self) -> bool:
+        """Whether the next world has somebody whom this one has not, and all of it have come to meet."""
+        following, meeting = self._following, self._meeting
+        return bool(following and meeting and meeting.has_succeeded and not set(following.workers) <= self._peers)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether this rank is in the world that was asked for last."""
+        return self.assigned is not None and self.worker in self.assigned.workers
+
+    def wait_for_news(self, timeout_s: float) -> None:
+        """Wait until another world is asked for, so long at most."""
+        with self._told:
+            self._told.wait(timeout_s)
+
+    @property
+    def _following(self) -> Generation | None:
+        """The world that is to be entered once it has met; None where there is none, or it is entered at once."""
+        following = self.assigned
+        return None if following is None or following.number <= self.generation or following.urgent else following
+
+    @property
+    def _peers(self) -> set[str]:
+        return set(self._standing.workers) if self._standing else set()
 
     def _tell_aside(self, generation: int) -> None:
         if self._aside_for != generation:
@@ -162,7 +198,7 @@ class Member:
     def broke(self, reason: str) -> None:
         """Leave a world in which a peer is gone, so that the others notice too."""
         if self.groups is not None:
-            self._leave()
+            self._leave(for_all=True)
             self._observer.has_broken(self.generation, reason)
 
     def align(self, job: Adoptable, *, agreed: bool) -> None:
@@ -209,9 +245,9 @@ class Member:
                 job.before_leave()
                 self._observer.has_left()
 
-    def _leave(self) -> None:
+    def _leave(self, *, for_all: bool = False) -> None:
         if self.groups is not None:
-            self.groups.close()
+            self.groups.close(for_all=for_all)
         self.groups = None
 
     def _met(self, generation: Generation) -> Groups:
@@ -225,23 +261,31 @@ class Member:
     def _enter(self, generation: Generation, job: Adoptable) -> None:
         self.groups = self._met(generation)
         column = generation.column_of(self.worker)
-        told = self.groups.everyone.gather([int(self._adopted), job.step, int(job.prepared), size_of(job.state())])
+        mine = [int(self._adopted), job.step, int(job.prepared), size_of(job.state()), job.num_parts_done, job.num_parts_held]
+        told = self.groups.everyone.gather(mine)
         furthest = max((adopted, step) for adopted, step, *_ in told)
         if job.prepared:
             (job.roll_forward if furthest == (1, job.step + 1) else job.discard)()
         # Where anybody has committed a step, all the others of the world had prepared it.
-        stands = [(adopted, step + int(bool(prepared) and furthest == (1, step + 1))) for adopted, step, prepared, _ in told]
+        stands = [(adopted, step + int(bool(prepared) and furthest == (1, step + 1))) for adopted, step, prepared, *_ in told]
         root = next(rank for rank in column if stands[rank] == furthest)
         if not furthest[0] and self.rank == root:
             job.adopt_kept()
         behind = [rank for rank in column if rank != root and (stands[rank] != furthest or not furthest[0])]
         # To meet among themselves takes longer than a small state to travel; who has a large one already need not wait for it.
-        taking_part = column if told[root][-1] <= SMALL_STATE_BYTES else [root, *behind]
+        taking_part = column if told[root][3] <= SMALL_STATE_BYTES else [root, *behind]
         if behind and self.rank in taking_part:
             with self._among(taking_part, generation) as group:
                 state = given(group, job.state() if self.rank == root else None, root=taking_part.index(root))
             if self.rank in behind:
                 job.adopt(state)
+        in_step = [(done, held) for (*_, done, held), stand in zip(told, stands, strict=True) if stand == furthest and stand[0]]
+        num_done, num_held = max((done for done, _ in in_step), default=0), sum(held for _, held in in_step)
+        if num_done == num_held:
+            job.num_parts_done = num_done
+        else:
+            job.discard()
+        self._standing = generation
         self._adopted, self._commits, self.is_final = True, 0, generation.final
         self._observer.has_formed(generation, job.step)
 

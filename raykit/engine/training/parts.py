@@ -1,79 +1,98 @@
-"""A step in micro-batches: what of it is this rank's, what it does for another that leaves in its middle, and their sum."""
+"""A step in micro-batches: who does which, whoever comes and goes meanwhile, and the sum of what they gave."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
 
+from raykit.engine.training.rendezvous import Number
+from raykit.engine.training.tally import MAX_METRICS, names_of
 from raykit.errors import InputError
+
+CLOSED = 2**40  # as many micro-batches as no step has
 
 
 class Parts:
-    """The micro-batches of a step, by number, as all ranks know them.
+    """The micro-batches of a step, by number, which the ranks of a world take one after the other, each when it is free.
 
-    Each rank does its own in their order. Then all tell what they have done; what somebody has left undone because it gives
-    way is divided among the others, until nothing is left. So a rank that gives way has only to end the one that it is in.
+    How many are taken is a number that all share. So a rank that takes no more leaves nothing undone, nobody has to be told,
+    and who is fast does more. Who wants the world to change before the step's end closes the number, unless all are taken:
+    then each rank finds so when it would take another, and all that were taken are done.
     """
 
-    def __init__(self, num_parts: int, *, rank: int, world_size: int) -> None:
-        self._rank, self._num_done = rank, 0
-        self._by_rank = [list(range(place, num_parts, world_size)) for place in range(world_size)]
-        self._somebody_stays = True
-        self.is_over = False
+    def __init__(self, number: Number, *, num_done: int, num_parts: int) -> None:
+        """Begin, or go on.
+
+        Args:
+            number: zero at first; nobody else's.
+            num_done: of the step's micro-batches, in worlds before.
+            num_parts: of the whole step.
+        """
+        self._number, self._before, self._num_parts = number, num_done, num_parts
+        self.num_known = num_done
+        self.next: int | None = None
+        self.is_over = self.is_closed = False
 
     @property
-    def next(self) -> int | None:
-        """The one that this rank does next; None when the others are to be asked, or all are done."""
-        mine = self._by_rank[self._rank]
-        return mine[self._num_done] if self._num_done < len(mine) else None
+    def is_open(self) -> bool:
+        """Whether there may be more to take."""
+        return not self.is_over and not self.is_closed
+
+    def take(self) -> None:
+        """Have one as the next, if there is one; blocking."""
+        self._see(taken := self._number.add(1))
+        if self.is_open:
+            self.next = self._before + taken
+            self.num_known = self.next + 1
+
+    def look(self) -> None:
+        """See whether there may be more to take, and take none; blocking."""
+        self._see(self._number.add(0))
+
+    def close(self) -> None:
+        """Have nobody take another; blocking. Where all are taken nothing is changed."""
+        while self.is_open:
+            self._see(taken := self._number.add(0))
+            self.is_closed = self.is_closed or (self.is_open and self._number.replace(taken, CLOSED))
 
     def done(self) -> None:
         """Count the next one as done."""
-        self._num_done += 1
+        self.next = None
 
-    def must_agree(self, *, gives_way: bool) -> bool:
-        """Say whether the others are to be asked now: this rank has done what is its own, or leaves it to those who stay."""
-        return not self.is_over and (self.next is None or (gives_way and self._somebody_stays))
+    def forget(self) -> None:
+        """Keep no number: all ranks are done with it."""
+        self._number.forget()
 
-    def stand(self, *, gives_way: bool) -> list[int]:
-        """Give what the others have to know."""
-        return [self._num_done, int(gives_way)]
-
-    def agree(self, stands: Sequence[Sequence[int]]) -> None:
-        """Take how all ranks stand, by rank, and divide what is left anew."""
-        left = [part for mine, (num_done, _) in zip(self._by_rank, stands, strict=True) for part in mine[num_done:]]
-        staying = [rank for rank, (_, gives_way) in enumerate(stands) if not gives_way]
-        self._somebody_stays = bool(staying)
-        staying = staying or list(range(len(stands)))
-        self._by_rank = [[] for _ in stands]
-        for place, rank in enumerate(staying):
-            self._by_rank[rank] = left[place :: len(staying)]
-        self._num_done, self.is_over = 0, not left
+    def _see(self, taken: int) -> None:
+        self.is_closed = taken >= CLOSED
+        self.is_over = not self.is_closed and self._before + taken >= self._num_parts
 
 
 class Accumulated:
     """Gradients and metrics of several backward passes, each of which gives means over rows of its own.
 
-    ``gradients * unit`` is their sum over ``weight`` rows.
+    ``gradients * unit`` is their sum over ``weight`` rows; ``sums`` are those of the metrics, in the order of ``names``. A rank
+    that does nothing of a step takes its names to be those of the step before.
     """
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        self._parameters, self._sums = parameters, Counter[str]()
+        self._parameters = parameters
         self._aside: list[torch.Tensor | None] = []
-        self.weight = self.unit = self._next = 0.0
+        self.names: tuple[str, ...] = ()
+        self.clear()
 
-    @property
-    def means(self) -> dict[str, float]:
-        """The metrics' means; none where nothing was done."""
-        return {name: total / self.weight for name, total in self._sums.items()}
-
-    def begin(self) -> None:
-        """Begin a step."""
+    def clear(self) -> None:
+        """Hold nothing; the gradients are the caller's to drop."""
         self.weight = self.unit = self._next = 0.0
+        self.num_parts = 0
+        self.sums = [0.0] * MAX_METRICS
         self._aside = []
-        self._sums.clear()
+
+    def hold(self, num_parts: int, weight: float, sums: Sequence[float]) -> None:
+        """Hold what these and other ranks have given: the gradients are means over all their rows."""
+        self.clear()
+        self.num_parts, self.weight, self.unit, self.sums = num_parts, weight, weight, list(sums)
 
     def count_next_as(self, weight: float) -> None:
         """Have what the next backward pass adds count as a mean over so many rows; over none it is let go.
@@ -94,12 +113,19 @@ class Accumulated:
         self.unit = weight
 
     def add(self, metrics: Mapping[str, float]) -> None:
-        """Take what the pass has given."""
+        """Take what the pass has given.
+
+        Raises:
+            InputError: too many metrics.
+        """
+        self.names = names_of(metrics, before=self.names if self.num_parts else ())
+        self.num_parts += 1
         if self._next == 0:
             self._put(self._aside)
             return
         self.weight += self._next
-        self._sums.update({name: value * self._next for name, value in metrics.items()})
+        for name, value in metrics.items():
+            self.sums[self.names.index(name)] += value * self._next
 
     def _put(self, gradients: Sequence[torch.Tensor | None]) -> None:
         for parameter, gradient in zip(self._parameters, gradients, strict=True):

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from raykit.engine.training.collective import OPERATION_TIMEOUT, join_store
+from raykit.engine.training.collective import OPERATION_TIMEOUT
 from raykit.engine.training.member import Member
+from raykit.engine.training.rendezvous import join_store
 from raykit.engine.training.world import Address
 
 MEET_TIMEOUT = OPERATION_TIMEOUT  # the others may still import; if one dies the host ends the whole replica

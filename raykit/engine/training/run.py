@@ -190,6 +190,7 @@ class TrainingRun:
             num_standing_by=0 if self._holds_gpus else max(0, self._size.asked - num_slots),
             world=self._world,
             is_formed=self._is_formed,
+            is_awaited=bool(self._standing) and not self._is_urgent and not self._must_hurry and self._broken_at_s is None,
             is_settling=time.monotonic() < self._settles_until_s,
             is_concluding=self._concluding is not None,
             replicas=(*gone, *self._crew.states),

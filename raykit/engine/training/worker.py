@@ -61,8 +61,8 @@ class Worker:
             leader: the first worker of its replica, None where it is that itself.
         """
         from raykit.engine.device import device
-        from raykit.engine.training.collective import open_store
         from raykit.engine.training.member import Member
+        from raykit.engine.training.rendezvous import open_store
 
         self._host, self._folder, self._spec, self._worker, self._slot = host, folder, spec, worker, slot
         self._leader, self._payload = leader, folder.payload()

@@ -1,0 +1,99 @@
+"""Where the ranks of a world find each other: a store that one of them serves, and what is asked of it."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from raykit.engine.training.world import Address
+
+FORM_TIMEOUT = timedelta(seconds=3)  # all have arrived by then: it bounds the wait for one that dies in between
+MEET_S = 0.005
+WAIT_LOOK = timedelta(seconds=0.02)  # how often a wait asks whether the world was given up meanwhile
+
+
+class BrokenWorldError(Exception):
+    """A peer is gone: the step is to be done again in the next world."""
+
+
+def open_store(host: str) -> tuple[Any, Address]:
+    """Serve a rendezvous store from this process, on a free port of ``host``, an address of this node."""
+    listener = socket.create_server((host, 0))
+    port = listener.getsockname()[1]
+    store = dist.TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach(), use_libuv=True)
+    return store, (host, port)
+
+
+def join_store(store: Address, outdated: Callable[[], bool]) -> Any:
+    """Be a client of a rendezvous store.
+
+    Torch asks an owner that has just died again and again, for up to twice its timeout, and nothing stops it: it does so
+    in a thread that is left behind.
+
+    Raises:
+        BrokenWorldError: nobody serves it, or this world will not be.
+    """
+
+    def join() -> Any:
+        socket.create_connection(store, timeout=FORM_TIMEOUT.total_seconds()).close()
+        return dist.TCPStore(*store, is_master=False, wait_for_workers=False, timeout=FORM_TIMEOUT)
+
+    return _answered(join, given_up=outdated, look_s=MEET_S)
+
+
+def _answered(ask: Callable[[], Any], *, given_up: Callable[[], bool], look_s: float) -> Any:
+    """Ask the store in a thread, which is left behind where its owner never answers.
+
+    Raises:
+        BrokenWorldError: it is gone, or what is asked for was given up.
+    """
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put(ask())
+        except (OSError, RuntimeError) as exc:
+            answers.put(exc)
+
+    threading.Thread(target=run, name="raykit-ask", daemon=True).start()
+    while not given_up():
+        with suppress(queue.Empty):
+            answer = answers.get(timeout=look_s)
+            if isinstance(answer, Exception):
+                raise BrokenWorldError(f"the store's owner is gone: {answer}") from answer
+            return answer
+    raise BrokenWorldError("a newer world was published")
+
+
+class Number:
+    """A number that ranks share, zero at first. What it is asked raises BrokenWorldError where nobody answers any more."""
+
+    def __init__(self, store: Any, name: str, given_up: Callable[[], bool] = lambda: False) -> None:
+        self._store, self._name, self._given_up = store, name, given_up
+
+    def add(self, amount: int) -> int:
+        """Make it larger, and give what it was before; blocking."""
+        return int(self._ask(lambda: self._store.add(self._name, amount))) - amount
+
+    def replace(self, value: int, other: int) -> bool:
+        """Make it ``other`` if it is ``value`` still, and say so; blocking. It was added to before."""
+        return int(self._ask(lambda: self._store.compare_set(self._name, str(value), str(other)))) == other
+
+    def forget(self) -> None:
+        """Have the store keep it no longer; nobody waits for that."""
+
+        def delete() -> None:
+            with suppress(RuntimeError):
+                self._store.delete_key(self._name)
+
+        threading.Thread(target=delete, name="raykit-ask", daemon=True).start()
+
+    def _ask(self, ask: Callable[[], Any]) -> Any:
+        return _answered(ask, given_up=self._given_up, look_s=WAIT_LOOK.total_seconds())

@@ -1,0 +1,50 @@
+"""What ranks add up beside the gradients, in one vector: the rows they count for, what they want, and their metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from raykit.errors import InputError
+
+MAX_METRICS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """One rank's, or the sum of all; metrics are summed over rows, by their places."""
+
+    weight: float
+    may_enter_next: float = 0.0
+    stops: float = 0.0
+    saves: float = 0.0
+    sums: Sequence[float] = ()
+
+    def vector(self) -> torch.Tensor:
+        """Give it to be summed over the ranks, float64."""
+        none = [0.0] * (MAX_METRICS - len(self.sums))
+        return torch.tensor([self.weight, self.may_enter_next, self.stops, self.saves, *self.sums, *none], dtype=torch.float64)
+
+    @classmethod
+    def of(cls, vector: torch.Tensor) -> Tally:
+        """Read what was summed."""
+        weight, may_enter_next, stops, saves, *sums = vector.tolist()
+        return cls(weight=weight, may_enter_next=may_enter_next, stops=stops, saves=saves, sums=sums)
+
+    def means(self, names: Iterable[str]) -> dict[str, float]:
+        """Give the metrics' means over all rows, of which there are some."""
+        return {name: total / self.weight for name, total in zip(names, self.sums, strict=False)}
+
+
+def names_of(metrics: Iterable[str], *, before: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Give the places of metrics: first of those named before, then of the others.
+
+    Raises:
+        InputError: they are too many.
+    """
+    names = (*before, *(name for name in metrics if name not in before))
+    if len(names) > MAX_METRICS:
+        raise InputError(f"{len(names)} metrics were given to commit.", f"Give up to {MAX_METRICS}.")
+    return names
