@@ -149,8 +149,9 @@ def soak():
     model = torch.nn.Linear(8, 1)
     job = rk.elastic(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.01))
     for batch in job.batches({"x": torch.zeros(10 * ROWS, 8)}, batch_size=ROWS, epochs=1_000_000, micro_batch=MICRO_ROWS):
-        time.sleep(STEP_GPU_S * len(batch["x"]) / ROWS)
+        done_s = time.monotonic() + STEP_GPU_S * len(batch["x"]) / ROWS
         model(batch["x"]).mean().backward()
+        time.sleep(max(0.0, done_s - time.monotonic()))
         job.commit()
 
 

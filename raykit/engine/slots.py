@@ -16,6 +16,7 @@ from raykit.events import SlotsHeld, SlotsReleased
 
 LEAST_CPUS = 0.001  # a placement group cannot hold nothing
 HURRY_S, NUDGE_EVERY_S = 0.3, 0.02  # Ray keeps a kilobyte of each group that there ever was
+HELD_LOOK_S = 1.0  # each look at a slot takes Ray a millisecond or two
 NOWHERE = {"raykit_nowhere": 1.0}
 
 
@@ -37,7 +38,7 @@ class Slots:
         self._groups: dict[int, Any] = {}
         self._held: dict[int, tuple[str, ...]] = {}
         self._already_held = already_held
-        self._hurries_until_s = self._nudged_s = 0.0
+        self._hurries_until_s = self._nudged_s = self._looked_at_held_s = 0.0
         self._prefix = f"slot:{context.name}"
 
     @property
@@ -90,8 +91,16 @@ class Slots:
                 remove_placement_group(self._groups.pop(number))
 
     def look(self) -> None:
-        """Take note of slots that have come, and of those that went with their node; one may have come again elsewhere."""
+        """Take note of slots that have come, and now and then of those that went with their node, or have come again elsewhere."""
+        if self.are_on_the_way and time.monotonic() - self._nudged_s > NUDGE_EVERY_S:
+            self._nudged_s = time.monotonic()
+            remove_placement_group(placement_group([NOWHERE]))
+        looks_at_held = time.monotonic() - self._looked_at_held_s > HELD_LOOK_S
+        if looks_at_held:
+            self._looked_at_held_s = time.monotonic()
         for number, group in self._groups.items():
+            if number in self._held and not looks_at_held:
+                continue
             table = placement_group_table(group)
             is_there = table["state"] == "CREATED"
             nodes = tuple(table["bundles_to_node_id"][bundle] for bundle in range(self._group)) if is_there else ()
@@ -103,9 +112,6 @@ class Slots:
                 self._held[number] = nodes
                 if _holder(number) not in self._already_held:
                     self._context.emit(self._held_event(number))
-        if self.are_on_the_way and time.monotonic() - self._nudged_s > NUDGE_EVERY_S:
-            self._nudged_s = time.monotonic()
-            remove_placement_group(placement_group([NOWHERE]))
 
     def place(self, number: int, bundle: int = 0, *, within: bool) -> dict[str, Any]:
         """Give the options of an actor in a slot that is held.

@@ -86,20 +86,23 @@ class Patience:
 
 COLD = Patience(hold_s=10.0, last_s=60.0)
 """Where another one would have to be built: seconds to minutes."""
-WARM = Patience(hold_s=0.2, last_s=0.0)
-"""Where another one is built, and waits for a slot: as many GPU seconds as it costs to change hands twice."""
+WARM = Patience(hold_s=0.1, last_s=0.0)
+"""Where another one is built, and waits for a slot: as many GPU seconds as it costs to change hands."""
 
 
 def replicas_needed(load: Load, *, capacity_s: float, least: int, most: int, slo_s: float, patience: Patience) -> int:
     """Say how many replicas answer what comes, and what has come within ``slo_s``.
 
     By the utilization law: so many are at work at once as what comes is of what one can answer (``capacity_s``, requests a
-    second), and what waits is answered in time by as many as that takes, of which none is without a request. Who was asked
-    of late keeps one.
+    second), and what waits is answered in time by as many as that takes, of which none is without a request. Where a request
+    takes longer than replicas are held for, those that are open say how many are needed, and not those that came. Who was
+    asked of late keeps one.
     """
     if not load.num_open and (load.idle_s is None or load.idle_s > patience.last_s):
         return least
-    at_work = max(load.rate_s / capacity_s / TARGET, min(load.num_open, load.num_open / capacity_s / slo_s))
+    for_rate, for_open = load.rate_s / capacity_s / TARGET, load.num_open / capacity_s / slo_s
+    outlast = capacity_s * patience.hold_s < 1
+    at_work = min(load.num_open, max(for_rate, for_open)) if outlast else max(for_rate, min(load.num_open, for_open))
     return min(most, max(least, 1, math.ceil(at_work - EPSILON)))
 
 

@@ -99,6 +99,14 @@ def test_a_request_that_takes_longer_than_the_objective_wants_no_more_than_one()
     assert replicas_needed(asked, capacity_s=0.5, least=0, most=8, slo_s=0.2, patience=COLD) == 1
 
 
+def test_of_requests_that_outlast_what_is_held_those_that_are_open_say_how_many_are_needed():
+    burst_is_over = Load(rate_s=10.0, num_open=1, idle_s=0.3)
+    for capacity_s, count in ((2.0, 1), (100.0, 1), (12.0, 2)):
+        asked = {"capacity_s": capacity_s, "least": 0, "most": 8, "slo_s": 1.0}
+        assert replicas_needed(burst_is_over, **asked, patience=WARM) == count
+    assert replicas_needed(burst_is_over, capacity_s=2.0, least=0, most=8, slo_s=1.0, patience=COLD) == 8
+
+
 def test_what_is_back_at_once_is_given_back_soon():
     steady = Steady()
     assert steady.take(0.0, 4, WARM) == 4

@@ -362,7 +362,9 @@ class Job:
 
     def _draw_from(self, place: int) -> None:
         drawn = hash((self._seed, self.step, place))
-        torch.manual_seed(drawn % 2**63)
+        torch.default_generator.manual_seed(drawn % 2**63)  # torch.manual_seed takes a millisecond to name its caller
+        if self._member.device.type == "cuda":
+            torch.cuda.manual_seed(drawn % 2**63)
         np.random.seed(drawn % 2**32)  # noqa: NPY002  (the global generator is what the user's code draws from)
         random.seed(drawn)
 
