@@ -52,7 +52,7 @@ def settings(spec: ClusterSpec, token_file: str) -> dict[str, str]:
         # It keeps 100,000 actors that are gone, where a run that is struck each minute leaves thousands a day.
         "RAY_maximum_gcs_destroyed_actor_cached_count": "1000",
         # What one run gives back another has after some of these, not after 0.1 to 1 s.
-        "RAY_raylet_report_resources_period_milliseconds": "10",
+        "RAY_raylet_report_resources_period_milliseconds": "5",
         "RAY_gcs_create_placement_group_retry_min_interval_ms": "10",
         "RAY_gcs_create_placement_group_retry_max_interval_ms": "20",
         "PYTHONSAFEPATH": "1",  # a file called like a standard module in the folder where a node starts stops no head

@@ -24,7 +24,7 @@ from raykit.spec.priority import RANKS
 from raykit.views import RunView
 
 LOOK_S = 0.25
-GLANCE_S = 0.01  # at the log's version, which costs microseconds
+GLANCE_S = 0.005  # at the log's version, which costs microseconds
 ON_THE_WAY_S = 1.0
 PATIENCE_S = 2.0  # a run that is no training is given so long to start by itself
 

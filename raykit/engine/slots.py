@@ -15,7 +15,9 @@ from raykit.engine.run import RunContext
 from raykit.events import SlotsHeld, SlotsReleased
 
 LEAST_CPUS = 0.001  # a placement group cannot hold nothing
-HURRY_S, NUDGE_EVERY_S = 0.3, 0.02  # Ray keeps a kilobyte of each group that there ever was
+HURRY_S = 0.3
+# A nudge that comes before Ray knows that the slot is free is in vain. It keeps a kilobyte of each group that there ever was.
+NUDGE_AFTER_S, NUDGE_EVERY_S = 0.006, 0.015
 HELD_LOOK_S = 1.0  # each look at a slot takes Ray a millisecond or two
 NOWHERE = {"raykit_nowhere": 1.0}
 
@@ -38,7 +40,7 @@ class Slots:
         self._groups: dict[int, Any] = {}
         self._held: dict[int, tuple[str, ...]] = {}
         self._already_held = already_held
-        self._hurries_until_s = self._nudged_s = self._looked_at_held_s = 0.0
+        self._hurries_until_s = self._nudges_at_s = self._looked_at_held_s = 0.0
         self._prefix = f"slot:{context.name}"
 
     @property
@@ -68,7 +70,8 @@ class Slots:
         It looks at what waits once a second, and when something new is asked for. That is something no node has: what could
         be placed is not to be taken back while it is (Ray 2.60 then loses the slot).
         """
-        self._hurries_until_s = time.monotonic() + HURRY_S
+        now_s = time.monotonic()
+        self._hurries_until_s, self._nudges_at_s = now_s + HURRY_S, now_s + NUDGE_AFTER_S
 
     @property
     def are_on_the_way(self) -> bool:
@@ -92,8 +95,8 @@ class Slots:
 
     def look(self) -> None:
         """Take note of slots that have come, and now and then of those that went with their node, or have come again elsewhere."""
-        if self.are_on_the_way and time.monotonic() - self._nudged_s > NUDGE_EVERY_S:
-            self._nudged_s = time.monotonic()
+        if self.are_on_the_way and time.monotonic() >= self._nudges_at_s:
+            self._nudges_at_s = time.monotonic() + NUDGE_EVERY_S
             remove_placement_group(placement_group([NOWHERE]))
         looks_at_held = time.monotonic() - self._looked_at_held_s > HELD_LOOK_S
         if looks_at_held:

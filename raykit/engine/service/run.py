@@ -41,7 +41,7 @@ from raykit.policy.staffing import Demand, staffing
 from raykit.spec.service import TOKEN_FILE
 
 TICK_S = 0.05
-URGENT_TICK_S = 0.01  # while a slot is on its way: each tick delays the answers
+URGENT_TICK_S = 0.005  # while a slot is on its way: each tick delays the answers
 SAMPLE_S = 1.0
 DRAIN_S = 30.0
 MAX_START_DEATHS = 3

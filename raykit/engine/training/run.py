@@ -42,7 +42,7 @@ from raykit.policy.membership import SILENT_S, Membership, ReplicaState, decide
 from raykit.spec import TrainSpec
 
 TICK_S = 0.05
-URGENT_TICK_S = 0.01  # while a slot is on its way: each tick delays who waits for it
+URGENT_TICK_S = 0.005  # while a slot is on its way: each tick delays who waits for it
 SETTLE_S = 1.0  # for so long at most a world's first step is spared the start of other workers
 SLOT_LOOK_S = 0.2
 SAVE_TIMEOUT_S = 120.0
