@@ -13,7 +13,7 @@ from raykit.engine.training.checkpoint import Checkpoints
 from raykit.engine.training.collective import Reducer
 from raykit.engine.training.job import Job, Surroundings
 from raykit.engine.training.member import SMALL_STATE_BYTES, Member
-from raykit.engine.training.rendezvous import open_store
+from raykit.engine.training.rendezvous import join_store, open_store
 from raykit.engine.training.state import Stateful
 from raykit.engine.training.world import Generation
 from raykit.spec.training import interval
@@ -291,6 +291,45 @@ def test_a_world_whose_member_never_comes_is_given_up_when_a_newer_one_is_known(
     assert world.members["w1"].group.world_size == 1
 
 
+def test_nobody_waits_for_who_has_come_and_gone_before_they_were_connected_once_a_newer_world_is_published(until):
+    world = _World("w1", "w2")
+    keys = torch.distributed.PrefixStore("1/ranks", join_store(world.address, lambda: False))
+    keys.set("device 1", "127.0.0.1 1")
+    keys.add("arrived", 1)  # as w2 would, which never connects
+    world.publish(1, ("w1", "w2"), to=["w1"])
+    threads = world.align("w1")
+    until(lambda: keys.add("arrived", 0) == 2)
+    world.publish(2, ("w1",), to=["w1"])
+    _join(threads)
+    meeting = [each for each in threading.enumerate() if each.name == "raykit-meet"]
+    assert meeting, "it was waited for"
+    assert world.observers["w1"].formed == [(2, 0)]
+    _join(meeting)
+
+
+def test_ranks_enter_the_next_world_only_when_all_have_met_the_same(until):
+    world = _World("w1", "w2", "w3")
+    world.publish(1, ("w1", "w2"))
+    world.met("w1", "w2")
+    newcomer = world.align("w3")
+    world.publish(2, ("w1", "w2", "w3"), urgent=False)
+    one, other = world.members["w1"], world.members["w2"]
+    until(lambda: one.newcomers_have_met and other.newcomers_have_met)
+    world.publish(3, ("w1", "w2"), to=["w2"], urgent=False)  # w1 has not heard of it
+    assert not one.settle([one.propose(), other.propose()])
+    assert not other.settle([one.propose(), other.propose()])
+    world.publish(4, ("w1", "w3"), urgent=False)
+    until(lambda: one.newcomers_have_met)
+    proposals = [one.propose(), other.propose()]
+    world.publish(5, ("w1", "w2", "w3"), urgent=False)  # they have settled what they enter first
+    assert one.settle(proposals)
+    assert other.settle(proposals)
+    world.met("w1", agreed=True)
+    _join(newcomer)
+    assert world.observers["w1"].formed == [(1, 0), (4, 0)]
+    world.publish(6, ())
+
+
 def test_a_rank_whose_slot_is_given_away_computes_nothing_more_though_the_others_have_not_heard_of_the_next_world(tmp_path):
     world, alone = _World("w1", "w2"), _World("w1")
     passes = {"w1": [], "w2": []}
@@ -329,7 +368,7 @@ def test_a_rank_that_has_its_slot_back_before_the_step_s_end_takes_part_in_it_ag
     _learn(world, tmp_path, hear, num_parts=12)
     assert passes.count(("w2", 0)) > 1
     assert passes.count(("w1", 0)) + passes.count(("w2", 0)) == 12
-    assert world.observers["w1"].formed[1] == (3, 1)
+    assert [number for number, step in world.observers["w1"].formed if step > 0] == [3]
 
 
 def test_who_comes_in_the_middle_of_a_step_takes_part_in_the_rest_of_it(tmp_path, until):
@@ -390,7 +429,7 @@ def test_whoever_comes_and_goes_and_whenever_what_is_learned_is_the_same(tmp_pat
 
     def ask_for_worlds():
         number, num_broken = 1, 0
-        while not is_over.wait(rng.random() * 0.1):
+        while not is_over.wait(rng.choice([0.0, 0.02, 0.1, 0.2])):
             number += 1
             others = rng.sample(["w2", "w3", "w4"], rng.randint(0, 3))
             is_broken = num_broken < (num_broken := sum(len(each.broken) for each in world.observers.values()))
@@ -398,15 +437,14 @@ def test_whoever_comes_and_goes_and_whenever_what_is_learned_is_the_same(tmp_pat
 
     def hear(name, step):
         passes.append(step)
-        time.sleep(rng.random() * 0.004)
+        time.sleep(rng.random() * 0.008)
 
     asking = threading.Thread(target=ask_for_worlds, daemon=True)
     asking.start()
-    learned = _learn(world, tmp_path, hear, num_parts=20, num_steps=20)
+    learned = _learn(world, tmp_path, hear, num_parts=20, num_steps=40)
     is_over.set()
-    formed = [step for _, step in world.observers["w1"].formed]
-    assert len(formed) > len(set(formed)), "no world was entered in the middle of a step"
-    assert learned == pytest.approx(_learn(alone, tmp_path / "alone", lambda *_: None, num_parts=20, num_steps=20), rel=1e-12)
+    assert len(world.observers["w1"].formed) > 3
+    assert learned == pytest.approx(_learn(alone, tmp_path / "alone", lambda *_: None, num_parts=20, num_steps=40), rel=1e-12)
 
 
 def _learn(world, folder, hear, *, first=None, num_parts=4, num_steps=6, of="w1"):
@@ -439,6 +477,8 @@ def _learn(world, folder, hear, *, first=None, num_parts=4, num_steps=6, of="w1"
     for thread in threads.values():
         thread.start()
     _join([threads[of]])
+    world.publish(10**6, ())  # the others wait for nobody any more
+    _join([each for each in threading.enumerate() if each.name in {"raykit-meet", "raykit-ask"}])
     return [each.item() for each in models[of].state_dict().values()]
 
 

@@ -73,7 +73,7 @@ class Group:
             BrokenWorldError: somebody will not come.
         """
         self.rank, self.world_size, self.device = rank, world_size, device
-        self._given_up, self._is_broken = given_up, False
+        self._given_up, self._is_broken, self._num_numbers = given_up, False, 0
         try:
             self._keys = keys = dist.PrefixStore(prefix, join_store(store, outdated))
             gloo_device, mine = sockets.open_device(host)
@@ -116,9 +116,10 @@ class Group:
         table: list[list[int]] = told.told.tolist()
         return table
 
-    def number(self, name: str) -> Number:
-        """Give a number that all ranks share."""
-        return Number(self._keys, name, self._given_up)
+    def number(self) -> Number:
+        """Give a number that all ranks share: of each the first that it asks for is the same, and so on."""
+        self._num_numbers += 1
+        return Number(self._keys, f"number {self._num_numbers}", self._given_up)
 
     def _exchange(self, tensor: torch.Tensor) -> Reduction:
         """Start telling all ranks what this one has, and to be told."""

@@ -18,7 +18,7 @@ from raykit.engine.training.buffers import Buffers
 from raykit.engine.training.checkpoint import Checkpoints
 from raykit.engine.training.collective import Group, Reducer
 from raykit.engine.training.feed import Cut
-from raykit.engine.training.member import Member
+from raykit.engine.training.member import LEAVES, Member, Proposal
 from raykit.engine.training.parts import Accumulated, Parts
 from raykit.engine.training.rendezvous import BrokenWorldError
 from raykit.engine.training.rows import Ahead, Source, Streamed, source_of, to_device
@@ -371,8 +371,7 @@ class Job:
     def _in_parts(self, rows: Any, size: int, source: Source) -> Iterator[Any]:
         """Give this rank's micro-batches of a step, until the step is taken or broken, or is to go on in another world."""
         cut = [rows[at : at + size] for at in range(0, len(rows), size)]
-        number = self._group().number(f"parts {self.step}")
-        parts = self._parts = Parts(number, num_done=self.num_parts_done, num_parts=len(cut))
+        parts = self._parts = Parts(self._group().number(), num_done=self.num_parts_done, num_parts=len(cut))
         self._reducer.enabled = False  # until the last it is not known which is the last
         self._is_counted = True
         self.commit()  # for who finds that the others do them all
@@ -403,25 +402,28 @@ class Job:
         return parts.is_over
 
     def _hand_on(self, parts: Parts) -> None:
-        """Leave what all hold of the step to one that goes on, so that it goes on in the next world, whoever is in that."""
+        """Leave what all hold of the step to one that stays, and enter the next world; or go on, if not all can enter it."""
         try:
             group = self._group()
             with self._member.within("waiting"):
-                told = group.gather([int(self._member.goes_on), parts.num_known])
+                told = group.gather([*self._member.propose(), parts.num_known])
+                proposals = [Proposal(*proposal) for *proposal, _ in told]
+                self.num_parts_done = max(num_known for *_, num_known in told)
+                self._agreed = self._member.settle(proposals)
+                if not self._agreed:
+                    return
                 self._reducer.set_weight(self._accumulated.unit)
                 total = self._summed(group, self._accumulated.weight, self._accumulated.sums)
         except BrokenWorldError as exc:
             self._break(exc)
             self.discard()
             return
-        num_done = max(num_known for _, num_known in told)
-        heir = next((rank for rank, (goes_on, _) in enumerate(told) if goes_on), 0)
+        heir = next((rank for rank, proposal in enumerate(proposals) if proposal != LEAVES), 0)
         if group.rank == heir and total.weight:
             self._reducer.write_back(total.weight)
-            self._accumulated.hold(num_done, total.weight, total.sums)
+            self._accumulated.hold(self.num_parts_done, total.weight, total.sums)
         else:
             self._hold_nothing()
-        self.num_parts_done, self._agreed = num_done, True
 
     def _check_answered(self) -> None:
         if not self._answered:
@@ -462,10 +464,14 @@ class Job:
                 raise InputError(f"All rows of step {self.step + 1} have weight 0.", "Give job.weight more for some of them.")
             self._buffers.reduce(group, weight, total.weight)
         self._total_weight = total.weight
-        self._agreed = total.may_enter_next == group.world_size
+        self._agreed = total.may_enter_next == group.world_size and self._settles(group)
         self._stopping, self._save_wanted = total.stops > 0, total.saves > 0
         self._reducer.write_back(total.weight)
         self._logged = total.means(names) | self._logged
+
+    def _settles(self, group: Group) -> bool:
+        with self._member.within("waiting"):
+            return self._member.settle([Proposal(*told) for told in group.gather(list(self._member.propose()))])
 
     def _summed(self, group: Group, weight: float, sums: Sequence[float]) -> Tally:
         """Reduce the gradients over those of this place, and one vector beside them over all ranks; blocking."""

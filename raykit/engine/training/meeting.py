@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass
 
 from raykit.engine.training.collective import Group
+from raykit.engine.training.rendezvous import BrokenWorldError
+from raykit.engine.training.world import Generation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +29,11 @@ class Groups:
 class Meeting:
     """The next world's ranks on their way to each other."""
 
-    def __init__(self, generation: int, meet: Callable[[], Groups]) -> None:
+    def __init__(self, generation: Generation, meet: Callable[[], Groups]) -> None:
         self.generation = generation
         self._met: Future[Groups] = Future()
+        self._told: Future[Groups] = Future()
+        self.is_dropped = False
         threading.Thread(target=self._run, args=(meet,), name="raykit-meet", daemon=True).start()
 
     @property
@@ -45,19 +50,28 @@ class Meeting:
         """Give what was met; blocking.
 
         Raises:
-            BrokenWorldError: somebody did not come.
+            BrokenWorldError: somebody did not come, or it was dropped.
         """
-        return self._met.result()
+        return self._told.result()
 
     def drop(self) -> None:
         """Leave a world that will not be, now or as soon as it is met; who waits in it sees so."""
+        self.is_dropped = True
+        with suppress(InvalidStateError):
+            self._told.set_exception(BrokenWorldError("a newer world was published"))
         self._met.add_done_callback(_leave)
 
     def _run(self, meet: Callable[[], Groups]) -> None:
         try:
-            self._met.set_result(meet())
+            groups = meet()
         except BaseException as exc:  # it is raised where the groups are asked for
             self._met.set_exception(exc)
+            with suppress(InvalidStateError):
+                self._told.set_exception(exc)
+            return
+        self._met.set_result(groups)
+        with suppress(InvalidStateError):  # it was dropped
+            self._told.set_result(groups)
 
 
 def _leave(met: Future[Groups]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -19,6 +19,18 @@ from raykit.engine.training.world import Generation
 from raykit.policy.failure import Phase
 
 SMALL_STATE_BYTES = 4 * 2**20
+
+
+class Proposal(NamedTuple):
+    """The number of a world that a rank can enter, and how many of the present one are in it."""
+
+    number: int
+    num_staying: int
+
+
+WAITS = Proposal(0, 0)
+LEAVES = Proposal(-1, 0)
+"""The next world is one without the rank."""
 
 
 class Adoptable(Protocol):
@@ -76,19 +88,20 @@ class Member:
         self._adopted = False
         self._commits = self._invited = self._aside_for = 0
         self._meeting: Meeting | None = None
+        self._proposed: Meeting | None = None
 
     def assign(self, generation: Generation) -> None:
         """Take note of a world; one that is no newer than the last is ignored."""
         with self._told:
             if self.assigned is not None and generation.number <= self.assigned.number:
                 return
-            if self._meeting is not None:
+            if self._meeting is not None and self._meeting is not self._proposed:
                 self._meeting.drop()
-                self._meeting = None
+            self._meeting = None
             if self.worker in generation.workers:
                 self._invited = generation.number
                 if self.groups is not None and not generation.urgent:
-                    self._meeting = Meeting(generation.number, partial(self._meet, generation))
+                    self._meeting = Meeting(generation, partial(self._meet, generation))
             self.assigned = generation
             self._told.notify_all()
 
@@ -134,10 +147,30 @@ class Member:
         following, meeting = self._following, self._meeting
         return bool(following and meeting and meeting.has_succeeded and not set(following.workers) <= self._peers)
 
-    @property
-    def goes_on(self) -> bool:
-        """Whether this rank is in the world that was asked for last."""
-        return self.assigned is not None and self.worker in self.assigned.workers
+    def propose(self) -> Proposal:
+        """Say which world this rank can enter, for all to hear; it can until they have settled."""
+        with self._told:
+            following, meeting = self._following, self._meeting
+            if following is not None and self.worker not in following.workers:
+                return LEAVES
+            if following is None or meeting is None or not meeting.is_over:
+                return WAITS
+            self._proposed = meeting
+            return Proposal(following.number, len(set(following.workers) & self._peers))
+
+    def settle(self, proposals: Sequence[Proposal]) -> bool:
+        """Hear what all ranks have proposed, and say whether they enter the next world now: all of them the same."""
+        staying = [each for each in proposals if each != LEAVES]
+        agreed = len(set(staying)) <= 1 and all(each != WAITS and each.num_staying == len(staying) for each in staying)
+        if not agreed:
+            self._withdraw()
+        return agreed
+
+    def _withdraw(self) -> None:
+        with self._told:
+            if self._proposed is not None and self._proposed is not self._meeting:
+                self._proposed.drop()
+            self._proposed = None
 
     def wait_for_news(self, timeout_s: float) -> None:
         """Wait until another world is asked for, so long at most."""
@@ -197,6 +230,7 @@ class Member:
 
     def broke(self, reason: str) -> None:
         """Leave a world in which a peer is gone, so that the others notice too."""
+        self._withdraw()
         if self.groups is not None:
             self._leave(for_all=True)
             self._observer.has_broken(self.generation, reason)
@@ -213,6 +247,8 @@ class Member:
             self._observer.is_ready()
         while self.groups is None or agreed or self._must_leave:
             agreed = False
+            if self._must_leave:
+                self._withdraw()
             self._leave()
             generation = self._next_generation(job)
             self.generation, self.group_size = generation.number, generation.group_size
@@ -237,6 +273,8 @@ class Member:
         with self.within("idle"):
             while True:
                 with self._told:
+                    if self._proposed is not None:
+                        return self._proposed.generation
                     self._told.wait_for(lambda: self._sees_newer_than(self.generation) or self._leave_asked)
                     if self._sees_newer_than(self.generation):
                         assert self.assigned is not None
@@ -251,12 +289,24 @@ class Member:
         self.groups = None
 
     def _met(self, generation: Generation) -> Groups:
-        """Give what was met of a world while this rank trained on, or meet now; blocking."""
+        """Give what was met of a world while this rank trained on, or meet now; blocking.
+
+        Raises:
+            BrokenWorldError: somebody did not come, or a newer world is published meanwhile.
+        """
         with self._told:
-            meeting = self._meeting if self._meeting and self._meeting.generation == generation.number else None
-            if meeting:
-                self._meeting = None
-        return meeting.groups() if meeting else self._meet(generation)
+            meeting = self._proposed or self._meeting
+            if meeting is None or meeting.generation.number != generation.number:
+                if self._sees_newer_than(generation.number):
+                    raise BrokenWorldError("a newer world was published")
+                meeting = self._meeting = Meeting(generation, partial(self._meet, generation))
+        groups = meeting.groups()
+        with self._told:
+            if meeting.is_dropped:
+                raise BrokenWorldError("a newer world was published")
+            self._meeting = None if self._meeting is meeting else self._meeting
+            self._proposed = None
+        return groups
 
     def _enter(self, generation: Generation, job: Adoptable) -> None:
         self.groups = self._met(generation)
