@@ -16,6 +16,7 @@ from raykit.engine.training.member import SMALL_STATE_BYTES, Member
 from raykit.engine.training.rendezvous import join_store, open_store
 from raykit.engine.training.state import Stateful
 from raykit.engine.training.world import Generation
+from raykit.errors import InputError
 from raykit.spec.training import interval
 
 HOST = "127.0.0.1"
@@ -447,6 +448,36 @@ def test_whoever_comes_and_goes_and_whenever_what_is_learned_is_the_same(tmp_pat
     assert learned == pytest.approx(_learn(alone, tmp_path / "alone", lambda *_: None, num_parts=20, num_steps=40), rel=1e-12)
 
 
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_a_step_all_of_whose_rows_count_for_nothing_is_refused(tmp_path, micro_batch):
+    world, model = _World("w1"), torch.nn.Linear(1, 1)
+    world.publish(1, ("w1",))
+    job = _job(world, "w1", model, tmp_path)
+
+    def learn():
+        for batch in job.batches({"x": torch.ones(4, 1)}, batch_size=4, micro_batch=micro_batch):
+            job.weight(0)
+            model(batch["x"]).mean().backward()
+            job.commit()
+
+    with pytest.raises(InputError, match="All rows of step 1 have weight 0"):
+        learn()
+
+
+def _job(world, name, model, folder):
+    return Job(
+        Surroundings(
+            member=world.members[name],
+            checkpoints=Checkpoints(str(folder / name), kept=1, told=lambda _: None),
+            checkpoint_every=interval("60s"),
+            reporter=_Untold(),
+            group_size=1,
+            stored_dataset=lambda *_: "",
+        ),
+        Stateful(model=model, optimizers=[torch.optim.SGD(model.parameters(), lr=0.1)], schedulers=[], scaler=None),
+    )
+
+
 def _learn(world, folder, hear, *, first=None, num_parts=4, num_steps=6, of="w1"):
     """Train a model of two numbers for steps of micro-batches; give what a member has learned that is in it to the end."""
     world.publish(1, first or tuple(world.members), to=first)
@@ -457,17 +488,7 @@ def _learn(world, folder, hear, *, first=None, num_parts=4, num_steps=6, of="w1"
     def learn(name):
         models[name] = model = torch.nn.Linear(1, 1, dtype=torch.float64)
         model.load_state_dict({"weight": torch.tensor([[0.5]]), "bias": torch.tensor([0.25])})
-        job = Job(
-            Surroundings(
-                member=world.members[name],
-                checkpoints=Checkpoints(str(folder / name), kept=1, told=lambda _: None),
-                checkpoint_every=interval("60s"),
-                reporter=_Untold(),
-                group_size=1,
-                stored_dataset=lambda *_: "",
-            ),
-            Stateful(model=model, optimizers=[torch.optim.SGD(model.parameters(), lr=0.1)], schedulers=[], scaler=None),
-        )
+        job = _job(world, name, model, folder)
         for batch in job.batches({"x": x}, batch_size=num_parts, micro_batch=1):
             hear(name, job.step)
             (model(batch["x"]) - 1).pow(2).mean().backward()

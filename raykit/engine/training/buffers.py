@@ -25,7 +25,7 @@ class Buffers:
         self._before = [each.clone() for each in self._all]
 
     def as_committed(self) -> dict[str, torch.Tensor]:
-        """Give those, by name, that a step in progress may have changed, as it found them."""
+        """Give the buffers as a step in progress has found them, by name; none where there is no step."""
         return dict(zip(self._names, self._before, strict=False))
 
     def reduce(self, group: Group, weight: float, total_weight: float) -> None:
@@ -46,7 +46,7 @@ class Buffers:
         self._before = []
 
     def restore(self) -> None:
-        """The step is broken: take back what its forward changed."""
+        """The step is broken: take back what its forward changed; nothing where there is no step."""
         with torch.no_grad():
             for buffer, before in zip(self._all, self._before, strict=False):
                 buffer.copy_(before)
