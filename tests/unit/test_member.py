@@ -499,7 +499,7 @@ def _learn(world, folder, hear, *, first=None, num_parts=4, num_steps=6, of="w1"
         thread.start()
     _join([threads[of]])
     world.publish(10**6, ())  # the others wait for nobody any more
-    _join([each for each in threading.enumerate() if each.name in {"raykit-meet", "raykit-ask"}])
+    _join([each for each in threading.enumerate() if each.name in {"raykit-meet", "raykit-ask"} and each.ident])
     return [each.item() for each in models[of].state_dict().values()]
 
 

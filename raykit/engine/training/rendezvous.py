@@ -12,9 +12,12 @@ from typing import Any
 
 import torch.distributed as dist
 
+from raykit.engine.training import sockets
 from raykit.engine.training.world import Address
 
 FORM_TIMEOUT = timedelta(seconds=3)  # all have arrived by then: it bounds the wait for one that dies in between
+QUICK_TIMEOUTS = timedelta(seconds=0.5), timedelta(seconds=1)
+"""Of a store that serves others meanwhile a connection may never be answered (torch 2.13); the next one is, at once."""
 MEET_S = 0.005
 WAIT_LOOK = timedelta(seconds=0.02)  # how often a wait asks whether the world was given up meanwhile
 
@@ -25,9 +28,12 @@ class BrokenWorldError(Exception):
 
 def open_store(host: str) -> tuple[Any, Address]:
     """Serve a rendezvous store from this process, on a free port of ``host``, an address of this node."""
-    listener = socket.create_server((host, 0))
-    port = listener.getsockname()[1]
-    store = dist.TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach(), use_libuv=True)
+    with sockets.opening:
+        listener = socket.create_server((host, 0))
+        port = listener.getsockname()[1]
+        store = dist.TCPStore(
+            host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach(), use_libuv=True
+        )
     return store, (host, port)
 
 
@@ -41,9 +47,17 @@ def join_store(store: Address, outdated: Callable[[], bool]) -> Any:
         BrokenWorldError: nobody serves it, or this world will not be.
     """
 
-    def join() -> Any:
+    def client(timeout: timedelta) -> Any:
         socket.create_connection(store, timeout=FORM_TIMEOUT.total_seconds()).close()
-        return dist.TCPStore(*store, is_master=False, wait_for_workers=False, timeout=FORM_TIMEOUT)
+        return dist.TCPStore(*store, is_master=False, wait_for_workers=False, timeout=timeout)
+
+    def join() -> Any:
+        for timeout in QUICK_TIMEOUTS:
+            with suppress(RuntimeError):
+                found = client(timeout)
+                found.set_timeout(FORM_TIMEOUT)
+                return found
+        return client(FORM_TIMEOUT)
 
     return _answered(join, given_up=outdated, look_s=MEET_S)
 

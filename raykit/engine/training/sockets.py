@@ -19,12 +19,13 @@ import torch.distributed as dist
 Address = tuple[str, int]
 OPEN_FILES = "/dev/fd"
 
-_one_at_a_time = threading.Lock()
+opening = threading.Lock()
+"""Held by who opens a socket that listens: whose it is can be told only if there is one at a time."""
 
 
 def open_device(host: str) -> tuple[Any, Address]:
     """Open a device of gloo on this node's address ``host``, and give where it listens."""
-    with _one_at_a_time:
+    with opening:
         before = set(_listening())
         device = dist.ProcessGroupGloo.create_device(hostname=host)
         return device, (set(_listening()) - before).pop()
