@@ -1,7 +1,7 @@
 """GPUs that a service and a training share, beside a static split of them, and Ray Serve with Ray Train.
 
 Five GPUs, all emulated: a request sleeps as long as it would take one, a step of training as long as its rows take its ranks,
-in micro-batches of 50 ms. Requests come as in the five busiest minutes of the Azure code-completion trace, thinned until
+in 80 micro-batches of 50 ms a step. Requests come as in the five busiest minutes of the Azure code-completion trace, thinned until
 serving needs four GPUs at its 99th percentile; training has one in any case. The fluid bound is what no request uses: a
 training that had each GPU for all the time in which the service did nothing with it would come to it.
 
