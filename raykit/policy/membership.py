@@ -35,7 +35,8 @@ class Membership:
 
     ``num_standing_by`` replicas may wait, beside the spares, for slots that others have now.
     ``is_formed`` says that the ranks of the world have met, ``is_awaited`` that those of the one before train on until they
-    have, ``is_settling`` that they did a moment ago and have yet to commit a step. ``broken_for_s`` is the time since a rank said that it cannot reach its peers, None while they all can.
+    have, ``is_settling`` that they did a moment ago and have yet to commit a step. ``broken_for_s`` is the time since a rank
+    said that it cannot reach its peers, None while they all can.
     ``must_hurry``: the world that was asked for last is to be entered at a commit, but in the world before it somebody is
     gone, and there will be no commit. ``losses`` counts the replicas lost so far by their cause, and ``max_losses`` bounds
     them, the sum under ``""``. ``is_concluding``: the last world was asked for to save and end.

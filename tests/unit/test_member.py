@@ -331,6 +331,25 @@ def test_ranks_enter_the_next_world_only_when_all_have_met_the_same(until):
     world.publish(6, ())
 
 
+def test_a_world_that_all_settled_on_and_that_failed_to_meet_is_told_of_once(until):
+    world = _World("w1")
+    world.publish(1, ("w1",))
+    world.met("w1")
+    keys = torch.distributed.PrefixStore("2/ranks", join_store(world.address, lambda: False))
+    keys.set("device 1", "127.0.0.1 1")
+    keys.add("arrived", 1)  # as w2 would, which never connects
+    world.publish(2, ("w1", "w2"), urgent=False)
+    member, observer = world.members["w1"], world.observers["w1"]
+    until(lambda: member.may_enter_next)
+    assert member.settle([member.propose()])
+    threads = world.align("w1", agreed=True)
+    until(lambda: member.phase == "idle" or len(observer.broken) > 1)
+    world.publish(3, ("w1",))
+    _join(threads)
+    assert observer.broken == [2]
+    assert observer.formed == [(1, 0), (3, 0)]
+
+
 def test_a_rank_whose_slot_is_given_away_computes_nothing_more_though_the_others_have_not_heard_of_the_next_world(tmp_path):
     world, alone = _World("w1", "w2"), _World("w1")
     passes = {"w1": [], "w2": []}

@@ -300,7 +300,11 @@ class Member:
                 if self._sees_newer_than(generation.number):
                     raise BrokenWorldError("a newer world was published")
                 meeting = self._meeting = Meeting(generation, partial(self._meet, generation))
-        groups = meeting.groups()
+        try:
+            groups = meeting.groups()
+        except BrokenWorldError:
+            self._withdraw()  # what has failed to meet is proposed no more
+            raise
         with self._told:
             if meeting.is_dropped:
                 raise BrokenWorldError("a newer world was published")
