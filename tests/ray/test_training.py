@@ -2,6 +2,7 @@ import os
 import signal
 
 import pytest
+import torch
 
 import raykit as rk
 from raykit.errors import CapacityError, InputError, RunError, RunFailedError, RunStoppedError
@@ -368,6 +369,49 @@ def test_a_scaler_with_clipping_and_several_optimizers_learns_what_is_learned_wi
 
     plain, ours = (rk.train(scaled, flag, workers=2).wait().result for flag in (False, True))
     assert ours == pytest.approx(plain, abs=1e-6)
+
+
+@pytest.mark.parametrize(("num_rows", "micro_batch"), [(17, None), (32, 16)])
+def test_a_rank_on_which_the_body_did_not_run_takes_the_step_as_the_body_has_made_it(cluster, tmp_path, num_rows, micro_batch):
+    def learn(num_rows, micro_batch, folder):
+        import torch
+
+        class Average:
+            def __init__(self, averaged):
+                self.averaged, self.mean = averaged, averaged.detach().clone()
+
+            def step(self):
+                self.mean.lerp_(self.averaged.detach(), 0.1)
+
+            def state_dict(self):
+                return {"mean": self.mean}
+
+            def load_state_dict(self, state):
+                self.mean = state["mean"].clone()
+
+        torch.manual_seed(0)
+        torch.set_default_dtype(torch.float64)
+        model = torch.nn.Linear(4, 1)
+        average = Average(model.weight)
+        optimizer = torch.optim.SGD(model.parameters(), lr=100.0)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        job = rk.elastic(model=model, optimizer=optimizer, scheduler=average, scaler=scaler)
+        for batch in job.batches({"x": torch.randn(num_rows, 4)}, batch_size=16, epochs=4, micro_batch=micro_batch):
+            optimizer.param_groups[0]["lr"] = 0.1 / (1 + job.step)
+            scaler.scale(model(batch["x"]).pow(2).mean()).backward()
+            if job.sync():
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            job.commit()
+        torch.save((model.weight.detach(), average.mean, scaler.state_dict()), folder / f"{job.world_size}-{job.rank}")
+
+    for workers in (1, 2):
+        rk.train(learn, num_rows, micro_batch, tmp_path, workers=workers, name=f"rows-{num_rows}-by-{workers}").wait()
+    (weight, mean, scale), *both = (torch.load(tmp_path / name) for name in ("1-0", "2-0", "2-1"))
+    for weight_of_rank, mean_of_rank, scale_of_rank in both:
+        assert weight_of_rank.flatten().tolist() == pytest.approx(weight.flatten().tolist(), rel=1e-9)
+        assert mean_of_rank.flatten().tolist() == pytest.approx(mean.flatten().tolist(), rel=1e-9)
+        assert scale_of_rank == scale
 
 
 def test_autocast_is_what_it_is_in_one_process(cluster):

@@ -34,7 +34,8 @@ def elastic(*, model: torch.nn.Module, optimizer: Any, scheduler: Any = None, sc
     Args:
         model: on ``rk.device()``; the first rank's parameters and buffers are given to all.
         optimizer: one or several; ``step`` is called by ``job.commit`` and refused by hand.
-        scheduler: one or several, stepped once a commit.
+        scheduler: one or several, stepped once a commit on each rank; anything that has ``step``, ``state_dict`` and
+            ``load_state_dict``, an average of the weights, say.
         scaler: a ``torch.amp.GradScaler``; scale the loss with it as usual, ``commit`` does the rest.
 
     Raises:

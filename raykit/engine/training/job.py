@@ -14,6 +14,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from raykit.engine.reporter import Reporter
+from raykit.engine.training import bodiless
 from raykit.engine.training.buffers import Buffers
 from raykit.engine.training.checkpoint import Checkpoints
 from raykit.engine.training.collective import Group, Reducer
@@ -63,15 +64,17 @@ class Job:
         self._optimizer_steps = [each.step for each in optimizers]
         for each in optimizers:
             each.step = _refuse_step
+        if cared_for.scaler is not None:
+            cared_for.scaler.scale(torch.zeros((), device=self._member.device))  # begins it, also where no loss is scaled
         self.step = self.epoch = self.num_rows = self.num_parts_done = 0
         self.prepared = self._is_in_step = False
         self._planned_steps = self._num_datasets = 0
         self._total_steps: int | None = None
         self._cut = Cut(rank=0, world_size=1)
         self._weight = self._replica_weight = self._batch_rows = 0.0
-        self._total_weight: float | None = None
+        self._total: Tally | None = None
         self._parts: Parts | None = None
-        self._is_counted = False
+        self._is_counted = self._runs_body = False
         self._logged: dict[str, float] = {}
         self._answered = self._agreed = self._stopping = self._save_wanted = False
         self._stop_wanted = False
@@ -102,12 +105,14 @@ class Job:
         """Give this rank's part of each global batch, on the device, until ``epochs`` are committed.
 
         A step that a loss broke is given again, divided anew. A rank that has no row of a short last batch takes part
-        without running the loop's body.
+        without running the loop's body: what the body sets on other ranks before ``commit`` (gradients that are clipped, a
+        learning rate) is set there, too; what is to be done after each commit on all ranks belongs into a scheduler.
 
         With ``micro_batch`` the part comes in several, each of so many rows, and the body runs for each: gradients add up,
-        and ``commit`` takes the step after the last. Ranks take them one after the other, so who is fast does more. A rank
-        whose slot is wanted gives it after the micro-batch that it is in, and one that comes takes part from the next one on.
-        Which random numbers a micro-batch draws does not depend on who does it.
+        and ``commit`` takes the step after the last. Ranks take them one after the other, so who is fast does more, and who
+        finds all taken does not run the body. A rank whose slot is wanted gives it after the micro-batch that it is in, and
+        one that comes takes part from the next one on. Which random numbers a micro-batch draws does not depend on who does
+        it.
 
         Args:
             dataset: a map-style dataset, a list, a dict or tuple of arrays; a path or URL of Parquet files; a function that
@@ -157,6 +162,7 @@ class Job:
             if len(mine) == 0:
                 self.commit()
                 continue
+            self._runs_body = True
             yield to_device(ahead.take(self.step - first, self._cut) if ahead else source.take(mine), self._member.device)
             self._check_answered()
         self.save(of_replica_0=True)
@@ -174,8 +180,9 @@ class Job:
         try:
             if self._parts is not None and not self._is_through(self._parts, metrics):
                 return False
-            if self._total_weight is None:
-                self._sync(metrics)
+            total = self._total or self._sync(metrics)
+            if total.bodiless:
+                self._share(with_gradients=total.synced > 0)
             self.prepared = True
             self._member.confirm()
         except BrokenWorldError as exc:
@@ -220,7 +227,7 @@ class Job:
         try:
             if self._parts is not None and not self._is_through(self._parts, metrics):
                 return False
-            self._sync(metrics)
+            self._sync(metrics, by_hand=True)
         except BrokenWorldError as exc:
             self._break(exc)
             return False
@@ -350,8 +357,8 @@ class Job:
         group_size = self._member.group_size
         self._cut = Cut(rank=self.rank, world_size=self.world_size, group_size=group_size, is_shared=shared_in_group)
         self._weight, self._replica_weight = self._cut.weight(rows), float(len(self._cut.of_replica(rows)))
-        self._batch_rows, self._total_weight = len(rows), None
-        self._answered = self._save_wanted = False
+        self._batch_rows, self._total = len(rows), None
+        self._answered = self._save_wanted = self._runs_body = False
         self._reducer.begin(self._member.column, self._replica_weight)
         self._reducer.enabled, self._parts = True, None
         self._set_weights()
@@ -377,6 +384,7 @@ class Job:
         self.commit()  # for who finds that the others do them all
         while self._parts is parts and (place := parts.next) is not None:
             self._answered = self._is_counted = False
+            self._runs_body = True
             self._draw_from(place)
             self._accumulated.count_next_as(float(len(cut[place])))
             yield to_device(source.take(cut[place]), self._member.device)
@@ -451,7 +459,7 @@ class Job:
             scale = self._gradient_scale
             tree_map_only(torch.Tensor, lambda each: each.requires_grad and each.register_hook(lambda grad: grad * scale), output)
 
-    def _sync(self, metrics: dict[str, Any]) -> None:
+    def _sync(self, metrics: dict[str, Any], *, by_hand: bool = False) -> Tally:
         """Have the gradients and metrics of all ranks, and what they agree to."""
         group, names, weight = self._group(), names_of(metrics), self._weight
         sums = [_number(value) * weight for value in metrics.values()]
@@ -459,21 +467,27 @@ class Job:
             names, weight, sums = self._accumulated.names, self._accumulated.weight, self._accumulated.sums
             self._reducer.set_weight(self._accumulated.unit)
         with self._member.within("waiting"):
-            total = self._summed(group, weight, sums)
+            total = self._summed(group, weight, sums, by_hand=by_hand)
             if not total.weight:
                 raise InputError(f"All rows of step {self.step + 1} have weight 0.", "Give job.weight more for some of them.")
             self._buffers.reduce(group, weight, total.weight)
-        self._total_weight = total.weight
+        self._total = total
         self._agreed = total.may_enter_next == group.world_size and self._settles(group)
         self._stopping, self._save_wanted = total.stops > 0, total.saves > 0
         self._reducer.write_back(total.weight)
         self._logged = total.means(names) | self._logged
+        return total
+
+    def _share(self, *, with_gradients: bool) -> None:
+        assert self._member.column is not None
+        with self._member.within("waiting"):
+            bodiless.share(self._member.column, self._cared_for, ran=self._runs_body, with_gradients=with_gradients)
 
     def _settles(self, group: Group) -> bool:
         with self._member.within("waiting"):
             return self._member.settle([Proposal(*told) for told in group.gather(list(self._member.propose()))])
 
-    def _summed(self, group: Group, weight: float, sums: Sequence[float]) -> Tally:
+    def _summed(self, group: Group, weight: float, sums: Sequence[float], *, by_hand: bool = False) -> Tally:
         """Reduce the gradients over those of this place, and one vector beside them over all ranks; blocking."""
         member = self._member
         mine = Tally(
@@ -481,6 +495,8 @@ class Job:
             may_enter_next=float(member.may_enter_next),
             stops=float(self._stop_wanted or member.stop_asked),
             saves=float(self.rank == 0 and self._save_is_due()),
+            synced=float(by_hand),
+            bodiless=float(not self._runs_body),
             sums=sums,
         ).vector()
         self._reducer.finish(group, mine)

@@ -12,26 +12,33 @@ from raykit.errors import InputError
 MAX_METRICS = 16
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Tally:
-    """One rank's, or the sum of all; metrics are summed over rows, by their places."""
+    """One rank's, or the sum of all; metrics are summed over rows, by their places.
+
+    ``synced`` counts ranks whose body made the gradients final itself, ``bodiless`` those on which no body ran.
+    """
 
     weight: float
     may_enter_next: float = 0.0
     stops: float = 0.0
     saves: float = 0.0
+    synced: float = 0.0
+    bodiless: float = 0.0
     sums: Sequence[float] = ()
 
     def vector(self) -> torch.Tensor:
         """Give it to be summed over the ranks, float64."""
+        counts = [self.weight, self.may_enter_next, self.stops, self.saves, self.synced, self.bodiless]
         none = [0.0] * (MAX_METRICS - len(self.sums))
-        return torch.tensor([self.weight, self.may_enter_next, self.stops, self.saves, *self.sums, *none], dtype=torch.float64)
+        return torch.tensor([*counts, *self.sums, *none], dtype=torch.float64)
 
     @classmethod
     def of(cls, vector: torch.Tensor) -> Tally:
         """Read what was summed."""
-        weight, may_enter_next, stops, saves, *sums = vector.tolist()
-        return cls(weight=weight, may_enter_next=may_enter_next, stops=stops, saves=saves, sums=sums)
+        counts, sums = (told := vector.tolist())[:-MAX_METRICS], told[-MAX_METRICS:]
+        weight, may_enter_next, stops, saves, synced, bodiless = counts
+        return cls(weight, may_enter_next, stops, saves, synced, bodiless, sums)
 
     def means(self, names: Iterable[str]) -> dict[str, float]:
         """Give the metrics' means over all rows, of which there are some."""
