@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_map_only
 
 from raykit.engine.reporter import Reporter
 from raykit.engine.training import bodiless
-from raykit.engine.training.buffers import Buffers
 from raykit.engine.training.checkpoint import Checkpoints
-from raykit.engine.training.collective import Group, Reducer
 from raykit.engine.training.feed import Cut
-from raykit.engine.training.member import LEAVES, Member, Proposal
-from raykit.engine.training.parts import Accumulated, Parts
+from raykit.engine.training.member import Member, Proposal
 from raykit.engine.training.rendezvous import BrokenWorldError
 from raykit.engine.training.rows import Ahead, Source, Streamed, source_of, to_device
 from raykit.engine.training.state import State, Stateful
-from raykit.engine.training.tally import Tally, names_of
+from raykit.engine.training.step import Step
+from raykit.engine.training.tally import Tally
+from raykit.engine.training.turns import Turns
 from raykit.errors import InputError
 from raykit.events import StepCommitted, WorkerBusy
 from raykit.spec.training import Interval
-
-ASIDE_LOOK_S = 0.02  # how often a rank that gives way sees whether the others are done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,32 +49,23 @@ class Job:
 
     def __init__(self, surroundings: Surroundings, cared_for: Stateful) -> None:
         self._around, self._member, self._cared_for = surroundings, surroundings.member, cared_for
-        model, optimizers = cared_for.model, cared_for.optimizers
-        parameters = [each for each in model.parameters() if each.requires_grad]
-        self._reducer, self._accumulated = Reducer(parameters), Accumulated(parameters)
-        self._buffers = Buffers(model)
-        self._gradient_scale = 1.0
-        if surroundings.group_size > 1:  # a plain model stays one that can be copied and pickled
-            model.register_forward_hook(self._scale_gradients)
+        self._step = Step(cared_for, group_size=surroundings.group_size)
         self._seed = torch.initial_seed()
-        self._optimizer_steps = [each.step for each in optimizers]
-        for each in optimizers:
+        self._optimizer_steps = [each.step for each in cared_for.optimizers]
+        for each in cared_for.optimizers:
             each.step = _refuse_step
         if cared_for.scaler is not None:
             cared_for.scaler.scale(torch.zeros((), device=self._member.device))  # begins it, also where no loss is scaled
         self.step = self.epoch = self.num_rows = self.num_parts_done = 0
-        self.prepared = self._is_in_step = False
+        self.prepared = False
         self._planned_steps = self._num_datasets = 0
         self._total_steps: int | None = None
-        self._cut = Cut(rank=0, world_size=1)
-        self._weight = self._replica_weight = self._batch_rows = 0.0
         self._total: Tally | None = None
-        self._parts: Parts | None = None
-        self._is_counted = self._runs_body = False
+        self._turns: Turns | None = None
         self._logged: dict[str, float] = {}
         self._answered = self._agreed = self._stopping = self._save_wanted = False
         self._stop_wanted = False
-        self._step_begun_s = self._saved_s = time.monotonic()
+        self._saved_s = time.monotonic()
         self._saved_step = 0
         self._leave_hooks: list[Callable[[], None]] = []
 
@@ -154,16 +141,16 @@ class Job:
                     raise InputError(f"The {type(dataset).__name__} gave no rows.", "Give at least one row.")
                 return
             self.epoch = source.epoch_of(self.step - first)
-            self._begin(rows, shared_in_group=shared_in_group)
+            cut = self._begin(rows, shared_in_group=shared_in_group, in_parts=micro_batch is not None)
             if micro_batch is not None:
                 yield from self._in_parts(rows, micro_batch, source)
                 continue
-            mine = self._cut.of(rows)
+            mine = cut.of(rows)
             if len(mine) == 0:
                 self.commit()
                 continue
-            self._runs_body = True
-            yield to_device(ahead.take(self.step - first, self._cut) if ahead else source.take(mine), self._member.device)
+            self._step.runs_body = True
+            yield to_device(ahead.take(self.step - first, cut) if ahead else source.take(mine), self._member.device)
             self._check_answered()
         self.save(of_replica_0=True)
 
@@ -178,7 +165,7 @@ class Job:
         """
         self._answered = True
         try:
-            if self._parts is not None and not self._is_through(self._parts, metrics):
+            if self._turns is not None and not self._turns.is_through(metrics):
                 return False
             total = self._total or self._sync(metrics)
             if total.bodiless:
@@ -208,16 +195,16 @@ class Job:
             scaler.update()
         for scheduler in self._cared_for.schedulers:
             scheduler.step()
-        self._buffers.keep()
-        self._end_step()
+        self._step.keep()
+        self.prepared, self.num_parts_done = False, 0
         self.step += 1
-        self.num_rows += int(self._batch_rows)
+        self.num_rows += self._step.num_rows
         self._committed()
 
     def discard(self) -> None:
         """Be as after the last commit."""
-        self._buffers.restore()
-        self._end_step()
+        self._step.discard()
+        self.prepared, self.num_parts_done = False, 0
 
     def sync(self, **metrics: Any) -> bool:
         """Make the gradients final before ``commit``, to clip them, say.
@@ -225,7 +212,7 @@ class Job:
         False when a peer was lost, or the micro-batch is not the step's last: call commit still.
         """
         try:
-            if self._parts is not None and not self._is_through(self._parts, metrics):
+            if self._turns is not None and not self._turns.is_through(metrics):
                 return False
             self._sync(metrics, by_hand=True)
         except BrokenWorldError as exc:
@@ -238,15 +225,7 @@ class Job:
 
         In replicas of several ranks all of them have to say it.
         """
-        if self._parts is not None:
-            self._accumulated.count_next_as(float(rows))
-            return
-        self._weight = self._replica_weight = float(rows)
-        if self._member.group_size > 1:
-            ours = torch.tensor(float(rows))
-            torch.distributed.all_reduce(ours)
-            self._replica_weight = float(ours)
-        self._set_weights()
+        self._step.weigh(float(rows))
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:
@@ -255,13 +234,8 @@ class Job:
         Raises:
             InputError: ``batches`` gives micro-batches already.
         """
-        if self._parts is not None:
-            raise InputError("job.accumulate() is used where batches gives micro-batches.", "Leave it, or micro_batch, out.")
-        self._reducer.enabled = False
-        try:
+        with self._step.unreduced():
             yield
-        finally:
-            self._reducer.enabled = True
 
     def log(self, **values: float) -> None:
         """Show numbers with the next commit, as this rank has them (rank 0's are shown)."""
@@ -294,7 +268,7 @@ class Job:
     def state(self) -> State:
         """Give what a joiner or a checkpoint needs, as of the last commit, sharing memory with it."""
         state = self._cared_for.state()
-        buffers = {name: each for name, each in self._buffers.as_committed().items() if name in state["model"]}
+        buffers = {name: each for name, each in self._step.buffers_before().items() if name in state["model"]}
         return state | {"model": state["model"] | buffers, "step": self.step, "num_rows": self.num_rows, "seed": self._seed}
 
     def adopt(self, state: State) -> None:
@@ -340,32 +314,17 @@ class Job:
     @property
     def num_parts_held(self) -> int:
         """How many of a step's micro-batches are in the gradients of this rank."""
-        return self._accumulated.num_parts
+        return self._step.num_parts_held
 
-    def _end_step(self) -> None:
-        self._hold_nothing()
-        self.prepared = self._is_in_step = False
-        self.num_parts_done = 0
-
-    def _hold_nothing(self) -> None:
-        for optimizer in self._cared_for.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        self._accumulated.clear()
-
-    def _begin(self, rows: Any, *, shared_in_group: bool) -> None:
+    def _begin(self, rows: Any, *, shared_in_group: bool, in_parts: bool) -> Cut:
         assert self._member.column is not None
         group_size = self._member.group_size
-        self._cut = Cut(rank=self.rank, world_size=self.world_size, group_size=group_size, is_shared=shared_in_group)
-        self._weight, self._replica_weight = self._cut.weight(rows), float(len(self._cut.of_replica(rows)))
-        self._batch_rows, self._total = len(rows), None
-        self._answered = self._save_wanted = self._runs_body = False
-        self._reducer.begin(self._member.column, self._replica_weight)
-        self._reducer.enabled, self._parts = True, None
-        self._set_weights()
-        if not self._is_in_step:
-            self._is_in_step, self._step_begun_s = True, time.monotonic()
-            self._buffers.begin()
+        cut = Cut(rank=self.rank, world_size=self.world_size, group_size=group_size, is_shared=shared_in_group)
+        self._answered = self._save_wanted = False
+        self._total = self._turns = None
+        self._step.begin(self._member.column, cut, rows, in_parts=in_parts)
         self._draw_from(self.rank)
+        return cut
 
     def _draw_from(self, place: int) -> None:
         drawn = hash((self._seed, self.step, place))
@@ -378,60 +337,21 @@ class Job:
     def _in_parts(self, rows: Any, size: int, source: Source) -> Iterator[Any]:
         """Give this rank's micro-batches of a step, until the step is taken or broken, or is to go on in another world."""
         cut = [rows[at : at + size] for at in range(0, len(rows), size)]
-        parts = self._parts = Parts(self._group().number(), num_done=self.num_parts_done, num_parts=len(cut))
-        self._reducer.enabled = False  # until the last it is not known which is the last
-        self._is_counted = True
+        turns = self._turns = Turns(self._member, self._step, num_done=self.num_parts_done, num_parts=len(cut))
         self.commit()  # for who finds that the others do them all
-        while self._parts is parts and (place := parts.next) is not None:
-            self._answered = self._is_counted = False
-            self._runs_body = True
+        while self._turns is turns and (place := turns.next) is not None:
+            self._answered = False
             self._draw_from(place)
-            self._accumulated.count_next_as(float(len(cut[place])))
+            turns.begin(len(cut[place]))
             yield to_device(source.take(cut[place]), self._member.device)
             self._check_answered()
-        if self._parts is parts and parts.is_closed:
-            self._hand_on(parts)
-
-    def _is_through(self, parts: Parts, metrics: dict[str, Any]) -> bool:
-        """Count the micro-batch and have the next, and say whether all of the step are taken; blocking while it gives way."""
-        if not self._is_counted:
-            self._is_counted = True
-            self._accumulated.add({name: _number(value) for name, value in metrics.items()})
-            parts.done()
-        with self._member.within("waiting"):
-            while parts.is_open and parts.next is None:
-                if self._member.newcomers_have_met:
-                    parts.close()
-                elif self._member.gives_way():
-                    parts.look()
-                    self._member.wait_for_news(ASIDE_LOOK_S)
-                else:
-                    parts.take()
-        return parts.is_over
-
-    def _hand_on(self, parts: Parts) -> None:
-        """Leave what all hold of the step to one that stays, and enter the next world; or go on, if not all can enter it."""
-        try:
-            group = self._group()
-            with self._member.within("waiting"):
-                told = group.gather([*self._member.propose(), parts.num_known])
-                proposals = [Proposal(*proposal) for *proposal, _ in told]
-                self.num_parts_done = max(num_known for *_, num_known in told)
-                self._agreed = self._member.settle(proposals)
-                if not self._agreed:
-                    return
-                self._reducer.set_weight(self._accumulated.unit)
-                total = self._summed(group, self._accumulated.weight, self._accumulated.sums)
-        except BrokenWorldError as exc:
-            self._break(exc)
-            self.discard()
-            return
-        heir = next((rank for rank, proposal in enumerate(proposals) if proposal != LEAVES), 0)
-        if group.rank == heir and total.weight:
-            self._reducer.write_back(total.weight)
-            self._accumulated.hold(self.num_parts_done, total.weight, total.sums)
-        else:
-            self._hold_nothing()
+        if self._turns is turns and turns.is_cut_short:
+            try:
+                self._agreed = turns.hand_on()
+                self.num_parts_done = turns.num_done
+            except BrokenWorldError as exc:
+                self._break(exc)
+                self.discard()
 
     def _check_answered(self) -> None:
         if not self._answered:
@@ -439,68 +359,36 @@ class Job:
 
     def _break(self, error: BrokenWorldError) -> None:
         """Leave a world in which a peer is gone."""
-        self._reducer.let_go()
-        self._parts = None
+        self._step.let_go()
+        self._turns = None
         self._member.broke(str(error))
-
-    def _group(self) -> Group:
-        if self._member.group is None:
-            raise BrokenWorldError("the world was left")
-        return self._member.group
-
-    def _set_weights(self) -> None:
-        self._reducer.set_weight(self._replica_weight)
-        ours = self._replica_weight / self._member.group_size
-        self._gradient_scale = 1.0 if self._cut.is_shared or not ours else self._weight / ours
-
-    def _scale_gradients(self, _: Any, __: Any, output: Any) -> None:
-        """Weigh what goes back into the model: FSDP takes the plain mean over a replica's ranks, whatever rows they had."""
-        if self._gradient_scale != 1.0 and torch.is_grad_enabled():
-            scale = self._gradient_scale
-            tree_map_only(torch.Tensor, lambda each: each.requires_grad and each.register_hook(lambda grad: grad * scale), output)
 
     def _sync(self, metrics: dict[str, Any], *, by_hand: bool = False) -> Tally:
         """Have the gradients and metrics of all ranks, and what they agree to."""
-        group, names, weight = self._group(), names_of(metrics), self._weight
-        sums = [_number(value) * weight for value in metrics.values()]
-        if self._parts is not None:
-            names, weight, sums = self._accumulated.names, self._accumulated.weight, self._accumulated.sums
-            self._reducer.set_weight(self._accumulated.unit)
-        with self._member.within("waiting"):
-            total = self._summed(group, weight, sums, by_hand=by_hand)
+        member, group = self._member, self._member.standing
+        told = Tally(
+            may_enter_next=float(member.may_enter_next),
+            stops=float(self._stop_wanted or member.stop_asked),
+            saves=float(self.rank == 0 and self._save_is_due()),
+            synced=float(by_hand),
+        )
+        with member.within("waiting"):
+            total = self._step.sum(group, metrics, told)
             if not total.weight:
                 raise InputError(f"All rows of step {self.step + 1} have weight 0.", "Give job.weight more for some of them.")
-            self._buffers.reduce(group, weight, total.weight)
-        self._total = total
-        self._agreed = total.may_enter_next == group.world_size and self._settles(group)
+            means = self._step.average(group, total)
+            self._agreed = total.may_enter_next == group.world_size and member.settle(
+                [Proposal(*each) for each in group.gather([*member.propose()])]
+            )
         self._stopping, self._save_wanted = total.stops > 0, total.saves > 0
-        self._reducer.write_back(total.weight)
-        self._logged = total.means(names) | self._logged
+        self._logged = means | self._logged
+        self._total = total
         return total
 
     def _share(self, *, with_gradients: bool) -> None:
         assert self._member.column is not None
         with self._member.within("waiting"):
-            bodiless.share(self._member.column, self._cared_for, ran=self._runs_body, with_gradients=with_gradients)
-
-    def _settles(self, group: Group) -> bool:
-        with self._member.within("waiting"):
-            return self._member.settle([Proposal(*told) for told in group.gather(list(self._member.propose()))])
-
-    def _summed(self, group: Group, weight: float, sums: Sequence[float], *, by_hand: bool = False) -> Tally:
-        """Reduce the gradients over those of this place, and one vector beside them over all ranks; blocking."""
-        member = self._member
-        mine = Tally(
-            weight=weight,
-            may_enter_next=float(member.may_enter_next),
-            stops=float(self._stop_wanted or member.stop_asked),
-            saves=float(self.rank == 0 and self._save_is_due()),
-            synced=float(by_hand),
-            bodiless=float(not self._runs_body),
-            sums=sums,
-        ).vector()
-        self._reducer.finish(group, mine)
-        return Tally.of(mine)
+            bodiless.share(self._member.column, self._cared_for, ran=self._step.runs_body, with_gradients=with_gradients)
 
     def _save_is_due(self) -> bool:
         passed_s, steps = time.monotonic() - self._saved_s, self.step + 1 - self._saved_step
@@ -514,19 +402,15 @@ class Job:
                 num_rows=self.num_rows,
                 total_steps=self._total_steps,
                 metrics=self._logged,
-                step_s=time.monotonic() - self._step_begun_s,
+                step_s=time.monotonic() - self._step.begun_s,
             )
-            if self._parts is not None:
-                self._parts.forget()
+            if self._turns is not None:
+                self._turns.forget()
             first, reporter = self._member.first_commit(), self._around.reporter
             (reporter.emit(event) if first else reporter.sample("step", event))
         if self._save_wanted:
             self.save(of_replica_0=True)
         self._logged = {}
-
-
-def _number(value: Any) -> float:
-    return float(value.detach()) if isinstance(value, torch.Tensor) else float(value)
 
 
 def _refuse_step(*_: Any, **__: Any) -> None:

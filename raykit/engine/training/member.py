@@ -75,7 +75,7 @@ class Member:
         self.group_size = 1
         self.generation = 0
         self.assigned: Generation | None = None
-        self._standing: Generation | None = None
+        self._present: Generation | None = None
         self.is_final = False
         self.stop_asked = False
         self.phase: Phase = "starting"
@@ -115,6 +115,17 @@ class Member:
     def group(self) -> Group | None:
         """What all ranks say to each other; None outside of every world."""
         return self.groups.everyone if self.groups else None
+
+    @property
+    def standing(self) -> Group:
+        """The same, for who cannot do without.
+
+        Raises:
+            BrokenWorldError: outside of every world.
+        """
+        if self.group is None:
+            raise BrokenWorldError("the world was left")
+        return self.group
 
     @property
     def column(self) -> Group | None:
@@ -185,7 +196,7 @@ class Member:
 
     @property
     def _peers(self) -> set[str]:
-        return set(self._standing.workers) if self._standing else set()
+        return set(self._present.workers) if self._present else set()
 
     def _tell_aside(self, generation: int) -> None:
         if self._aside_for != generation:
@@ -339,7 +350,7 @@ class Member:
             job.num_parts_done = num_done
         else:
             job.discard()
-        self._standing = generation
+        self._present = generation
         self._adopted, self._commits, self.is_final = True, 0, generation.final
         self._observer.has_formed(generation, job.step)
 

@@ -19,7 +19,7 @@ class Tally:
     ``synced`` counts ranks whose body made the gradients final itself, ``bodiless`` those on which no body ran.
     """
 
-    weight: float
+    weight: float = 0.0
     may_enter_next: float = 0.0
     stops: float = 0.0
     saves: float = 0.0
