@@ -277,9 +277,11 @@ def test_batches_in_micro_batches_learn_what_whole_batches_do(cluster, tmp_path)
         torch.manual_seed(0)
         torch.set_default_dtype(torch.float64)
         model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
-        job = rk.elastic(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        job = rk.elastic(model=model, optimizer=optimizer)
         passes, taken = 0, []
         for batch in job.batches({"x": torch.randn(70, 4)}, batch_size=16, epochs=4, micro_batch=micro_batch):
+            optimizer.zero_grad()  # as people write it; what earlier passes gave is not lost by it
             loss = model(batch["x"]).pow(2).mean()
             loss.backward()
             passes += 1

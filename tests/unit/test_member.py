@@ -483,7 +483,36 @@ def test_a_step_all_of_whose_rows_count_for_nothing_is_refused(tmp_path, micro_b
         learn()
 
 
-def _job(world, name, model, folder):
+def test_learning_rates_that_differ_between_ranks_are_refused(tmp_path):
+    world = _World("w1", "w2")
+    world.publish(1, ("w1", "w2"))
+    refused = {}
+
+    def learn(name):
+        model = torch.nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5 if name == "w1" else 0.25)
+        job = _job(world, name, model, tmp_path, optimizer)
+        try:
+            for batch in job.batches({"x": torch.ones(8, 1)}, batch_size=2):
+                model(batch["x"]).sum().backward()
+                job.commit()
+                scheduler.step()
+        except InputError as exc:
+            refused[name] = exc
+
+    threads = [threading.Thread(target=learn, args=(name,), daemon=True) for name in world.members]
+    for thread in threads:
+        thread.start()
+    _join(threads)
+    assert set(refused) == {"w1", "w2"}
+    for each in refused.values():
+        assert "learning rate of step 2 is not the same on all ranks" in each.problem
+        assert "Give the scheduler to rk.elastic" in each.remedy
+
+
+def _job(world, name, model, folder, optimizer=None):
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1)
     return Job(
         Surroundings(
             member=world.members[name],
@@ -493,7 +522,7 @@ def _job(world, name, model, folder):
             group_size=1,
             stored_dataset=lambda *_: "",
         ),
-        Stateful(model=model, optimizers=[torch.optim.SGD(model.parameters(), lr=0.1)], schedulers=[], scaler=None),
+        Stateful(model=model, optimizers=[optimizer], schedulers=[], scaler=None),
     )
 
 

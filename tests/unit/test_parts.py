@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
 import pytest
-import torch
 import torch.distributed as dist
 
 from raykit.engine.training.parts import Accumulated, Parts
@@ -94,53 +93,24 @@ def test_ranks_find_a_step_either_closed_or_over_whoever_closes_it_and_when():
     assert ends == {True, False}
 
 
-def test_gradients_of_unequal_micro_batches_come_to_the_mean_over_all_their_rows():
-    torch.manual_seed(0)
-    model, x = torch.nn.Linear(4, 3).double(), torch.randn(10, 4, dtype=torch.float64)
-    model(x).pow(2).mean().backward()
-    whole = model.weight.grad.clone()
-    model.zero_grad()
-    accumulated = Accumulated(list(model.parameters()))
-    for rows in (x[:3], x[3:4], x[4:10]):
-        accumulated.count_next_as(len(rows))
-        loss = model(rows).pow(2).mean()
-        loss.backward()
-        accumulated.add({"loss": float(loss.detach())})
-    assert accumulated.weight == 10
-    assert torch.allclose(model.weight.grad * accumulated.unit / accumulated.weight, whole)
-    assert accumulated.names == ("loss",)
-    assert accumulated.sums[0] / accumulated.weight == pytest.approx(float(model(x).detach().pow(2).mean()))
-
-
-def test_what_counts_for_nothing_changes_nothing():
-    model = torch.nn.Linear(1, 1, bias=False)
-    accumulated = Accumulated(list(model.parameters()))
-    for value, weight in ((1.0, 2), (5.0, 0), (3.0, 2)):
-        accumulated.count_next_as(7)  # the rows, before the loop's body says otherwise
-        accumulated.count_next_as(weight)
-        (model.weight * value).sum().backward()
-        accumulated.add({"value": value})
-    assert float(model.weight.grad) * accumulated.unit / accumulated.weight == pytest.approx(2.0)
-    assert (accumulated.names, accumulated.sums[0], accumulated.weight) == (("value",), 8.0, 4.0)
-    assert accumulated.num_parts == 3
-    with pytest.raises(InputError, match="over how many rows"):
-        accumulated.count_next_as(-1)
+def test_metrics_are_summed_over_rows_by_name():
+    accumulated = Accumulated()
+    accumulated.add(3, {"loss": 1.0})
+    accumulated.add(1, {"right": 0.5, "loss": 5.0})
+    accumulated.add(0, {"loss": float("nan")})
+    assert (accumulated.num_parts, accumulated.weight, accumulated.names) == (3, 4, ("loss", "right"))
+    assert accumulated.sums[:2] == [8.0, 0.5]
 
 
 def test_who_has_done_nothing_can_hold_what_others_did():
-    model = torch.nn.Linear(1, 1, bias=False)
-    accumulated = Accumulated(list(model.parameters()))
-    model.weight.grad = torch.tensor([[2.0]])
+    accumulated = Accumulated()
     accumulated.hold(3, 12.0, [24.0])
-    accumulated.count_next_as(4)
-    (model.weight * 6.0).sum().backward()
-    accumulated.add({"value": 6.0})
+    accumulated.add(4, {"value": 6.0})
     assert (accumulated.num_parts, accumulated.weight, accumulated.sums[0]) == (4, 16.0, 48.0)
-    assert float(model.weight.grad) * accumulated.unit / accumulated.weight == pytest.approx(3.0)
+    accumulated.hold(0, 0.0, ())
+    assert (accumulated.num_parts, accumulated.weight, accumulated.sums[0], accumulated.names) == (0, 0.0, 0.0, ("value",))
 
 
 def test_too_many_metrics_are_refused():
-    accumulated = Accumulated([])
-    accumulated.count_next_as(1)
     with pytest.raises(InputError, match="17 metrics"):
-        accumulated.add({str(number): 0.0 for number in range(17)})
+        Accumulated().add(1, {str(number): 0.0 for number in range(17)})

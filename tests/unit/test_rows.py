@@ -1,13 +1,14 @@
 """The forms in which training data comes."""
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from raykit.engine.training.feed import Cut
-from raykit.engine.training.rows import Ahead, ParquetRows, source_of
+from raykit.engine.training.rows import Ahead, ParquetRows, source_of, to_device
 from raykit.errors import InputError
 
 
@@ -88,6 +89,50 @@ def test_a_stream_gives_the_same_batch_when_a_step_is_done_again_and_a_joiner_go
     assert joiner.epoch_of(4) == 1
     assert joiner.batch(6) is None
     assert joiner.num_steps() == 6
+
+
+@pytest.mark.parametrize("kind", ["dict", "frame", "table", "list", "parquet", "stream"])
+def test_rows_are_collated_as_one_says_whatever_the_form(kind, tmp_path):
+    lengths, texts = [3, 1, 2, 4], ["a", "b", "c", "d"]
+    columns = {"length": lengths, "text": texts}
+    rows = [{"length": length, "text": text} for length, text in zip(lengths, texts, strict=True)]
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    data = {
+        "dict": columns,
+        "frame": pd.DataFrame(columns),
+        "table": pa.table(columns),
+        "list": rows,
+        "parquet": tmp_path / "rows.parquet",
+        "stream": dict(enumerate(rows)).values(),
+    }[kind]
+
+    def padded(rows):
+        longest = max(int(row["length"]) for row in rows)
+        return torch.tensor([[1] * int(row["length"]) + [0] * (longest - int(row["length"])) for row in rows])
+
+    plain = source_of(data, batch_size=4, epochs=1, seed=0)
+    batch = plain.take(plain.batch(0))
+    order = [texts.index(text) for text in batch["text"]]
+    assert isinstance(batch["text"], list)
+    assert sorted(order) == [0, 1, 2, 3]
+    assert batch["length"].tolist() == [lengths[place] for place in order]
+    source = source_of(data, batch_size=4, epochs=1, seed=0, collate=padded)
+    assert source.take(source.batch(0)).sum(1).tolist() == batch["length"].tolist()
+
+
+def test_a_batch_that_knows_how_to_move_is_moved_by_itself():
+    class Encoding(dict):
+        def to(self, device):
+            return Encoding({name: (value, device) for name, value in self.items()})
+
+    moved = to_device([Encoding(ids=1)], torch.device("cpu"))
+    assert isinstance(moved[0], Encoding)
+    assert moved[0]["ids"] == (1, torch.device("cpu"))
+
+
+def test_a_loader_is_refused_because_batches_are_raykit_s_to_make():
+    with pytest.raises(InputError, match=r"(?s)A DataLoader was given.*loader\.dataset"):
+        source_of(torch.utils.data.DataLoader([1, 2]), batch_size=1, epochs=1, seed=0)
 
 
 @pytest.mark.parametrize("data", [[], {"x": [1, 2], "y": [1]}, {"x": []}, 7, iter([1])])

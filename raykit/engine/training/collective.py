@@ -224,23 +224,35 @@ class Reducer:
         self._beside: Any = None
         self._ready: list[int] = []
         self._error: BrokenWorldError | None = None
-        self._torn = False
+        self._torn = self._in_parts = False
         self.enabled = True
         for place, bucket in enumerate(self._buckets):
             for parameter in bucket.parameters:
                 parameter.register_post_accumulate_grad_hook(self._hook(place))
 
-    def begin(self, group: Group, weight: float) -> None:
-        """Be ready for a backward pass whose gradients count ``weight`` rows."""
+    def begin(self, group: Group, weight: float, *, in_parts: bool = False) -> None:
+        """Be ready for a backward pass whose gradients count ``weight`` rows, or for several that are added up first."""
         if self._torn:
             for bucket in self._buckets:
                 bucket.renew()
-        self._group, self._weight, self._error, self._torn = group, weight, None, True
+        self._group, self._weight, self._error, self._torn = group, weight, None, False
         self._works, self._ready = [], [len(bucket.parameters) for bucket in self._buckets]
+        self._in_parts = in_parts
+        self.enabled = not in_parts
 
     def set_weight(self, weight: float) -> None:
         """Count the step's gradients as so many rows; before backward."""
         self._weight = weight
+
+    def add(self, weight: float) -> None:
+        """Add up a pass's gradients, as so many rows, and take them away: what the loop does to them then is not of the sum."""
+        for bucket in self._buckets:
+            bucket.add(weight)
+
+    def clear(self) -> None:
+        """Have added up nothing."""
+        for bucket in self._buckets:
+            bucket.flat.zero_()
 
     def finish(self, group: Group, signs: torch.Tensor) -> None:
         """Start what backward did not reach, and wait for all.
@@ -268,7 +280,7 @@ class Reducer:
         self._works, self._beside = [], None
 
     def write_back(self, total_weight: float) -> None:
-        """Make the gradients means over ``total_weight`` rows."""
+        """Make the gradients means over ``total_weight`` rows; a parameter that no rank has used has none, as without ranks."""
         for bucket in self._buckets:
             bucket.write_back(1.0 / total_weight)
 
@@ -285,8 +297,10 @@ class Reducer:
 
     def _launch(self) -> None:
         bucket = self._buckets[len(self._works)]
-        bucket.fill(self._weight)
+        if not self._in_parts:
+            bucket.clear_and_add(self._weight)
         assert self._group is not None
+        self._torn = True
         try:
             self._works.append(self._group.reduce(bucket.flat))
         except BrokenWorldError as exc:
@@ -294,6 +308,8 @@ class Reducer:
 
 
 class _Bucket:
+    """Gradients of some parameters side by side, and of each parameter how often it was given one."""
+
     def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
         self.parameters = parameters
         self.renew()
@@ -302,24 +318,55 @@ class _Bucket:
         """Take new memory: what a broken step left in flight may still write to the old."""
         mine = [local_of(each) for each in self.parameters]
         sizes = [each.numel() for each in mine]
-        self.flat = torch.zeros(sum(sizes), dtype=mine[0].dtype, device=mine[0].device)
-        self._parts = [part.view_as(each) for part, each in zip(self.flat.split(sizes), mine, strict=True)]
+        self.flat = torch.zeros(sum(sizes) + len(sizes), dtype=mine[0].dtype, device=mine[0].device)
+        *parts, self._times_given = self.flat.split([*sizes, len(sizes)])
+        self._parts = [part.view_as(each) for part, each in zip(parts, mine, strict=True)]
 
-    def fill(self, weight: float) -> None:
+    def clear_and_add(self, weight: float) -> None:
+        """Have the gradients, weighed; they stay where they are, unless they count for nothing."""
         with torch.no_grad():
+            self._times_given.zero_()
+            self._count(weight)
             for part, parameter in zip(self._parts, self.parameters, strict=True):
-                if parameter.grad is None or weight == 0:
+                if weight == 0:
+                    parameter.grad = None
+                if parameter.grad is None:
                     part.zero_()
                 else:
-                    torch.mul(local_of(parameter.grad), weight, out=part)
+                    torch.mul(_dense(parameter.grad), weight, out=part)
+
+    def add(self, weight: float) -> None:
+        """Add the gradients, weighed, and take them away."""
+        with torch.no_grad():
+            self._count(weight)
+            for part, parameter in zip(self._parts, self.parameters, strict=True):
+                if parameter.grad is not None and weight != 0:
+                    part.add_(_dense(parameter.grad), alpha=weight)
+                parameter.grad = None
 
     def write_back(self, scale: float) -> None:
+        times_given: list[float] = []
         with torch.no_grad():
-            for part, parameter in zip(self._parts, self.parameters, strict=True):
-                if parameter.grad is None:
-                    parameter.grad = with_local(parameter, part * scale)
-                else:
+            for place, (part, parameter) in enumerate(zip(self._parts, self.parameters, strict=True)):
+                if parameter.grad is not None and not parameter.grad.is_sparse:
                     torch.mul(part, scale, out=local_of(parameter.grad))
+                    continue
+                times_given = times_given or self._times_given.tolist()
+                if times_given[place]:
+                    parameter.grad = with_local(parameter, part * scale)
+
+    def _count(self, weight: float) -> None:
+        given = [each.grad is not None and weight != 0 for each in self.parameters]
+        if all(given):
+            self._times_given.add_(1.0)
+        elif any(given):
+            self._times_given.add_(torch.tensor(given, dtype=self.flat.dtype, device=self.flat.device))
+
+
+def _dense(gradient: torch.Tensor) -> torch.Tensor:
+    """Give this rank's part of a gradient; that of a sparse embedding is laid out."""
+    ours = local_of(gradient)
+    return ours.to_dense() if ours.is_sparse else ours
 
 
 def _bucketed(parameters: list[torch.nn.Parameter]) -> list[_Bucket]:

@@ -39,7 +39,7 @@ def elastic(*, model: torch.nn.Module, optimizer: Any, scheduler: Any = None, sc
         scaler: a ``torch.amp.GradScaler``; scale the loss with it as usual, ``commit`` does the rest.
 
     Raises:
-        InputError: called outside of a training run, or a second time in one.
+        InputError: called outside of a training run, or a second time in one; an optimizer has what the model has not.
     """
     if _Here.surroundings is None:
         raise InputError(

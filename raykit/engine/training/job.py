@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import default_collate
 
 from raykit.engine.reporter import Reporter
 from raykit.engine.training import bodiless
@@ -88,6 +89,7 @@ class Job:
         prefetch: int = 2,
         shared_in_group: bool = False,
         micro_batch: int | None = None,
+        collate_fn: Callable[[list[Any]], Any] = default_collate,
     ) -> Iterator[Any]:
         """Give this rank's part of each global batch, on the device, until ``epochs`` are committed.
 
@@ -102,9 +104,10 @@ class Job:
         it.
 
         Args:
-            dataset: a map-style dataset, a list, a dict or tuple of arrays; a path or URL of Parquet files; a function that
-                makes a Ray Dataset (called once in the run, its rows stored in the run's folder); or an iterable, of which
-                each rank goes through all rows, in its own order, and which must give them in the same order each time.
+            dataset: a map-style dataset, a list, a dict or tuple of arrays, a DataFrame or an Arrow table; a path or URL of
+                Parquet files; a function that makes a Ray Dataset (called once in the run, its rows stored in the run's
+                folder); or an iterable, of which each rank goes through all rows, in its own order, and which must give them
+                in the same order each time.
             batch_size: of the global batch, whatever the world size.
             epochs: how often each row is seen.
             seed: of the order of rows.
@@ -112,13 +115,14 @@ class Job:
             prefetch: batches that each of them is ahead.
             shared_in_group: all ranks of a replica get the same rows, as tensor parallel wants it; else (FSDP) each its own.
             micro_batch: rows of each pass through the body; not with ``num_workers``, or replicas of several ranks.
+            collate_fn: makes a batch of a list of rows, as in a ``DataLoader``: pads texts, say.
 
         Raises:
-            InputError: the data is of no known form or empty; the body ended without ``job.commit``.
+            InputError: the data is of no known form or empty; the body ended without ``job.commit``; ranks would drift apart.
         """
         if batch_size < 1 or epochs < 1:
             raise InputError(f"batch_size is {batch_size}, epochs is {epochs}.", "Give at least 1 of each.")
-        source = source_of(self._stored(dataset), batch_size=batch_size, epochs=epochs, seed=seed)
+        source = source_of(self._stored(dataset), batch_size=batch_size, epochs=epochs, seed=seed, collate=collate_fn)
         if micro_batch is not None and (micro_batch < 1 or num_workers or self._member.group_size > 1):
             raise InputError(
                 f"micro_batch is {micro_batch}, with {num_workers} num_workers, in replicas of {self._member.group_size} ranks.",
@@ -127,6 +131,7 @@ class Job:
         if num_workers and isinstance(source, Streamed):
             raise InputError("num_workers was given for an iterable, which is gone through in its order.", "Leave num_workers out.")
         ahead = Ahead(source, num_workers, prefetch) if num_workers else None
+        self._member.leaves_within_steps = micro_batch is not None
         first, num_steps = self._planned_steps, source.num_steps()
         self._total_steps = None if num_steps is None else first + num_steps
         while not self._stopping:
@@ -376,6 +381,11 @@ class Job:
             total = self._step.sum(group, metrics, told)
             if not total.weight:
                 raise InputError(f"All rows of step {self.step + 1} have weight 0.", "Give job.weight more for some of them.")
+            if not self._step.has_rates_of(group, total):
+                raise InputError(
+                    f"The learning rate of step {self.step + 1} is not the same on all ranks, which would drift apart.",
+                    "Give the scheduler to rk.elastic, or set the rate in each step, from job.step.",
+                )
             means = self._step.average(group, total)
             self._agreed = total.may_enter_next == group.world_size and member.settle(
                 [Proposal(*each) for each in group.gather([*member.propose()])]

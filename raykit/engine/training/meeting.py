@@ -27,14 +27,19 @@ class Groups:
 
 
 class Meeting:
-    """The next world's ranks on their way to each other."""
+    """The next world's ranks on their way to each other, at once or when ``after_s`` have passed."""
 
-    def __init__(self, generation: Generation, meet: Callable[[], Groups]) -> None:
+    def __init__(self, generation: Generation, meet: Callable[[], Groups], *, after_s: float = 0.0) -> None:
         self.generation = generation
         self._met: Future[Groups] = Future()
         self._told: Future[Groups] = Future()
-        self.is_dropped = False
-        threading.Thread(target=self._run, args=(meet,), name="raykit-meet", daemon=True).start()
+        self._dropped = threading.Event()
+        threading.Thread(target=self._run, args=(meet, after_s), name="raykit-meet", daemon=True).start()
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether this world will not be."""
+        return self._dropped.is_set()
 
     @property
     def is_over(self) -> bool:
@@ -56,13 +61,15 @@ class Meeting:
 
     def drop(self) -> None:
         """Leave a world that will not be, now or as soon as it is met; who waits in it sees so."""
-        self.is_dropped = True
+        self._dropped.set()
         with suppress(InvalidStateError):
             self._told.set_exception(BrokenWorldError("a newer world was published"))
         self._met.add_done_callback(_leave)
 
-    def _run(self, meet: Callable[[], Groups]) -> None:
+    def _run(self, meet: Callable[[], Groups], after_s: float) -> None:
         try:
+            if self._dropped.wait(after_s):
+                raise BrokenWorldError("a newer world was published")
             groups = meet()
         except BaseException as exc:  # it is raised where the groups are asked for
             self._met.set_exception(exc)

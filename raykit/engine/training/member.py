@@ -19,6 +19,8 @@ from raykit.engine.training.world import Generation
 from raykit.policy.failure import Phase
 
 SMALL_STATE_BYTES = 4 * 2**20
+LEAVERS_S = 0.25
+"""A world that only loses ranks, which give their slots before it is met, is met so much later: one may soon be back."""
 
 
 class Proposal(NamedTuple):
@@ -79,6 +81,7 @@ class Member:
         self.is_final = False
         self.stop_asked = False
         self.phase: Phase = "starting"
+        self.leaves_within_steps = False  # who is not in the next world has only to end what it does: the others do the rest
         self.busy_with = ""
         self.phase_since_s = time.monotonic()
         self._host, self._observer = host, observer
@@ -101,7 +104,8 @@ class Member:
             if self.worker in generation.workers:
                 self._invited = generation.number
                 if self.groups is not None and not generation.urgent:
-                    self._meeting = Meeting(generation, partial(self._meet, generation))
+                    after_s = LEAVERS_S if self.leaves_within_steps and set(generation.workers) < self._peers else 0.0
+                    self._meeting = Meeting(generation, partial(self._meet, generation), after_s=after_s)
             self.assigned = generation
             self._told.notify_all()
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
-
 from raykit.engine.training.rendezvous import Number
 from raykit.engine.training.tally import MAX_METRICS, names_of
-from raykit.errors import InputError
 
 CLOSED = 2**40  # as many micro-batches as no step has
 
@@ -70,63 +67,27 @@ class Parts:
 
 
 class Accumulated:
-    """Gradients and metrics of several backward passes, each of which gives means over rows of its own.
+    """What several passes have given beside gradients, each over rows of its own: the sums of metrics, and over how many rows.
 
-    ``gradients * unit`` is their sum over ``weight`` rows; ``sums`` are those of the metrics, in the order of ``names``. A rank
-    that does nothing of a step takes its names to be those of the step before.
+    ``sums`` are in the order of ``names``. A rank that does nothing of a step takes its names to be those of the step before.
     """
 
-    def __init__(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        self._parameters = parameters
-        self._aside: list[torch.Tensor | None] = []
+    def __init__(self) -> None:
         self.names: tuple[str, ...] = ()
-        self.clear()
-
-    def clear(self) -> None:
-        """Hold nothing; the gradients are the caller's to drop."""
-        self.weight = self.unit = self._next = 0.0
-        self.num_parts = 0
-        self.sums = [0.0] * MAX_METRICS
-        self._aside = []
+        self.hold(0, 0.0, ())
 
     def hold(self, num_parts: int, weight: float, sums: Sequence[float]) -> None:
-        """Hold what these and other ranks have given: the gradients are means over all their rows."""
-        self.clear()
-        self.num_parts, self.weight, self.unit, self.sums = num_parts, weight, weight, list(sums)
+        """Hold what these and other ranks have given, which may be nothing."""
+        self.num_parts, self.weight, self.sums = num_parts, weight, [*sums, *[0.0] * (MAX_METRICS - len(sums))]
 
-    def count_next_as(self, weight: float) -> None:
-        """Have what the next backward pass adds count as a mean over so many rows; over none it is let go.
-
-        Raises:
-            InputError: it is negative.
-        """
-        if weight < 0:
-            raise InputError(f"The weight of a micro-batch is {weight:g}.", "Give over how many rows its loss is a mean.")
-        self._next = weight
-        if weight == 0:
-            self._aside = [each.grad for each in self._parameters]
-            self._put([None] * len(self._aside))
-            return
-        if self.unit not in {0.0, weight}:
-            for gradient in (each.grad for each in self._parameters if each.grad is not None):
-                gradient.mul_(self.unit / weight)
-        self.unit = weight
-
-    def add(self, metrics: Mapping[str, float]) -> None:
-        """Take what the pass has given.
+    def add(self, weight: float, metrics: Mapping[str, float]) -> None:
+        """Take the metrics of a pass, as means over so many rows.
 
         Raises:
             InputError: too many metrics.
         """
         self.names = names_of(metrics, before=self.names if self.num_parts else ())
         self.num_parts += 1
-        if self._next == 0:
-            self._put(self._aside)
-            return
-        self.weight += self._next
+        self.weight += weight
         for name, value in metrics.items():
-            self.sums[self.names.index(name)] += value * self._next
-
-    def _put(self, gradients: Sequence[torch.Tensor | None]) -> None:
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            parameter.grad = gradient
+            self.sums[self.names.index(name)] += value * weight if weight else 0.0

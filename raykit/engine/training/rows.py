@@ -5,14 +5,15 @@ All give rows as ``default_collate`` makes a batch of them: dicts or tuples whos
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
 from raykit.engine.training.feed import WINDOW_BLOCKS, Cut, Indices, global_batch, steps_per_epoch
 from raykit.errors import InputError
@@ -34,31 +35,39 @@ class Source(Protocol):
         """Give the rows of a part of what :meth:`batch` gave."""
 
 
-def source_of(data: Any, *, batch_size: int, epochs: int, seed: int) -> Source:
+Collate = Callable[[list[Any]], Any]
+
+
+def source_of(data: Any, *, batch_size: int, epochs: int, seed: int, collate: Collate = default_collate) -> Source:
     """Make the source of a loop.
 
     Raises:
         InputError: ``data`` is of no known form, or has no rows.
     """
-    if isinstance(data, str):
-        return Indexed(ParquetRows(data), batch_size, epochs, seed)
+    if isinstance(data, DataLoader):
+        raise InputError(
+            "A DataLoader was given, and who makes the batches is raykit: they are divided anew when the world changes.",
+            "Give what it loads from: job.batches(loader.dataset, batch_size=..., collate_fn=...).",
+        )
+    if isinstance(data, str | os.PathLike):
+        return Indexed(ParquetRows(os.fspath(data)), batch_size, epochs, seed, collate)
     if isinstance(data, IterableDataset) or (isinstance(data, Iterable) and not hasattr(data, "__getitem__")):
         if isinstance(data, Iterator):
             raise InputError(
                 f"A {type(data).__name__} can be gone through only once, and a rank that joins has to begin anew.",
                 "Give something whose iter() begins from the first row each time: a list, a dataset, or a class with __iter__.",
             )
-        return Streamed(data, batch_size, epochs)
-    return Indexed(Rows(data), batch_size, epochs, seed)
+        return Streamed(data, batch_size, epochs, collate)
+    return Indexed(Rows(data), batch_size, epochs, seed, collate)
 
 
 class Rows:
-    """Rows by index: a map-style dataset, a list, or a dict or tuple of arrays of one length."""
+    """Rows by index: a map-style dataset, a list, a table, or a dict or tuple of arrays of one length."""
 
     blocks: tuple[int, ...] = ()
 
     def __init__(self, data: Any) -> None:
-        self._data = data
+        self._data, self._is_tuple = data, isinstance(data, tuple | TensorDataset)
         self._columns = _columns_of(data)
         lengths = {len(column) for column in self._columns.values()} if self._columns else {len(data)}
         if len(lengths) != 1 or 0 in lengths:
@@ -68,13 +77,19 @@ class Rows:
         self.num_rows = lengths.pop()
 
     def take(self, indices: Indices) -> Any:
-        """Give the rows of these indices."""
+        """Give the batch of the rows of these indices."""
         if self._columns:
             batch = {name: _as_tensor(column[indices]) for name, column in self._columns.items()}
-            return batch if isinstance(self._data, Mapping) else tuple(batch.values())
+            return tuple(batch.values()) if self._is_tuple else batch
+        return default_collate(self.rows(indices))
+
+    def rows(self, indices: Indices) -> list[Any]:
+        """Give the rows of these indices, one by one."""
+        if self._columns:
+            return _one_by_one(self.take(indices), len(indices))
         if hasattr(self._data, "__getitems__"):
-            return default_collate(self._data.__getitems__(indices.tolist()))
-        return default_collate([self._data[int(index)] for index in indices])
+            return list(self._data.__getitems__(indices.tolist()))
+        return [self._data[int(index)] for index in indices]
 
 
 class ParquetRows:
@@ -113,6 +128,10 @@ class ParquetRows:
         place = np.argsort(np.argsort(blocks, kind="stable"), kind="stable")
         return {name: _gathered([columns[name][at] for columns, at in parts], place) for name in parts[0][0]}
 
+    def rows(self, indices: Indices) -> list[Any]:
+        """Give the rows of these indices, one by one."""
+        return _one_by_one(self.take(indices), len(indices))
+
     def _read(self, block: int) -> dict[str, np.ndarray[Any, Any]]:
         import pyarrow.parquet as pq
 
@@ -125,8 +144,8 @@ class ParquetRows:
 class Indexed:
     """A source whose rows have an index: which rows a step sees is known without reading any."""
 
-    def __init__(self, rows: Rows | ParquetRows, batch_size: int, epochs: int, seed: int) -> None:
-        self._rows, self._batch_size, self._epochs, self._seed = rows, batch_size, epochs, seed
+    def __init__(self, rows: Rows | ParquetRows, batch_size: int, epochs: int, seed: int, collate: Collate) -> None:
+        self._rows, self._batch_size, self._epochs, self._seed, self._collate = rows, batch_size, epochs, seed, collate
 
     def num_steps(self) -> int:
         return steps_per_epoch(self._rows.num_rows, self._batch_size) * self._epochs
@@ -140,7 +159,7 @@ class Indexed:
         return global_batch(self._rows.num_rows, self._batch_size, self._seed, step, self._rows.blocks)
 
     def take(self, mine: Indices) -> Any:
-        return self._rows.take(mine)
+        return self._rows.take(mine) if self._collate is default_collate else self._collate(self._rows.rows(mine))
 
 
 class Streamed:
@@ -150,8 +169,8 @@ class Streamed:
     rows in the same order, in every process. A rank that joins goes through what it has missed; nothing is shuffled.
     """
 
-    def __init__(self, data: Iterable[Any], batch_size: int, epochs: int) -> None:
-        self._data, self._batch_size, self._epochs = data, batch_size, epochs
+    def __init__(self, data: Iterable[Any], batch_size: int, epochs: int, collate: Collate) -> None:
+        self._data, self._batch_size, self._epochs, self._collate = data, batch_size, epochs, collate
         self._steps: Iterator[tuple[int, list[Any]]] = iter(())
         self._step, self._epoch, self._rows = -1, 0, []  # type: ignore[var-annotated]
         self._num_steps: int | None = None
@@ -174,7 +193,7 @@ class Streamed:
         return self._rows
 
     def take(self, mine: list[Any]) -> Any:
-        return default_collate(mine)
+        return self._collate(mine)
 
     def _from_the_first(self) -> Iterator[tuple[int, list[Any]]]:
         for epoch in range(self._epochs):
@@ -194,7 +213,7 @@ class Ahead:
     def take(self, step: int, cut: Cut) -> Any:
         """Give this rank's rows of a step; what was taken ahead for another world or another step is let go."""
         if self._next != (step, cut):
-            loader = torch.utils.data.DataLoader(
+            loader = DataLoader(
                 _Parts(self._source),
                 sampler=_parts_from(self._source, step, cut),
                 batch_size=None,
@@ -222,8 +241,12 @@ def _parts_from(source: Source, step: int, cut: Cut) -> Iterator[Any]:
 
 
 def _columns_of(data: Any) -> dict[Any, Any]:
-    if isinstance(data, torch.utils.data.TensorDataset):
+    if isinstance(data, TensorDataset):
         return dict(enumerate(data.tensors))
+    if hasattr(data, "iloc"):  # a DataFrame
+        return {name: column.to_numpy() for name, column in data.items()}
+    if hasattr(data, "combine_chunks") and hasattr(data, "column_names"):  # a table of Arrow
+        return {name: _column_of(data.column(name)) for name in data.column_names}
     if isinstance(data, Mapping):
         return {name: _as_array(column) for name, column in data.items()}
     if isinstance(data, tuple) and all(isinstance(column, np.ndarray | torch.Tensor) for column in data):
@@ -231,7 +254,7 @@ def _columns_of(data: Any) -> dict[Any, Any]:
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         raise InputError(
             f"A {type(data).__name__} is no training set.",
-            "Give a map-style dataset, a list, a dict of arrays, an iterable, a path of Parquet files, or a function that makes "
+            "Give a map-style dataset, a list, a dict of arrays, a DataFrame, an iterable, a path of Parquet files, or a function that makes "
             "a Ray Dataset.",
         )
     return {}
@@ -242,7 +265,17 @@ def _as_array(column: Any) -> Any:
 
 
 def _as_tensor(values: Any) -> Any:
-    return torch.from_numpy(values) if isinstance(values, np.ndarray) and values.dtype.kind in "biuf" else values
+    """Give an array's numbers as a tensor, and what is no number as a list, as ``default_collate`` does."""
+    if not isinstance(values, np.ndarray):
+        return values
+    return torch.from_numpy(values) if values.dtype.kind in "biufc" else values.tolist()
+
+
+def _one_by_one(batch: Any, num_rows: int) -> list[Any]:
+    """Take a batch of columns apart into its rows."""
+    if isinstance(batch, tuple):
+        return [tuple(column[place] for column in batch) for place in range(num_rows)]
+    return [{name: column[place] for name, column in batch.items()} for place in range(num_rows)]
 
 
 def _column_of(column: Any) -> np.ndarray[Any, Any]:
@@ -262,14 +295,15 @@ def _column_of(column: Any) -> np.ndarray[Any, Any]:
 
 
 def _gathered(parts: list[np.ndarray[Any, Any]], place: Indices) -> Any:
-    values = np.concatenate(parts)[place]
-    return _as_tensor(values) if values.dtype.kind in "biuf" else values.tolist()
+    return _as_tensor(np.concatenate(parts)[place])
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
     """Move the tensors of a batch, however it is nested."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
+    if callable(getattr(batch, "to", None)):  # what a collate_fn may make: a tokenizer's encoding, a graph
+        return batch.to(device)
     if isinstance(batch, Mapping):
         return {name: to_device(value, device) for name, value in batch.items()}
     if isinstance(batch, list):

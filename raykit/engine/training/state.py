@@ -16,6 +16,7 @@ import torch
 
 from raykit.engine.training.collective import Group
 from raykit.engine.training.shards import lay_out_model, lay_out_optimizer, parts_of
+from raykit.errors import InputError
 
 State = dict[str, Any]
 Tensors = dict[str, torch.Tensor]
@@ -31,6 +32,21 @@ class Stateful:
     optimizers: list[Any]
     schedulers: list[Any]
     scaler: Any
+
+    def __post_init__(self) -> None:
+        """Check that the optimizers step what is the model's.
+
+        Raises:
+            InputError: there is more, which nobody would reduce.
+        """
+        known = {id(each) for each in self.model.parameters()}
+        stepped = [each for optimizer in self.optimizers for group in optimizer.param_groups for each in group["params"]]
+        if foreign := sum(id(each) not in known for each in stepped):
+            raise InputError(
+                f"The optimizer steps {foreign} of {len(stepped)} tensors that are no parameters of the model: "
+                "the ranks would drift apart.",
+                "Give rk.elastic a model that holds them all, as torch.nn.ModuleList([model, head]).",
+            )
 
     def state(self) -> State:
         """Give the state as it is, sharing memory with what it describes."""

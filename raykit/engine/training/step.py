@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from raykit.engine.training.state import Stateful
 from raykit.engine.training.tally import Tally, names_of
 from raykit.errors import InputError
 
+RATES_EQUAL = 1e-6  # beyond what a sum over ranks may round
+
 
 class Step:
     """Gradients, metrics and buffers, weighed by the rows that they are of, and summed over the ranks.
@@ -30,7 +33,8 @@ class Step:
         model = cared_for.model
         parameters = [each for each in model.parameters() if each.requires_grad]
         self._optimizers, self._group_size = cared_for.optimizers, group_size
-        self._reducer, self._accumulated, self._buffers = Reducer(parameters), Accumulated(parameters), Buffers(model)
+        self._reducer, self._accumulated, self._buffers = Reducer(parameters), Accumulated(), Buffers(model)
+        self._untrained = [(name, each) for name, each in model.named_parameters() if not each.requires_grad]
         self._gradient_scale = 1.0
         if group_size > 1:  # a plain model stays one that can be copied and pickled
             model.register_forward_hook(self._scale_gradients)
@@ -53,19 +57,25 @@ class Step:
         """
         self._cut, self._is_in_parts, self.runs_body, self.num_rows = cut, in_parts, False, len(rows)
         self._weight, self._replica_weight = cut.weight(rows), float(len(cut.of_replica(rows)))
-        self._reducer.begin(column, self._replica_weight)
-        self._reducer.enabled = not in_parts
+        self._reducer.begin(column, self._replica_weight, in_parts=in_parts)
         self._set_weights()
         if not self._is_begun:
             self._is_begun, self.begun_s = True, time.monotonic()
             self._buffers.begin()
+            if in_parts:
+                self._reducer.clear()
 
     def weigh(self, rows: float) -> None:
-        """Count the pass as a mean over so many rows; before backward, and in a replica of several ranks by all of them."""
-        if self._is_in_parts:
-            self._accumulated.count_next_as(rows)
-            return
+        """Count the pass as a mean over so many rows; before backward, and in a replica of several ranks by all of them.
+
+        Raises:
+            InputError: it is negative.
+        """
+        if rows < 0:
+            raise InputError(f"The weight of a pass is {rows:g}.", "Give over how many rows its loss is a mean.")
         self._weight = self._replica_weight = rows
+        if self._is_in_parts:
+            return
         if self._group_size > 1:
             ours = torch.tensor(rows)
             torch.distributed.all_reduce(ours)
@@ -89,7 +99,8 @@ class Step:
 
     def end_part(self, metrics: Mapping[str, Any]) -> None:
         """Add up what a pass has given."""
-        self._accumulated.add({name: _number(value) for name, value in metrics.items()})
+        self._accumulated.add(self._weight, {name: _number(value) for name, value in metrics.items()})
+        self._reducer.add(self._weight)
 
     @property
     def num_parts_held(self) -> int:
@@ -106,16 +117,27 @@ class Step:
 
         Raises:
             BrokenWorldError: a peer is gone.
+            InputError: a parameter has a gradient that is not reduced.
         """
+        if woken := [name for name, each in self._untrained if each.grad is not None]:
+            raise InputError(
+                f"{woken[0]} has a gradient, and did not want one when rk.elastic was called: the ranks would drift apart.",
+                "Call rk.elastic while all that is ever trained has requires_grad; freeze afterwards what is to rest.",
+            )
         if self._is_in_parts:
             self._names, weight, sums = self._accumulated.names, self._accumulated.weight, self._accumulated.sums
-            self._reducer.set_weight(self._accumulated.unit)
         else:
             self._names, weight = names_of(metrics), self._weight
-            sums = [_number(value) * weight for value in metrics.values()]
-        vector = replace(told, weight=weight, bodiless=float(not self.runs_body), sums=sums).vector()
+            sums = [_number(value) * weight if weight else 0.0 for value in metrics.values()]
+        rates = self._rates() if self.runs_body else 0.0
+        vector = replace(told, weight=weight, bodiless=float(not self.runs_body), rates=rates, sums=sums).vector()
         self._reducer.finish(group, vector)
         return Tally.of(vector)
+
+    def has_rates_of(self, group: Group, total: Tally) -> bool:
+        """Say whether the learning rates are here what they are on all ranks on which the body ran."""
+        num_ranks = group.world_size - total.bodiless
+        return not self.runs_body or math.isclose(total.rates / num_ranks, self._rates(), rel_tol=RATES_EQUAL)
 
     def average(self, group: Group, total: Tally) -> dict[str, float]:
         """Make the gradients means over the rows of all ranks, and give those of the metrics; blocking.
@@ -137,11 +159,11 @@ class Step:
             BrokenWorldError: a peer is gone.
         """
         total = self.sum(group, {}, Tally())
-        if group.rank == heir and total.weight:
-            self._reducer.write_back(total.weight)
+        if group.rank == heir:
             self._accumulated.hold(num_parts, total.weight, total.sums)
         else:
-            self._hold_nothing()
+            self._accumulated.hold(0, 0.0, ())
+            self._reducer.clear()
 
     def let_go(self) -> None:
         """Give up what is on its way in a world that is broken."""
@@ -162,13 +184,14 @@ class Step:
         return self._buffers.as_committed()
 
     def _end(self) -> None:
-        self._hold_nothing()
-        self._is_begun = False
-
-    def _hold_nothing(self) -> None:
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
-        self._accumulated.clear()
+        self._accumulated.hold(0, 0.0, ())
+        self._is_begun = False
+
+    def _rates(self) -> float:
+        rates = (group["lr"] for optimizer in self._optimizers for group in optimizer.param_groups if "lr" in group)
+        return math.fsum(each for each in rates if isinstance(each, int | float))
 
     def _set_weights(self) -> None:
         self._reducer.set_weight(self._replica_weight)

@@ -16,7 +16,8 @@ MAX_METRICS = 16
 class Tally:
     """One rank's, or the sum of all; metrics are summed over rows, by their places.
 
-    ``synced`` counts ranks whose body made the gradients final itself, ``bodiless`` those on which no body ran.
+    ``synced`` counts ranks whose body made the gradients final itself, ``bodiless`` those on which no body ran; ``rates`` are
+    the learning rates of the others.
     """
 
     weight: float = 0.0
@@ -25,20 +26,20 @@ class Tally:
     saves: float = 0.0
     synced: float = 0.0
     bodiless: float = 0.0
+    rates: float = 0.0
     sums: Sequence[float] = ()
 
     def vector(self) -> torch.Tensor:
         """Give it to be summed over the ranks, float64."""
-        counts = [self.weight, self.may_enter_next, self.stops, self.saves, self.synced, self.bodiless]
+        counts = [self.weight, self.may_enter_next, self.stops, self.saves, self.synced, self.bodiless, self.rates]
         none = [0.0] * (MAX_METRICS - len(self.sums))
         return torch.tensor([*counts, *self.sums, *none], dtype=torch.float64)
 
     @classmethod
     def of(cls, vector: torch.Tensor) -> Tally:
         """Read what was summed."""
-        counts, sums = (told := vector.tolist())[:-MAX_METRICS], told[-MAX_METRICS:]
-        weight, may_enter_next, stops, saves, synced, bodiless = counts
-        return cls(weight, may_enter_next, stops, saves, synced, bodiless, sums)
+        weight, may_enter_next, stops, saves, synced, bodiless, rates, *sums = vector.tolist()
+        return cls(weight, may_enter_next, stops, saves, synced, bodiless, rates, sums)
 
     def means(self, names: Iterable[str]) -> dict[str, float]:
         """Give the metrics' means over all rows, of which there are some."""
