@@ -25,6 +25,7 @@ from raykit.views import RunView
 
 LOOK_S = 0.25
 GLANCE_S = 0.005  # at the log's version, which costs microseconds
+TOLD_S = 0.01  # so long the next look waits for hosts to take what they are told
 ON_THE_WAY_S = 1.0
 PATIENCE_S = 2.0  # a run that is no training is given so long to start by itself
 
@@ -84,6 +85,8 @@ class Arbiter:
         self._registry, self._tell = registry, tell
         self._specs: dict[tuple[str, int], RunSpec] = {}
         self._claims = Claims()
+        self._claiming: asyncio.Future[None] | None = None
+        self._told: dict[str, asyncio.Future[None]] = {}
 
     async def watch(self) -> None:
         """Look for ever. What breaks a look does not break the next."""
@@ -99,7 +102,8 @@ class Arbiter:
                 if standing != looked or time.monotonic() - looked_s > LOOK_S:
                     looked, looked_s = standing, time.monotonic()
                     await self._look(going_on, views)
-                    await asyncio.to_thread(self._claims.tell, claimed(self._parties(going_on)))
+                    if self._claiming is None or self._claiming.done():  # else it hears of this with a later look
+                        self._claiming = asyncio.ensure_future(self._claim(claimed(self._parties(going_on))))
             except Exception:
                 logger.exception("a look at who lends to whom broke off")
             await self._rest(version, is_sharing=len(going_on) > 1)
@@ -122,16 +126,34 @@ class Arbiter:
         coming = on_the_way(views, time.time())
         free = _most_of(await asyncio.to_thread(free_slots), coming)
         wanted = loans(lenders(parties), wants(parties, time.time()), free)
-        commands: list[Command | None] = [lend(party, wanted.get(party.view.name)) for party in parties]
+        commands: list[Command] = [each for party in parties if (each := lend(party, wanted.get(party.view.name)))]
         if max(coming) > 0:
             commands += [Hurry(run=party.view.name) for party in parties if party.tells_slots and max(lacks_of(party)) > 0]
-        await asyncio.gather(*(self._command(command) for command in commands if command is not None))
+        await self._tell_all(commands)
 
-    async def _command(self, command: Command) -> None:
+    async def _tell_all(self, commands: Sequence[Command]) -> None:
+        """Tell hosts, and wait a moment for them; who still takes what it was told before hears what is new with a later look."""
+        self._told = {run: told for run, told in self._told.items() if not told.done()}
+        for run in {command.run for command in commands} - self._told.keys():
+            mine = [command for command in commands if command.run == run]
+            self._told[run] = asyncio.ensure_future(self._command(mine))
+        if self._told:
+            await asyncio.wait(self._told.values(), timeout=TOLD_S)
+
+    async def _claim(self, held: Sequence[Bundle]) -> None:
         try:
-            await self._tell(command.run, command)
-        except RunError as exc:  # it ended since, or its host is away: the next look sees which
-            logger.info("%s was not told of slots: %s", command.run, exc)
+            await asyncio.to_thread(self._claims.tell, held)
+        except Exception:
+            logger.exception("Ray's own arbiter was not told what is held")
+
+    async def _command(self, commands: Sequence[Command]) -> None:
+        for command in commands:
+            try:
+                await self._tell(command.run, command)
+            except RunError as exc:  # it ended since, or its host is away: a later look sees which
+                logger.info("%s was not told of slots: %s", command.run, exc)
+            except Exception:
+                logger.exception("%s was not told of slots", command.run)
 
     def parties(self) -> list[Party]:
         """Give the runs that go on, the oldest first."""

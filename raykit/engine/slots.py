@@ -18,6 +18,7 @@ LEAST_CPUS = 0.001  # a placement group cannot hold nothing
 HURRY_S = 0.3
 # A nudge that comes before Ray knows that the slot is free is in vain. It keeps a kilobyte of each group that there ever was.
 NUDGE_AFTER_S, NUDGE_EVERY_S = 0.006, 0.015
+COME_S, COME_LOOK_S = 0.008, 0.002  # a slot that a nudge brings is there two milliseconds after it, or some more
 HELD_LOOK_S = 1.0  # each look at a slot takes Ray a millisecond or two
 NOWHERE = {"raykit_nowhere": 1.0}
 
@@ -40,7 +41,7 @@ class Slots:
         self._groups: dict[int, Any] = {}
         self._held: dict[int, tuple[str, ...]] = {}
         self._already_held = already_held
-        self._hurries_until_s = self._nudges_at_s = self._looked_at_held_s = 0.0
+        self._hurries_until_s = self._nudges_at_s = self._nudged_s = self._looked_at_held_s = 0.0
         self._prefix = f"slot:{context.name}"
 
     @property
@@ -78,6 +79,13 @@ class Slots:
         """Whether slots that were asked for may come at any moment."""
         return time.monotonic() < self._hurries_until_s and len(self._held) < len(self._groups)
 
+    def pause_s(self, otherwise_s: float) -> float:
+        """Say how long to wait before the next look: while slots are on their way a look is of use after a nudge."""
+        if not self.are_on_the_way:
+            return otherwise_s
+        now_s = time.monotonic()
+        return COME_LOOK_S if now_s - self._nudged_s < COME_S else max(0.0, self._nudges_at_s - now_s)
+
     @property
     def have_all_come(self) -> bool:
         """Whether none is waited for; Ray 2.60 can lose a slot that is given back while it is placed."""
@@ -96,8 +104,9 @@ class Slots:
     def look(self) -> None:
         """Take note of slots that have come, and now and then of those that went with their node, or have come again elsewhere."""
         if self.are_on_the_way and time.monotonic() >= self._nudges_at_s:
-            self._nudges_at_s = time.monotonic() + NUDGE_EVERY_S
             remove_placement_group(placement_group([NOWHERE]))
+            self._nudged_s = time.monotonic()
+            self._nudges_at_s = self._nudged_s + NUDGE_EVERY_S
         looks_at_held = time.monotonic() - self._looked_at_held_s > HELD_LOOK_S
         if looks_at_held:
             self._looked_at_held_s = time.monotonic()

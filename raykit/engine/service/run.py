@@ -41,7 +41,6 @@ from raykit.policy.staffing import Demand, staffing
 from raykit.spec.service import TOKEN_FILE
 
 TICK_S = 0.05
-URGENT_TICK_S = 0.005  # while a slot is on its way: each tick delays the answers
 SAMPLE_S = 1.0
 DRAIN_S = 30.0
 MAX_START_DEATHS = 3
@@ -185,7 +184,7 @@ class ServiceRun:
         slots.look()
         self._staff(slots)
         slots.give_back(self._wanted, used=self._replicas.slots_used)
-        self._hear(URGENT_TICK_S if slots.are_on_the_way else TICK_S)
+        self._hear(slots.pause_s(TICK_S))
         self._strike()
         if time.monotonic() - self._sampled_s > SAMPLE_S:
             self._sampled_s = time.monotonic()

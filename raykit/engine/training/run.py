@@ -42,7 +42,6 @@ from raykit.policy.membership import SILENT_S, Membership, ReplicaState, decide
 from raykit.spec import TrainSpec
 
 TICK_S = 0.05
-URGENT_TICK_S = 0.005  # while a slot is on its way: each tick delays who waits for it
 SETTLE_S = 1.0  # for so long at most a world's first step is spared the start of other workers
 SLOT_LOOK_S = 0.2
 SAVE_TIMEOUT_S = 120.0
@@ -162,7 +161,7 @@ class TrainingRun:
             if reason != told:
                 told = reason
                 self._context.emit(RunWaited(reason=reason))
-            if self._context.stop_asked.wait(URGENT_TICK_S if slots.are_on_the_way else SLOT_LOOK_S):
+            if self._context.stop_asked.wait(slots.pause_s(SLOT_LOOK_S)):
                 raise StoppedError
             self._obey(slots)
             slots.give_back(self._size.most, used=frozenset())
@@ -215,7 +214,7 @@ class TrainingRun:
 
     def _look(self, slots: Slots) -> None:
         """Take in what has happened since the last look; blocking up to a tick."""
-        died = self._crew.hear(URGENT_TICK_S if slots.are_on_the_way else TICK_S)
+        died = self._crew.hear(slots.pause_s(TICK_S))
         self._end_hung()  # before the deaths are taken in: who hangs is named so before it is ended
         self._end_late()
         for loss in died:
