@@ -58,7 +58,7 @@ def table_of(block: Any) -> Any:
     if isinstance(block, list):
         builder = DelegatingBlockBuilder()
         for row in block:
-            builder.add(row)
+            builder.add({name: array_of(value) if is_tensor(value) else value for name, value in row.items()})
         block = builder.build()
     elif isinstance(block, dict):
         block = _accessor_class().batch_to_block(block)
@@ -67,6 +67,8 @@ def table_of(block: Any) -> Any:
 
 def stacked(values: list[Any]) -> np.ndarray:
     """Give values as an array whose first axis they are; those of unlike shapes as an array of objects."""
+    if is_tensor(values[0]):
+        values = [array_of(value) if is_tensor(value) else value for value in values]
     first = values[0]
     if isinstance(first, np.ndarray | np.generic | int | float | complex) and not isinstance(first, str):
         try:
@@ -76,6 +78,21 @@ def stacked(values: list[Any]) -> np.ndarray:
     array = np.empty(len(values), dtype=object)
     for place, value in enumerate(values):  # a slice would be taken apart where values are lists
         array[place] = value
+    return array
+
+
+def is_tensor(value: Any) -> bool:
+    """Say whether a value is one of torch's, without importing it."""
+    return hasattr(value, "detach") and hasattr(value, "cpu")
+
+
+def array_of(tensor: Any) -> np.ndarray:
+    """Give a tensor of torch as an array, from whatever device; what numpy has no type for (bfloat16) becomes float32."""
+    here = tensor.detach().cpu()
+    try:
+        array: np.ndarray = here.numpy()
+    except TypeError:
+        array = here.float().numpy()
     return array
 
 

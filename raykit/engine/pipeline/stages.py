@@ -18,7 +18,20 @@ import numpy as np
 import ray
 
 from raykit.engine.folder import RunFolder
-from raykit.engine.pipeline.blocks import Batch, Part, Rows, batch_of, bytes_of, num_rows, rows_of, slice_of, stacked, table_of
+from raykit.engine.pipeline.blocks import (
+    Batch,
+    Part,
+    Rows,
+    array_of,
+    batch_of,
+    bytes_of,
+    is_tensor,
+    num_rows,
+    rows_of,
+    slice_of,
+    stacked,
+    table_of,
+)
 from raykit.engine.pipeline.calls import BadRow, Facts, Order, Position, Ready, Report, Waited, Way
 from raykit.engine.pipeline.costs import CostOf, reach, weighed
 from raykit.engine.pipeline.usage import Usage
@@ -134,7 +147,7 @@ class StageWorker:
         if self._cost is not None:
             batch, costs, unknown = weighed(batch, self._cost)
             for row, error in unknown:
-                yield from map(_as_batch, self._answered(row, error))
+                yield from map(as_batch, self._answered(row, error))
         at = 0
         while at < num_rows(batch):
             most = min(self._way.batch_size or 1, self._most_rows)
@@ -161,7 +174,7 @@ class StageWorker:
             made = map(self._guarded, rows)
         for results in made:
             self._count.busy_s += time.perf_counter() - begun_s
-            yield from (each if isinstance(each, dict) else {"item": each} for each in results)
+            yield from (_as_row(each) for each in results)
             begun_s = time.perf_counter()
         self._count.busy_s += time.perf_counter() - begun_s
 
@@ -185,7 +198,7 @@ class StageWorker:
     def _timed(self, batch: Batch) -> list[Batch]:
         begun_s = time.perf_counter()
         try:
-            return [_as_batch(each) for each in self._batch(batch)]
+            return [as_batch(each) for each in self._batch(batch) if not (isinstance(each, list) and not each)]
         finally:
             self._count.busy_s += time.perf_counter() - begun_s
 
@@ -272,14 +285,24 @@ class _Count:
         )
 
 
-def _as_batch(made: Any) -> Batch:
-    """Give what a batch stage returned as a dict of arrays of one length.
+def _as_row(made: Any) -> dict[str, Any]:
+    """Give what a row stage returned as a row that any process can read: its tensors leave the GPU."""
+    row = made if isinstance(made, dict) else {"item": made}
+    return {name: value.cpu() if getattr(value, "is_cuda", False) else value for name, value in row.items()}
+
+
+def as_batch(made: Any) -> Batch:
+    """Give what a batch stage returned as a dict of arrays of one length: a dict of columns, a table, or a list of rows.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is none of them.
     """
     if hasattr(made, "to_dict") and hasattr(made, "columns"):
         return {name: made[name].to_numpy() for name in made.columns}
+    if hasattr(made, "column_names") and hasattr(made, "column"):  # of Arrow
+        made = {name: made.column(name).to_numpy(zero_copy_only=False) for name in made.column_names}
+    if isinstance(made, list) and made and all(isinstance(each, dict) for each in made):
+        return batch_of([(made, 0, len(made))])
     if not isinstance(made, dict):
         raise TypeError(f"a stage with batch= returns a dict of arrays, not a {type(made).__name__}")
     batch = {name: _as_array(column) for name, column in made.items()}
@@ -292,8 +315,8 @@ def _as_batch(made: Any) -> Batch:
 def _as_array(column: Any) -> Any:
     if isinstance(column, np.ndarray):
         return column
-    if hasattr(column, "detach"):
-        return column.detach().cpu().numpy()
+    if is_tensor(column):
+        return array_of(column)
     values = list(column)
     return stacked(values) if values else np.empty(0)
 

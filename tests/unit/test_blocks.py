@@ -1,0 +1,47 @@
+"""Rows and batches of what users' stages return: tensors, tables, lists of rows."""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+
+from raykit.engine.pipeline.blocks import batch_of, table_of
+from raykit.engine.pipeline.stages import as_batch
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:ray")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool])
+def test_a_batch_of_tensors_becomes_arrays_whatever_their_type(dtype):
+    made = as_batch({"x": torch.ones(3, 2, dtype=dtype), "y": torch.ones(3, dtype=dtype)})
+    assert made["x"].shape == (3, 2)
+    assert made["x"].tolist() == torch.ones(3, 2, dtype=dtype).tolist()
+    assert table_of(made).num_rows == 3
+
+
+def test_a_batch_may_be_a_table_or_a_list_of_rows():
+    columns = {"n": [1, 2, 3], "text": ["a", "b", "c"]}
+    rows = [{"n": n, "text": text} for n, text in zip(*columns.values(), strict=True)]
+    for made in (columns, pd.DataFrame(columns), pa.table(columns), rows):
+        batch = as_batch(made)
+        assert {name: column.tolist() for name, column in batch.items()} == columns
+    with pytest.raises(TypeError, match="not a list"):
+        as_batch([1, 2])
+
+
+def test_a_gradient_that_is_wanted_does_not_keep_a_tensor_from_being_an_array():
+    tensor = torch.nn.Linear(2, 2)(torch.ones(3, 2))
+    assert tensor.requires_grad
+    assert as_batch({"x": tensor})["x"].shape == (3, 2)
+    rows = [{"x": each} for each in tensor]
+    assert batch_of([(rows, 0, 3)])["x"].shape == (3, 2)
+    assert table_of(rows).num_rows == 3
+
+
+def test_rows_of_tensors_are_stacked_for_a_batch_and_written_as_arrays():
+    rows = [{"x": torch.full((2,), float(at)), "name": str(at)} for at in range(3)]
+    batch = batch_of([(rows, 0, 2), (rows, 2, 3)])
+    assert isinstance(batch["x"], np.ndarray)
+    assert batch["x"].tolist() == [[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]]
+    assert [list(each) for each in table_of(rows).column("x").to_pylist()] == [[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]]
