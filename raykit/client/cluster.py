@@ -92,20 +92,35 @@ class Cluster:
     def health(self) -> Status:
         """Say how its place knows it to be; of one that suspended itself also why, where somebody was connected then."""
         status = self.place.status(self.record)
-        if status.state != "suspended" or not (reason := self._last_word()) or reason in status.why:
+        if status.state != "suspended":
             return status
-        return replace(status, why=f"{reason}; {status.why}")
+        why, since_unix_s = status.why, status.since_unix_s
+        if (word := self._last_word()) is not None:
+            at_unix_s, reason = word
+            since_unix_s = since_unix_s or at_unix_s
+            why = why if reason in why else f"{reason}; {why}"
+        if self.record.spec.delete_after_s is not None:
+            why += f"; {_end_words(since_unix_s, self.record.spec.delete_after_s)}"
+        return replace(status, why=why, since_unix_s=since_unix_s)
 
-    def _last_word(self) -> str:
-        """Give the reason for which its hub suspended it since it came up, as far as it is told here."""
+    def is_overdue(self, now_unix_s: float) -> bool:
+        """Say whether it has been suspended for longer than its ``--delete-after``, as far as that is known."""
+        limit_s = self.record.spec.delete_after_s
+        if limit_s is None:
+            return False
+        health = health_of(self)
+        return health.state == "suspended" and health.since_unix_s is not None and now_unix_s - health.since_unix_s >= limit_s
+
+    def _last_word(self) -> tuple[float, str] | None:
+        """Give when and for which reason its hub suspended it since it came up, as far as it is told here."""
         path = records.cluster_folder(self.name) / "log.sqlite"
         if not path.exists():
-            return ""
+            return None
         with closing(Log(path)) as log:
             told = [
                 record for record in log.read_all(run=CLUSTER, kinds=(Decided,)) if record.at_unix_s > self.record.created_unix_s
             ]
-        return told[-1].event.reason if told and isinstance(told[-1].event, Decided) else ""
+        return (told[-1].at_unix_s, told[-1].event.reason) if told and isinstance(told[-1].event, Decided) else None
 
     def status(self, *, wait_s: float = LOOK_WAIT_S) -> ClusterView:
         """Give the nodes with their slots, and what their machines and GPUs use now, as far as it is told in ``wait_s``."""
@@ -186,3 +201,9 @@ def health_of(cluster: Cluster) -> Status:
         return cluster.health()
     except (ClusterError, MissingPackageError) as exc:
         return Status(state="unknown", why=str(exc))
+
+
+def _end_words(since_unix_s: float | None, delete_after_s: float) -> str:
+    if since_unix_s is None:
+        return "since when is not known, so --delete-after leaves it"
+    return f"it is ended from {time.strftime('%Y-%m-%d %H:%M', time.localtime(since_unix_s + delete_after_s))} on (--delete-after)"

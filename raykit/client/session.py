@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,7 @@ def up_spec(spec: ClusterSpec, *, told: Told = print) -> Cluster:
     if _current is not None:
         _current.close()
     _current = started.mirror()
+    end_overdue(told=told, but=spec.name)
     return _current
 
 
@@ -173,6 +175,17 @@ def down(name: str | None = None) -> str:
         _current.close()
         _current = None
     return f"Cluster {name} is down; its runs are kept." if was_there else f"No cluster {name} is up; nothing to do."
+
+
+def end_overdue(*, told: Told = print, but: str = "") -> None:
+    """End the clusters that have been suspended for longer than their ``--delete-after``, and tell of each."""
+    for cluster in clusters():
+        if cluster.name == but or not cluster.is_overdue(time.time()):
+            continue
+        try:
+            told(f"{down(cluster.name)} It was suspended for longer than its --delete-after.")
+        except ClusterError as exc:
+            told(f"{cluster.name} was suspended for longer than its --delete-after, and could not be ended. {exc}")
 
 
 def _bring_home(record: ClusterRecord) -> None:

@@ -16,7 +16,7 @@ from raykit.spec import ClusterSpec
 from raykit.spec.cluster import shown
 
 UP_TIMEOUT_S = 120.0
-GUARDS = ("idle_s", "idle_gpu_utilization", "price_per_node_h", "max_cost_per_h", "budget")
+GUARDS = ("idle_s", "idle_gpu_utilization", "price_per_node_h", "max_cost_per_h", "budget", "delete_after_s")
 """The options that guard a cluster, and say nothing of what it is."""
 
 State = Literal["starting", "up", "suspended", "gone", "unknown"]
@@ -26,10 +26,14 @@ Started = tuple[ClusterRecord, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """How a cluster is, as its place knows it. ``why`` says what it, or some node of it, waits for, or how it ended."""
+    """How a cluster is, as its place knows it. ``why`` says what it, or some node of it, waits for, or how it ended.
+
+    ``since_unix_s`` is the moment since which it is suspended, where that is known.
+    """
 
     state: State
     why: str = ""
+    since_unix_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 import secrets
+import time
 from dataclasses import asdict, dataclass, fields, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -34,10 +35,10 @@ class Fake(Provider):
         with records.locked(spec.name):
             found = _find(spec.name)
             if found is not None:
-                refuse_difference(found, spec, is_up=not found.suspended)
-                if not found.suspended:
+                refuse_difference(found, spec, is_up=found.suspended_unix_s is None)
+                if found.suspended_unix_s is None:
                     return found, "is up already"
-                back = replace(found, spec=spec, suspended=False)
+                back = replace(found, spec=spec, suspended_unix_s=None)
                 back.save()
                 return back, "is up again"
             token_file = private_folder(records.cluster_folder(spec.name)) / "token"
@@ -50,7 +51,9 @@ class Fake(Provider):
         found = _find(record.name)
         if found is None:
             return Status(state="gone", why="it was ended")
-        return Status(state="suspended", why="it was asked to") if found.suspended else Status(state="up")
+        if found.suspended_unix_s is None:
+            return Status(state="up")
+        return Status(state="suspended", why="it was asked to", since_unix_s=found.suspended_unix_s)
 
     def scale(self, record: ClusterRecord, num_nodes: int | tuple[int, int]) -> ClusterRecord:
         scaled = replace(record, spec=replace(record.spec, num_nodes=num_nodes))
@@ -59,7 +62,7 @@ class Fake(Provider):
 
     def suspend(self, record: ClusterRecord) -> None:
         assert isinstance(record, FakeRecord)
-        replace(record, suspended=True).save()
+        replace(record, suspended_unix_s=time.time()).save()
 
     def down(self, name: str) -> bool:
         with records.locked(name):
@@ -75,7 +78,7 @@ class Fake(Provider):
 
     def connect(self, record: ClusterRecord) -> FakeWay:
         found = _find(record.name)
-        if found is None or found.suspended:
+        if found is None or found.suspended_unix_s is not None:
             raise ClusterError(f"The cluster {record.name} is not up.", f"Start it: %ray up {record.name} --on fake")
         server = ThreadingHTTPServer(("127.0.0.1", 0), _Door)
         server.cluster = found  # type: ignore[attr-defined]

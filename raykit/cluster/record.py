@@ -128,7 +128,7 @@ class KubeRecord(ClusterRecord):
 class FakeRecord(ClusterRecord):
     """A cluster that is nothing but this."""
 
-    suspended: bool = False
+    suspended_unix_s: float | None = None
 
 
 RECORDS: dict[str, type[ClusterRecord]] = {

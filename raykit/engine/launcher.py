@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from contextlib import redirect_stdout
+from datetime import datetime
 from typing import Any
 
 NODE = "node"
@@ -57,6 +59,7 @@ def look(cloud: dict[str, Any]) -> dict[str, Any]:
             "state": each.state["Name"],
             "address": each.public_ip_address or each.private_ip_address,
             "key": os.path.expanduser(f"~/.ssh/{each.key_name}.pem"),
+            "since_unix_s": moment_in(each.state_transition_reason or ""),
         }
         for each in provider.ec2.instances.filter(Filters=filters)
     ]
@@ -101,6 +104,12 @@ def end(cloud: dict[str, Any], ids: list[str]) -> dict[str, Any]:
 
 
 VERBS: dict[str, Any] = {"plan": plan, "look": look, "rent": rent, "start": start, "stop": stop, "end": end}
+
+
+def moment_in(reason: str) -> float | None:
+    """Find when a machine changed its state, in seconds since the epoch; EC2 may write ``User initiated (2026-11-28 20:11:14 GMT)``."""
+    found = re.search(r"\((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (?:GMT|UTC)\)", reason)
+    return datetime.strptime(f"{found[1]} +0000", "%Y-%m-%d %H:%M:%S %z").timestamp() if found else None
 
 
 def _name(cloud: dict[str, Any]) -> str:

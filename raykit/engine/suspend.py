@@ -6,6 +6,7 @@ import json
 import os
 import ssl
 import subprocess
+import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
@@ -32,7 +33,7 @@ def suspend_pods(setting: ClusterSetting, reason: str) -> None:
     namespace = (account / "namespace").read_text().strip()
     request = urllib.request.Request(
         f"https://{host}:{port}/apis/{manifest.API_VERSION}/namespaces/{namespace}/rayclusters/{setting.name}",
-        data=json.dumps(manifest.suspension(suspended=True, why=reason)).encode(),
+        data=json.dumps(manifest.suspension(reason, now_unix_s=time.time())).encode(),
         headers={
             "Authorization": f"Bearer {(account / 'token').read_text().strip()}",
             "Content-Type": "application/merge-patch+json",

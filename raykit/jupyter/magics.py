@@ -77,6 +77,7 @@ def _scale(_: Any, line: ScaleLine) -> Cluster:
 
 
 def _clusters(_: Any, __: NoWords) -> Table:
+    session.end_overdue()
     rows = [
         (
             each.name,

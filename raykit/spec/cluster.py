@@ -24,6 +24,7 @@ PLACES: dict[str, str] = {
     "k8s": "Kubernetes, by KubeRay",
     "fake": "nowhere: a stand-in that runs nothing",
 }
+DATED = ("aws", "k8s", "fake")  # they tell since when a cluster is suspended
 HERE, OWN, SSH, KUBE, AWS = ("local", "fake"), ("local", "ssh", "aws", "fake"), ("ssh", "fake"), ("k8s", "fake"), ("aws", "fake")
 SKY, SPOT, SIZED = ("sky", "fake"), ("aws", "sky", "fake"), ("sky", "k8s", "fake")
 REACHED, RENTED = ("ssh", "aws", "sky", "fake"), ("aws", "sky", "k8s", "fake")
@@ -171,6 +172,14 @@ class ClusterSpec:
         metavar="200",
         places=RENTED,
     )
+    delete_after_s: float | None = option(
+        "--delete-after",
+        default=None,
+        help="end it when it has been suspended for so long, and raykit is asked for clusters here",
+        read=seconds,
+        metavar="7d",
+        places=DATED,
+    )
 
     @property
     def nodes(self) -> int | tuple[int, int]:
@@ -226,6 +235,8 @@ class ClusterSpec:
     def _check_idleness(self) -> None:
         if self.idle_s is not None and self.idle_s <= 0:
             raise OptionError("--idle is 0.", "Give a time, as --idle 20m, or leave it out: it is never suspended then.")
+        if self.delete_after_s is not None and self.delete_after_s <= 0:
+            raise OptionError("--delete-after is 0.", "Give a time, as --delete-after 7d, or end it yourself: %ray down NAME")
         if self.idle_gpu_utilization is not None and self.idle_s is None:
             raise OptionError("--idle-gpus was given, and not for how long.", "Give a time with it, as --idle 20m.")
 

@@ -86,10 +86,10 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def seconds(text: str) -> float:
-    """Read ``200ms``, ``90``, ``90s``, ``5m`` or ``2h`` as seconds."""
+    """Read ``200ms``, ``90``, ``90s``, ``5m``, ``2h`` or ``7d`` as seconds."""
     if text.endswith("ms"):
         return amount(text[:-2]) / 1000
-    factor = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
+    factor = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:], 0)
     return amount(text[:-1]) * factor if factor else amount(text)
 
 

@@ -27,6 +27,9 @@ def test_a_line_for_kubernetes_becomes_a_spec_and_survives_json():
 @pytest.mark.parametrize(
     ("line", "words"),
     [
+        ("lab --delete-after 7d", "--delete-after means nothing for --on local"),
+        ("lab --on sky --delete-after 7d", "--delete-after means nothing for --on sky"),
+        ("lab --on k8s --delete-after 0", "--delete-after is 0"),
         ("lab --image x", "--image means nothing for --on local"),
         ("lab --idle 5m", "--idle means nothing for --on local"),
         ("lab --on aws --infra gcp", "--infra means nothing for --on aws"),
@@ -115,6 +118,25 @@ def test_a_cluster_elsewhere_comes_back_by_its_name_as_it_was(home):
     finally:
         session.down("lab")
     assert session.plan("lab").things[0] != ("record", "a file; nothing runs"), "what was ended is known no more"
+
+
+def test_a_cluster_that_was_suspended_for_too_long_is_ended_when_raykit_is_asked_and_told_of(home):
+    asked = {"old": 1e-6, "young": 3600.0, "kept": None}
+    made = {name: session.up(name, place="fake", delete_after_s=delete_after_s) for name, delete_after_s in asked.items()}
+    for name in asked:
+        session.suspend(name)
+        assert ("it is ended from" in made[name].health().why) == (name != "kept")
+    told = []
+    try:
+        session.up_spec(session.spec_of("old"), told=told.append)
+        assert told == [], "who brings it back wants it"
+        session.suspend("old")
+        session.up_spec(session.spec_of("other", place="fake"), told=told.append)
+        assert told == ["Cluster old is down; its runs are kept. It was suspended for longer than its --delete-after."]
+        assert {each.name for each in session.clusters()} == {"young", "kept", "other"}
+    finally:
+        for name in ("old", "young", "kept", "other"):
+            session.down(name)
 
 
 def test_a_cluster_that_has_cost_its_budget_comes_back_with_another_one(home):

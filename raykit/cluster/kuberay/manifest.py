@@ -22,6 +22,7 @@ API_VERSION = "ray.io/v1"
 CLUSTER_LABEL = "raykit.io/cluster"
 SPEC_NOTE = "raykit.io/spec"  # the spec, so that `up` from another machine can tell a difference
 WHY_NOTE = "raykit.io/suspended-because"
+SINCE_NOTE = "raykit.io/suspended-at-unix-s"
 VERSION_NOTE = "raykit.io/made-by"  # versions of Python and raykit
 GCS_PORT = 6379
 DOOR_PORT = 8700
@@ -110,9 +111,14 @@ def scaling(spec: ClusterSpec, *, now: int) -> list[Object]:
     return [{"op": "add", "path": path, "value": value} for path, value in wanted.items()]
 
 
-def suspension(*, suspended: bool, why: str = "") -> Object:
-    """Give the patch that suspends a RayCluster, or brings it back."""
-    return {"metadata": {"annotations": {WHY_NOTE: why or None}}, "spec": {"suspend": suspended}}
+def suspension(why: str, *, now_unix_s: float) -> Object:
+    """Give the patch that suspends a RayCluster."""
+    return {"metadata": {"annotations": {WHY_NOTE: why, SINCE_NOTE: f"{now_unix_s:.0f}"}}, "spec": {"suspend": True}}
+
+
+def return_from_suspension() -> Object:
+    """Give the patch that brings it back."""
+    return {"metadata": {"annotations": {WHY_NOTE: None, SINCE_NOTE: None}}, "spec": {"suspend": False}}
 
 
 def node_slots(spec: ClusterSpec) -> tuple[float, float]:

@@ -25,6 +25,7 @@ from raykit.cluster.kuberay import manifest
 from raykit.cluster.kuberay.api import MADE, Kube, RefusedError, label_of, pod_named, pods_of, reach
 from raykit.cluster.kuberay.manifest import (
     CLUSTER_LABEL,
+    SINCE_NOTE,
     SPEC_NOTE,
     TOKEN_KEY,
     VERSION_NOTE,
@@ -71,7 +72,7 @@ class KubeRay(Provider):
             refuse_difference(record, spec)
             word = "is up already"
             if found["spec"].get("suspend") and not spec.queue:
-                kube.patch("RayCluster", spec.name, manifest.suspension(suspended=False))
+                kube.patch("RayCluster", spec.name, manifest.return_from_suspension())
                 word = "is up again; the runs that it had are lost"
             _wait(record, kube, deadline, told)
             return record, word
@@ -85,8 +86,13 @@ class KubeRay(Provider):
             waiting = reasons(found, pods, kube.events())
         why = waiting[0].text if waiting else ""
         if found["spec"].get("suspend"):
-            note = (found["metadata"].get("annotations") or {}).get(WHY_NOTE)
-            return Status(state="suspended", why=note or why or "nobody wrote down why")
+            notes = found["metadata"].get("annotations") or {}
+            since = notes.get(SINCE_NOTE)
+            return Status(
+                state="suspended",
+                why=notes.get(WHY_NOTE) or why or "nobody wrote down why",
+                since_unix_s=float(since) if since else None,
+            )
         return Status(state="up", why=why) if pod_named(pods, "head") else Status(state="starting", why=why)
 
     def scale(self, record: ClusterRecord, num_nodes: int | tuple[int, int]) -> ClusterRecord:
@@ -105,7 +111,7 @@ class KubeRay(Provider):
 
     def suspend(self, record: ClusterRecord) -> None:
         with _kube_of(record) as kube:
-            kube.patch("RayCluster", record.name, manifest.suspension(suspended=True, why="a person asked for it"))
+            kube.patch("RayCluster", record.name, manifest.suspension("a person asked for it", now_unix_s=time.time()))
 
     def down(self, name: str) -> bool:
         with records.locked(name):

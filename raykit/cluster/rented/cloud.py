@@ -14,7 +14,8 @@ from raykit.spec import ClusterSpec
 class Rented:
     """A machine that is rented, or stopped and kept; ``number`` counts from 1, which has the head.
 
-    ``address`` is what ssh calls it, and ``key`` the file by which it is reached, empty for ssh's own.
+    ``address`` is what ssh calls it, and ``key`` the file by which it is reached, empty for ssh's own. ``since_unix_s`` is the
+    moment of its last change of state, where the cloud tells it.
     """
 
     id: str
@@ -22,6 +23,7 @@ class Rented:
     state: str
     address: str
     key: str = ""
+    since_unix_s: float | None = None
 
     @property
     def runs(self) -> bool:

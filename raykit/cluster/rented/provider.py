@@ -69,7 +69,9 @@ class OnRented(Ssh):
         if not machines:
             return Status(state="gone", why="its machines are given back")
         if machines[0].stopped:
-            return Status(state="suspended", why="its machines are stopped; their disks are kept")
+            moments = [each.since_unix_s for each in machines if each.since_unix_s is not None]
+            since = max(moments) if len(moments) == len(machines) else None
+            return Status(state="suspended", why="its machines are stopped; their disks are kept", since_unix_s=since)
         if not machines[0].runs:
             return Status(state="unknown", why=f"machine 1 is {machines[0].state}")
         return self.status_on(cloud.reached(machines[0]), record)
