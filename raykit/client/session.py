@@ -55,7 +55,6 @@ def up_spec(spec: ClusterSpec, *, told: Told = print) -> Cluster:
     if _current is not None:
         _current.close()
     _current = started.mirror()
-    end_overdue(told=told, but=spec.name)
     return _current
 
 
@@ -177,10 +176,10 @@ def down(name: str | None = None) -> str:
     return f"Cluster {name} is down; its runs are kept." if was_there else f"No cluster {name} is up; nothing to do."
 
 
-def end_overdue(*, told: Told = print, but: str = "") -> None:
+def end_overdue(*, told: Told = print) -> None:
     """End the clusters that have been suspended for longer than their ``--delete-after``, and tell of each."""
     for cluster in clusters():
-        if cluster.name == but or not cluster.is_overdue(time.time()):
+        if not cluster.is_overdue(time.time()):
             continue
         try:
             told(f"{down(cluster.name)} It was suspended for longer than its --delete-after.")

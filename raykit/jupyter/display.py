@@ -47,7 +47,7 @@ class Face(Protocol):
 
 
 def follow(run: Run, *, quiet_s: float = QUIET_S) -> None:
-    """Show a run until it is over, and raise if it did not end well; one that is done within ``quiet_s`` only prints.
+    """Show a run until it is over, and raise if it did not end well; a task that is done within ``quiet_s`` only prints.
 
     An interrupt asks the run to end at its next commit or batch; a second one leaves it alone.
 
@@ -120,14 +120,14 @@ def _in_notebook() -> bool:
 class _Widget:
     """The widget, with the last true state as static HTML beside it for the saved notebook.
 
-    A cell that is done within ``quiet_s`` shows what it printed and no more, unless something went wrong.
+    A task that is done within ``quiet_s`` shows what it printed and no more, unless something went wrong.
     """
 
     def __init__(self, run: Run, *, quiet_s: float) -> None:
         self._run = run
         self._widget: RunWidget | None = None
         self._handle: Any = None
-        self._begun_s, self._quiet_s = time.monotonic(), quiet_s
+        self._begun_s, self._quiet_s = time.monotonic(), quiet_s if run.view.run_kind == "task" else 0.0
         self._shown_s = self._saved_s = -math.inf
         self._printer = _Printer()
 

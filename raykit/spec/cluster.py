@@ -175,7 +175,7 @@ class ClusterSpec:
     delete_after_s: float | None = option(
         "--delete-after",
         default=None,
-        help="end it when it has been suspended for so long, and raykit is asked for clusters here",
+        help="have %ray clusters end it when it has been suspended for so long",
         read=seconds,
         metavar="7d",
         places=DATED,

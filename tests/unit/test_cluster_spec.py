@@ -120,7 +120,7 @@ def test_a_cluster_elsewhere_comes_back_by_its_name_as_it_was(home):
     assert session.plan("lab").things[0] != ("record", "a file; nothing runs"), "what was ended is known no more"
 
 
-def test_a_cluster_that_was_suspended_for_too_long_is_ended_when_raykit_is_asked_and_told_of(home):
+def test_a_cluster_that_was_suspended_for_too_long_is_ended_when_clusters_are_listed_and_told_of(home):
     asked = {"old": 1e-6, "young": 3600.0, "kept": None}
     made = {name: session.up(name, place="fake", delete_after_s=delete_after_s) for name, delete_after_s in asked.items()}
     for name in asked:
@@ -128,14 +128,15 @@ def test_a_cluster_that_was_suspended_for_too_long_is_ended_when_raykit_is_asked
         assert ("it is ended from" in made[name].health().why) == (name != "kept")
     told = []
     try:
-        session.up_spec(session.spec_of("old"), told=told.append)
+        session.up("old")
+        session.end_overdue(told=told.append)
         assert told == [], "who brings it back wants it"
         session.suspend("old")
-        session.up_spec(session.spec_of("other", place="fake"), told=told.append)
+        session.end_overdue(told=told.append)
         assert told == ["Cluster old is down; its runs are kept. It was suspended for longer than its --delete-after."]
-        assert {each.name for each in session.clusters()} == {"young", "kept", "other"}
+        assert {each.name for each in session.clusters()} == {"young", "kept"}
     finally:
-        for name in ("old", "young", "kept", "other"):
+        for name in ("old", "young", "kept"):
             session.down(name)
 
 

@@ -1,6 +1,7 @@
 """What the widget of a run is told, and what its clicks do: without a page, by the messages of its comm."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -101,17 +102,18 @@ def test_a_click_that_the_run_refuses_shows_its_reason():
 
 
 @pytest.mark.parametrize(("state", "shown"), [("done", False), ("failed", True), ("stopped", True), ("lost", True)])
-def test_a_quick_cell_shows_no_view_unless_something_went_wrong(sent, door, capsys, state, shown):
+def test_a_quick_task_shows_no_view_unless_something_went_wrong(sent, door, capsys, state, shown):
     run, _ = door
-    run.view = examples()[state]
+    run.view = replace(examples()[state], run_kind="task", num_lines=0)
     face = _Widget(run, quiet_s=math.inf)
     face.show(run.view)
     face.finish(run.view)
     assert bool(sent) == bool(capsys.readouterr().out) == shown
 
 
-def test_a_quick_cell_whose_rows_were_put_aside_shows_its_view(sent, door):
+@pytest.mark.parametrize("begun", [pipeline(), examples()["recovering"]], ids=["pipeline", "training"])
+def test_a_quick_pipeline_or_training_shows_its_view(sent, door, begun):
     run, _ = door
-    run.view = fold(pipeline(), Record(number=10**6, at_unix_s=0, run="labels", event=RunEnded(state="done")))
+    run.view = fold(begun, Record(number=10**6, at_unix_s=0, run=begun.name, event=RunEnded(state="done")))
     _Widget(run, quiet_s=math.inf).finish(run.view)
     assert sent

@@ -299,10 +299,9 @@ def as_batch(made: Any) -> Batch:
     """
     if hasattr(made, "to_dict") and hasattr(made, "columns"):
         return {name: made[name].to_numpy() for name in made.columns}
-    if hasattr(made, "column_names") and hasattr(made, "column"):  # of Arrow
-        made = {name: made.column(name).to_numpy(zero_copy_only=False) for name in made.column_names}
-    if isinstance(made, list) and made and all(isinstance(each, dict) for each in made):
-        return batch_of([(made, 0, len(made))])
+    is_table = hasattr(made, "column_names") and hasattr(made, "num_rows")  # of Arrow
+    if is_table or (isinstance(made, list) and made and all(isinstance(each, dict) for each in made)):
+        return batch_of([(made, 0, num_rows(made))])
     if not isinstance(made, dict):
         raise TypeError(f"a stage with batch= returns a dict of arrays, not a {type(made).__name__}")
     batch = {name: _as_array(column) for name, column in made.items()}

@@ -254,8 +254,8 @@ def _columns_of(data: Any) -> dict[Any, Any]:
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         raise InputError(
             f"A {type(data).__name__} is no training set.",
-            "Give a map-style dataset, a list, a dict of arrays, a DataFrame, an iterable, a path of Parquet files, or a function that makes "
-            "a Ray Dataset.",
+            "Give a map-style dataset, a list, a dict of arrays, a DataFrame, an iterable, a path of Parquet files, or a function "
+            "that makes a Ray Dataset.",
         )
     return {}
 

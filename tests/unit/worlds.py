@@ -1,0 +1,99 @@
+"""Worlds of members in threads of this process, over real stores and real gloo."""
+
+import queue
+import threading
+
+import torch
+
+from raykit.engine.training.member import Member
+from raykit.engine.training.rendezvous import open_store
+from raykit.engine.training.world import Generation
+
+HOST = "127.0.0.1"
+
+
+class NumberJob:
+    """A model of one number; its value tells whose state it is."""
+
+    num_parts_done = num_parts_held = 0
+
+    def __init__(self, value, step=0):
+        self.value, self.step, self.prepared = torch.tensor([float(value)]), step, False
+
+    def roll_forward(self):
+        self.step, self.prepared = self.step + 1, False
+
+    def discard(self):
+        self.prepared = False
+
+    def state(self):
+        return {"value": self.value, "step": self.step}
+
+    def adopt(self, state):
+        self.value, self.step = state["value"].clone(), state["step"]
+
+    def adopt_kept(self):
+        pass
+
+    def before_leave(self):
+        pass
+
+
+class Observer:
+    def __init__(self):
+        self.formed, self.broken, self.aside = [], [], queue.SimpleQueue()
+
+    def is_ready(self):
+        pass
+
+    def has_formed(self, generation, step):
+        self.formed.append((generation.number, step))
+
+    def has_broken(self, generation, reason):
+        self.broken.append(generation)
+
+    def stands_aside(self, generation):
+        self.aside.put(generation)
+
+    def has_left(self):
+        pass
+
+
+class World:
+    """Members by name; each aligns in a thread."""
+
+    def __init__(self, *names):
+        self.observers = {name: Observer() for name in names}
+        self.members = {name: Member(name, torch.device("cpu"), HOST, self.observers[name]) for name in names}
+        self.jobs = {name: NumberJob(place) for place, name in enumerate(names)}
+        self._store, self.address = open_store(HOST)
+
+    def publish(self, number, workers, to=None, *, urgent=True, group_size=1):
+        generation = Generation(number=number, workers=workers, store=self.address, urgent=urgent, group_size=group_size)
+        for name in to or self.members:
+            self.members[name].assign(generation)
+
+    def align(self, *names, agreed=False):
+        threads = [
+            threading.Thread(target=self.members[name].align, args=(self.jobs[name],), kwargs={"agreed": agreed}, daemon=True)
+            for name in names
+        ]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def met(self, *names, agreed=False):
+        joined(self.align(*names, agreed=agreed))
+
+    def broke(self, *names):
+        for name in names:
+            self.members[name].broke("a peer is gone")
+
+    def stands(self, *names):
+        return [(self.jobs[name].step, float(self.jobs[name].value)) for name in names]
+
+
+def joined(threads):
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive(), "a member waits for ever"
