@@ -22,8 +22,9 @@ from raykit.engine.training.drills import Drills
 from raykit.engine.training.recovery import Recovery
 from raykit.engine.training.size import Size
 from raykit.engine.training.vigil import Vigil
-from raykit.engine.training.worker import number_of, replica_of
+from raykit.engine.training.worker import number_of
 from raykit.engine.training.world import Generation
+from raykit.engine.training.worlds import Worlds
 from raykit.errors import RunError
 from raykit.events import (
     Decided,
@@ -34,7 +35,6 @@ from raykit.events import (
     StepCommitted,
     WorkerAside,
     WorkerLost,
-    WorldBroken,
     WorldFormed,
 )
 from raykit.policy.failure import Pulse
@@ -42,7 +42,6 @@ from raykit.policy.membership import SILENT_S, Membership, ReplicaState, decide
 from raykit.spec import TrainSpec
 
 TICK_S = 0.05
-SETTLE_S = 1.0  # for so long at most a world's first step is spared the start of other workers
 SLOT_LOOK_S = 0.2
 SAVE_TIMEOUT_S = 120.0
 GONE = "it died while the run had no host"
@@ -61,16 +60,10 @@ class TrainingRun:
         self._crew = Crew(context, self._vigil)
         self._drills = Drills(context, self._crew, self._vigil, own_node_id)
         self._datasets = Datasets(context)
-        self._world: tuple[str, ...] = ()
-        self._generation = 0
-        self._is_formed = self._is_urgent = self._must_hurry = False
-        self._settles_until_s = 0.0
-        self._standing: tuple[str, ...] = ()
-        self._standing_generation: int | None = None  # of the world that met last; not known where an earlier host saw it
+        self._worlds = Worlds()
         self._concluding: Conclude | None = None
         self._step = 0
         self._losses_since_commit = 0
-        self._broken_at_s: float | None = None
         self._recovery: Recovery | None = None
         self._answer: LossAnswer = "shrink"
         self._stop_sent = False
@@ -110,7 +103,7 @@ class TrainingRun:
     def command(self, command: Command) -> None:
         if isinstance(command, Stop):
             self._context.stop_asked.set()
-        if isinstance(command, Drill) and command.action == "kill-node" and not self._drills.victims(command, self._world):
+        if isinstance(command, Drill) and command.action == "kill-node" and not self._drills.victims(command, self._worlds.asked):
             raise RunError(
                 "No rank is on another node than the run's host: to lose that node would be to lose the cluster.",
                 "Try it on a cluster of several nodes: %ray up NAME --nodes 2",
@@ -126,7 +119,7 @@ class TrainingRun:
                 self._reported.put((now_s, source, each))
         if events:
             self._crew.wake.set()
-        first = (self._crew.workers_of(self._world) or ("w1", "w1.0"))[0]
+        first = (self._crew.workers_of(self._worlds.asked) or ("w1", "w1.0"))[0]
         return [_folded(event) if isinstance(event, LinesPrinted) and source != first else event for event in events]
 
     def stored_dataset(self, number: int, make: bytes) -> str:
@@ -143,9 +136,7 @@ class TrainingRun:
         self._step = view.step
         self._size.take_up(view)
         if latest is not None:
-            self._world = tuple(dict.fromkeys(map(replica_of, latest.workers)))
-            self._generation, self._is_formed, self._is_urgent = latest.number, is_formed, latest.urgent
-            self._standing = latest.workers
+            self._worlds.take_up(latest, is_formed=is_formed)
             self._tell(latest)  # the earlier host may have died before it told all
             gone = [worker for worker in latest.workers if self._crew.find(worker) is None]
             if gone:
@@ -171,15 +162,16 @@ class TrainingRun:
         self._context.emit(RunStarted())
 
     def _is_over(self) -> bool:
-        if self._context.stop_asked.is_set() and not self._world:
+        if self._context.stop_asked.is_set() and not self._worlds.asked:
             return True
         # Those who were invited since, and wait for the others, are not waited for.
-        standing = {replica_of(worker) for worker in self._standing} or set(self._world)
+        standing = self._worlds.standing_replicas or set(self._worlds.asked)
         living = [replica for replica in self._crew.living if replica.name in standing]
         return bool(living) and all(replica.done for replica in living)
 
     def _membership(self, slots: Slots) -> Membership:
-        lost_by_earlier_host = [name for name in self._world if name not in self._crew.replicas]
+        worlds = self._worlds
+        lost_by_earlier_host = [name for name in worlds.asked if name not in self._crew.replicas]
         gone = tuple(replace(_NOBODY, replica=name) for name in lost_by_earlier_host)
         num_slots = min(len(slots.held), self._size.most)
         return Membership(
@@ -187,18 +179,18 @@ class TrainingRun:
             num_slots=num_slots,
             num_spares=self._num_spares,
             num_standing_by=0 if self._holds_gpus else max(0, self._size.asked - num_slots),
-            world=self._world,
-            is_formed=self._is_formed,
-            is_awaited=bool(self._standing) and not self._is_urgent and not self._must_hurry and self._broken_at_s is None,
-            is_settling=time.monotonic() < self._settles_until_s,
+            world=worlds.asked,
+            is_formed=worlds.is_formed,
+            is_awaited=worlds.is_awaited,
+            is_settling=worlds.is_settling,
             is_concluding=self._concluding is not None,
             replicas=(*gone, *self._crew.states),
             on_loss=self._answer,
             losses={kind: count for kind, count in self._crew.losses.items() if kind != "reclaimed"},
             max_losses=dict(self._spec.max_losses),
             losses_since_commit=self._losses_since_commit,
-            broken_for_s=None if self._broken_at_s is None else time.monotonic() - self._broken_at_s,
-            must_hurry=self._must_hurry,
+            broken_for_s=worlds.broken_for_s,
+            must_hurry=worlds.must_hurry,
         )
 
     @property
@@ -229,7 +221,7 @@ class TrainingRun:
         if slots.are_on_the_way or time.monotonic() - self._slots_looked_s > SLOT_LOOK_S:
             self._slots_looked_s = time.monotonic()
             slots.look()
-            self._crew.drop_unplaced(slots, self._world)
+            self._crew.drop_unplaced(slots, self._worlds.asked)
             slots.give_back(self._size.most, used=self._crew.slots_used)
 
     def _obey(self, slots: Slots) -> None:
@@ -252,7 +244,7 @@ class TrainingRun:
             for hand in self._crew.hands:
                 hand.handle.stop.remote()
         if self._recovery is None:  # no earlier loss is being mended
-            self._drills.strike(self._world)
+            self._drills.strike(self._worlds.asked)
 
     def _hear(self, worker: str, pulse: Pulse, at_s: float) -> None:
         found = self._crew.find(worker)
@@ -273,24 +265,24 @@ class TrainingRun:
         """Take slots by force from who was to leave and has not come to a commit in time."""
         if not self._size.is_late:
             return
-        standing = {replica_of(worker) for worker in self._standing}
+        leaving = self._worlds.standing_replicas - set(self._worlds.asked)
         for replica in self._crew.living:
-            if replica.slot is not None and replica.name in standing and replica.name not in self._world:
+            if replica.slot is not None and replica.name in leaving:
                 cause = f"it did not come to a commit within {self._spec.lend_within_s:g} s after its slot was wanted"
                 self._lose(Loss(worker=replica.hands[0].worker, cause=cause, kind="reclaimed"))
                 for hand in replica.hands:
                     ray.kill(hand.handle)
 
     def _lose(self, loss: Loss) -> None:
-        ranks = self._standing or self._crew.workers_of(self._world)
+        ranks = self._ranks
         name = self._crew.lose(loss, ranks)
         if name is None:  # it was lost or let go before
             return
         self._losses_since_commit += 1
         stands = loss.worker in ranks
-        if stands and not self._is_formed and not self._is_urgent:
-            self._must_hurry = True
-        if stands or name in self._world:
+        if stands:
+            self._worlds.lose_one()
+        if stands or name in self._worlds.asked:
             rank = ranks.index(loss.worker) if stands else None
             if loss.kind != "reclaimed":  # that was raykit's own doing: the user's policy is not asked
                 self._answer = self._on_loss.to(loss.worker, rank, loss.cause)
@@ -298,9 +290,8 @@ class TrainingRun:
 
     def _begin_recovery(self, lost: list[str], loss: Loss) -> None:
         if self._recovery is None:
-            world = self._standing or self._crew.workers_of(self._world)
-            self._recovery = Recovery(known_at_s=time.monotonic(), world_before=world, step_before=self._step)
-            self._recovery.broken = self._broken_at_s is not None
+            self._recovery = Recovery(known_at_s=time.monotonic(), world_before=self._ranks, step_before=self._step)
+            self._recovery.broken = self._worlds.is_broken
         self._recovery.formed = None
         self._recovery.lost.extend(lost)
         self._recovery.cause, self._recovery.stack = loss.cause, loss.stack
@@ -308,33 +299,26 @@ class TrainingRun:
             if struck := self._drills.struck(worker):
                 self._recovery.drill, self._recovery.struck_at_s = struck.action, struck.at_s
 
+    @property
+    def _ranks(self) -> tuple[str, ...]:
+        """The workers of the world that stands; before the first, of the one that was asked for."""
+        return self._worlds.standing or self._crew.workers_of(self._worlds.asked)
+
     def _take_in(self, at_s: float, event: Event) -> None:
-        if isinstance(event, WorldBroken) and event.generation == self._generation:
-            self._broken_at_s = self._broken_at_s or at_s
-        elif isinstance(event, WorldBroken) and self._is_stuck(event.generation):
-            self._must_hurry = True
-        if isinstance(event, WorldFormed):
-            self._standing_generation = event.generation
-        if isinstance(event, WorldFormed) and event.generation == self._generation:
-            self._broken_at_s, self._is_formed, self._standing = None, True, event.workers
-            self._settles_until_s = at_s + SETTLE_S
+        self._worlds.hear(event, at_s)
         if isinstance(event, WorkerAside) and (found := self._crew.find(event.worker)):
             found[1].aside = event.generation
         if self._recovery is not None:
             card = self._recovery.observe(event, at_s)
-            if self._concluding and isinstance(event, WorldFormed) and event.generation == self._generation:
+            if self._concluding and isinstance(event, WorldFormed) and event.generation == self._worlds.number:
                 card = self._recovery.concluded(event)
             if card:
                 self._recovery, self._answer = None, "shrink"
                 self._context.emit(*card)
         if isinstance(event, StepCommitted):
             self._drills.begin(at_s)
-            self._step, self._losses_since_commit, self._settles_until_s = event.step, 0, 0.0
+            self._step, self._losses_since_commit = event.step, 0
             self._vigil.step_took(event.step_s)
-
-    def _is_stuck(self, broken: int) -> bool:
-        """Say whether the world is broken of which a commit is awaited; one that was replaced before it was entered is not."""
-        return not self._is_formed and not self._is_urgent and self._standing_generation in (None, broken)
 
     def _act(self, decision: Decision, slots: Slots) -> None:
         if isinstance(decision, GiveUp):
@@ -364,14 +348,13 @@ class TrainingRun:
 
     def _form(self, world: tuple[str, ...], slots: Slots, *, final: bool = False) -> None:
         """Publish the next world to all workers; who lost a peer enters at once, the others after a commit."""
-        replicas = self._crew.replicas
-        somebody_gone = any(name not in replicas or replicas[name].lost for name in self._world)
-        self._is_urgent = final or self._must_hurry or self._broken_at_s is not None or somebody_gone
-        self._generation += 1
-        if self._is_urgent and (unheard := [name for name in self._world if name in replicas and self._is_left_out(name, world)]):
+        replicas, before = self._crew.replicas, self._worlds.asked
+        somebody_gone = any(name not in replicas or replicas[name].lost for name in before)
+        urgent = final or self._worlds.must_hurry or self._worlds.is_broken or somebody_gone
+        if urgent and (unheard := [name for name in before if name in replicas and self._is_left_out(name, world)]):
             silent = list(self._crew.workers_of(tuple(unheard)))
             self._begin_recovery(silent, Loss(worker=silent[0], cause=f"it was not heard for {SILENT_S} s", kind="node"))
-        self._broken_at_s, self._is_formed, self._must_hurry = None, False, False
+        number = self._worlds.ask(world, urgent=urgent)
         store = replicas[world[0]].hands[0].store
         assert store is not None, "only replicas that are ready form a world"
         taken = {replicas[name].slot for name in world}
@@ -379,15 +362,14 @@ class TrainingRun:
         for name in world:
             if replicas[name].slot is None and free:
                 replicas[name].slot = free.pop(0)  # a spare takes the place of who was lost
-        self._world = world
         self._crew.forget_lost(world)
         workers = self._crew.workers_of(world)
         self._tell(
             Generation(
-                number=self._generation,
+                number=number,
                 workers=workers,
                 store=store,
-                urgent=self._is_urgent,
+                urgent=urgent,
                 group_size=self._spec.group,
                 final=final,
             )
@@ -405,7 +387,7 @@ class TrainingRun:
 
     def _save(self) -> None:
         """Have the first replica that lives keep the state, and its first rank the names that come back."""
-        for name in self._world:
+        for name in self._worlds.asked:
             replica = self._crew.replicas.get(name)
             if replica is None or replica.lost:
                 continue
@@ -419,7 +401,7 @@ class TrainingRun:
                     raise exc.cause from None
                 raise
             return
-        if self._world and self._spec.outputs:
+        if self._worlds.asked and self._spec.outputs:
             raise UserCodeError("training", "All ranks died before they could save what -o names.", "")
 
     def _save_outputs(self, first: Any) -> None:
