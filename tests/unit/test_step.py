@@ -247,3 +247,13 @@ def test_an_optimizer_that_steps_what_is_not_the_model_s_is_refused():
     optimizer = torch.optim.SGD([*model.parameters(), *head.parameters()], lr=0.1)
     with pytest.raises(InputError, match="steps 2 of 4 tensors that are no parameters of the model"):
         Stateful(model=model, optimizers=[optimizer], schedulers=[], scaler=None)
+
+
+def test_a_scheduler_that_wants_to_be_told_something_is_refused_with_what_to_give_instead():
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    with pytest.raises(InputError, match=r"wants metrics, which job\.commit does not know"):
+        Stateful(model=model, optimizers=[optimizer], schedulers=[plateau], scaler=None)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=3)
+    Stateful(model=model, optimizers=[optimizer], schedulers=[cosine], scaler=None)

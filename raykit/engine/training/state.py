@@ -7,8 +7,9 @@ and the structure that is left.
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +35,18 @@ class Stateful:
     scaler: Any
 
     def __post_init__(self) -> None:
-        """Check that the optimizers step what is the model's.
+        """Check that the optimizers step what is the model's, and that ``commit`` can step the schedulers.
 
         Raises:
-            InputError: there is more, which nobody would reduce.
+            InputError: there is more, which nobody would reduce; a scheduler wants to be told something.
         """
+        for each in self.schedulers:
+            if asked := [parameter.name for parameter in _positional(each.step) if parameter.default is parameter.empty]:
+                raise InputError(
+                    f"{type(each).__name__}.step wants {' and '.join(asked)}, which job.commit does not know.",
+                    "Give rk.elastic an object whose step wants nothing, and whose state_dict and load_state_dict are the "
+                    "scheduler's; tell it on all ranks what it needs.",
+                )
         known = {id(each) for each in self.model.parameters()}
         stepped = [each for optimizer in self.optimizers for group in optimizer.param_groups for each in group["params"]]
         if foreign := sum(id(each) not in known for each in stepped):
@@ -66,6 +74,11 @@ class Stateful:
             scheduler.load_state_dict(kept)
         if self.scaler is not None and state["scaler"] is not None:
             self.scaler.load_state_dict(state["scaler"])
+
+
+def _positional(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [each for each in inspect.signature(function).parameters.values() if each.kind in kinds]
 
 
 @dataclass(frozen=True, slots=True)
