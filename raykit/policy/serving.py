@@ -78,16 +78,23 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """How long replicas are kept that are not needed: all that were of late, and the last one."""
+    """How long replicas are kept that are not needed: all that were of late, and the last one.
+
+    Where it is given what it costs to give one back and have it again (``change_s``), the first is learned, and ``hold_s`` is
+    for as long as little is known.
+    """
 
     hold_s: float
     last_s: float
+    change_s: float | None = None
 
 
 COLD = Patience(hold_s=10.0, last_s=60.0)
 """Where another one would have to be built: seconds to minutes."""
-WARM = Patience(hold_s=0.1, last_s=0.0)
-"""Where another one is built, and waits for a slot: as many GPU seconds as it costs to change hands."""
+WARM = Patience(hold_s=0.1, last_s=0.0, change_s=0.15)
+"""Where another one is built, and waits for a slot: to change hands takes 0.1 GPU seconds, and a request waits for half of it."""
+
+FEW_PAUSES, MOST_PAUSES = 8, 32
 
 
 def replicas_needed(load: Load, *, capacity_s: float, least: int, most: int, slo_s: float, patience: Patience) -> int:
@@ -107,14 +114,40 @@ def replicas_needed(load: Load, *, capacity_s: float, least: int, most: int, slo
 
 
 class Steady:
-    """More at once, less only when that was enough for a while."""
+    """More at once, less only when that was enough for a while.
+
+    For how long is learned from the last pauses in which a replica was not needed: it is what would have cost least in them
+    (to rent or to buy, as Krishnan, Long and Vitter do it in "Adaptive Disk Spindown via Optimal Rent-to-Buy in Probabilistic
+    Environments", 1995).
+    """
 
     def __init__(self) -> None:
-        self._needed: deque[tuple[float, int]] = deque()
+        self._needed, self._at_s = 0, 0.0
+        self._unneeded_since_s: dict[int, float] = {}
+        self._pauses_s: deque[float] = deque(maxlen=MOST_PAUSES)
+        self._learned_s: float | None = None
 
     def take(self, now_s: float, needed: int, patience: Patience) -> int:
-        """Give the most that was needed of late."""
-        self._needed.append((now_s, needed))
-        while self._needed[0][0] < now_s - patience.hold_s:
-            self._needed.popleft()
-        return max(count for _, count in self._needed)
+        """Give how many to have: those that are needed, and those that were of late."""
+        for number in range(needed + 1, self._needed + 1):
+            self._unneeded_since_s[number] = self._at_s
+        self._needed, self._at_s = needed, now_s
+        change_s = patience.change_s or 0.0
+        hold_s = self._learned_s if change_s and self._learned_s is not None else patience.hold_s
+        for number, since_s in list(self._unneeded_since_s.items()):
+            pause_s = now_s - since_s
+            if number <= needed or pause_s > max(hold_s, change_s):
+                del self._unneeded_since_s[number]
+                self._learn(pause_s, change_s)
+        return max((needed, *(number for number, since_s in self._unneeded_since_s.items() if now_s - since_s <= hold_s)))
+
+    def _learn(self, pause_s: float, change_s: float) -> None:
+        """Count a pause that is over, or has lasted for longer than it can be worth to keep a replica."""
+        if not change_s:
+            return
+        self._pauses_s.append(pause_s)
+        if len(self._pauses_s) >= FEW_PAUSES:
+            holds_s = [0.0, *sorted(each for each in self._pauses_s if each < change_s)]
+            self._learned_s = min(
+                holds_s, key=lambda hold_s: sum(each if each <= hold_s else hold_s + change_s for each in self._pauses_s)
+            )

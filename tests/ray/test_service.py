@@ -387,7 +387,8 @@ def test_an_update_that_is_asked_for_while_another_is_tried_takes_its_place(serv
     until((tmp_path / "built").exists)
     serve(rk.stage(cpus=1)(lambda row: {"y": 0}), name="hasty").wait()
     assert first.wait()({"x": 1}) == {"y": 0}
-    assert sum(not each.gone for each in service.run.refresh().stages[0].replicas) == 1
+    there = until(lambda: [each for each in service.run.refresh().stages[0].replicas if not each.gone])
+    assert len(there) == 1
 
 
 def test_what_an_update_cannot_change_is_refused_at_once(serve, until):

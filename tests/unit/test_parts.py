@@ -114,3 +114,21 @@ def test_who_has_done_nothing_can_hold_what_others_did():
 def test_too_many_metrics_are_refused():
     with pytest.raises(InputError, match="17 metrics"):
         Accumulated().add(1, {str(number): 0.0 for number in range(17)})
+
+
+def test_what_was_asked_for_ahead_is_had_by_taking_it_and_once():
+    one, other = ranks_of(2, 3)
+    one.ask()
+    one.ask()
+    other.take()
+    one.take()
+    assert {one.next, other.next} == {0, 1}
+    assert not one.is_asked
+    one.done()
+    one.take()
+    assert one.next == 2
+    other.ask()
+    other.done()
+    other.take()
+    assert other.next is None
+    assert other.is_over

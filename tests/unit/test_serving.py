@@ -107,6 +107,46 @@ def test_of_requests_that_outlast_what_is_held_those_that_are_open_say_how_many_
     assert replicas_needed(burst_is_over, capacity_s=2.0, least=0, most=8, slo_s=1.0, patience=COLD) == 8
 
 
+def kept(steady: Steady, pauses_s: list[float], *, need_s: float = 1.0, tick_s: float = 0.01) -> float:
+    """Let one more replica be needed between pauses; give the mean time for which it was kept in the last ones."""
+    at_s, kept_s, counted = 0.0, 0.0, pauses_s[len(pauses_s) // 2 :]
+    for number, pause_s in enumerate(pauses_s):
+        for needed, lasts_s in ((2, need_s), (1, pause_s)):
+            end_s = at_s + lasts_s
+            while at_s < end_s:
+                taken = steady.take(at_s, needed, WARM)
+                assert taken >= needed
+                kept_s += tick_s * (taken > needed) * (number >= len(pauses_s) - len(counted))
+                at_s += tick_s
+    return kept_s / len(counted)
+
+
+def test_what_will_not_be_needed_soon_is_given_back_at_once_and_what_will_be_is_kept():
+    assert kept(Steady(), [3.0] * 30) == pytest.approx(0.0, abs=0.011)
+    short_s = WARM.change_s / 2
+    assert kept(Steady(), [short_s] * 30) == pytest.approx(short_s, abs=0.011)
+
+
+def test_where_pauses_are_short_or_long_a_replica_is_kept_for_the_short_ones_if_there_are_enough_of_them():
+    short_s = 0.05
+    assert kept(Steady(), [short_s, short_s, short_s, 5.0] * 20) == pytest.approx(short_s, abs=0.012)
+    assert kept(Steady(), [short_s, 5.0, 5.0, 5.0] * 20) == pytest.approx(0.0, abs=0.012)
+
+
+def test_what_is_learned_of_pauses_is_forgotten_when_others_come():
+    steady = Steady()
+    assert kept(steady, [5.0] * 40) == pytest.approx(0.0, abs=0.011)
+    assert kept(steady, [0.05] * 80) == pytest.approx(0.05, abs=0.011)
+
+
+def test_nothing_is_learned_where_a_replica_would_have_to_be_built():
+    steady = Steady()
+    for second in range(0, 1000, 20):
+        assert steady.take(second, 2, COLD) == 2
+        assert steady.take(second + 9, 1, COLD) == 2
+        assert steady.take(second + 19.5, 1, COLD) == 1
+
+
 def test_what_is_back_at_once_is_given_back_soon():
     steady = Steady()
     assert steady.take(0.0, 4, WARM) == 4

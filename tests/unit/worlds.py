@@ -42,6 +42,7 @@ class NumberJob:
 class Observer:
     def __init__(self):
         self.formed, self.broken, self.aside = [], [], queue.SimpleQueue()
+        self.tell_broken = lambda generation: None
 
     def is_ready(self):
         pass
@@ -51,6 +52,7 @@ class Observer:
 
     def has_broken(self, generation, reason):
         self.broken.append(generation)
+        self.tell_broken(generation)
 
     def stands_aside(self, generation):
         self.aside.put(generation)
@@ -66,12 +68,40 @@ class World:
         self.observers = {name: Observer() for name in names}
         self.members = {name: Member(name, torch.device("cpu"), HOST, self.observers[name]) for name in names}
         self.jobs = {name: NumberJob(place) for place, name in enumerate(names)}
+        self.newest = Generation(number=0, workers=(), store="", urgent=False)
+        self._publishing, self._is_over = threading.RLock(), False
         self._store, self.address = open_store(HOST)
 
     def publish(self, number, workers, to=None, *, urgent=True, group_size=1):
         generation = Generation(number=number, workers=workers, store=self.address, urgent=urgent, group_size=group_size)
-        for name in to or self.members:
-            self.members[name].assign(generation)
+        with self._publishing:
+            self.newest = max(self.newest, generation, key=lambda each: each.number)
+            for name in to or self.members:
+                self.members[name].assign(generation)
+
+    def end(self):
+        """Publish a last world, of nobody: whoever waits for others waits no more."""
+        with self._publishing:
+            self.publish_next(())
+            self._is_over = True
+
+    def publish_next(self, workers, to=None, *, urgent=False):
+        with self._publishing:
+            if not self._is_over:
+                self.publish(self.newest.number + 1, workers, to=to, urgent=urgent)
+
+    def publish_anew(self, generation):
+        """Publish a world that has failed once more, as a hub does, unless another one has followed it."""
+        with self._publishing:
+            if self.newest.number == generation:
+                self.publish_next(self.newest.workers, urgent=self.newest.urgent)
+
+    def has_met_newcomers(self, name):
+        """Say whether a member has met those of the next world whom it has not; one that has failed is published anew."""
+        member, newest = self.members[name], self.newest
+        if member.may_enter_next and not member.newcomers_have_met:
+            self.publish_anew(newest.number)
+        return member.newcomers_have_met
 
     def align(self, *names, agreed=False):
         threads = [

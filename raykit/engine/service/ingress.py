@@ -29,7 +29,7 @@ MAX_DEATHS = 3  # of replicas on one request, the last of them on it alone: it i
 WINDOW_S = 10.0
 RATE_S = 4.0
 SAMPLE_S = 0.5
-PRESSED_S, ANSWERED_S = 0.01, 0.05  # what comes together, or goes, is told together
+TOGETHER_S, APART_S = 0.01, 0.05  # what comes together is told together, and no more often unless replicas cannot take it
 SOURCE = "ingress"
 
 logger = logging.getLogger(__name__)
@@ -233,15 +233,17 @@ class Ingress:
             request.answer.set_result(answer)
 
     async def _tell(self) -> None:
-        """Tell the host each ``SAMPLE_S`` how it stands, soon when that changes, at once when replicas cannot take what came."""
+        """Tell the host each ``SAMPLE_S`` how it stands, soon when that changes, also again when replicas cannot take what came."""
+        told_s = 0.0
         while True:
             has_changed = await _is_set_within(self._has_changed, SAMPLE_S)
-            if has_changed and await _is_set_within(self._is_pressed, ANSWERED_S):
-                await asyncio.sleep(PRESSED_S)
+            if has_changed:
+                await _is_set_within(self._is_pressed, told_s + APART_S - TOGETHER_S - time.monotonic())
+                await asyncio.sleep(TOGETHER_S)
             self._has_changed.clear()
             self._is_pressed.clear()
-            self._num_told = self._num_open
-            self._reporter.sample("requests", self._sample(time.monotonic()), at_once=has_changed)
+            self._num_told, told_s = self._num_open, time.monotonic()
+            self._reporter.sample("requests", self._sample(told_s), at_once=has_changed)
 
     def _sample(self, now_s: float) -> RequestsSampled:
         while self._arrivals and self._arrivals[0] < now_s - RATE_S:

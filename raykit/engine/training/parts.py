@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from raykit.engine.training.rendezvous import Number
 from raykit.engine.training.tally import MAX_METRICS, names_of
@@ -29,6 +29,7 @@ class Parts:
         self._number, self._before, self._num_parts = number, num_done, num_parts
         self.num_known = num_done
         self.next: int | None = None
+        self._asked: Callable[[], int] | None = None
         self.is_over = self.is_closed = False
 
     @property
@@ -36,9 +37,19 @@ class Parts:
         """Whether there may be more to take."""
         return not self.is_over and not self.is_closed
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether one was asked for and not had yet: if there is one, it is to be done."""
+        return self._asked is not None
+
+    def ask(self) -> None:
+        """Ask for one, which is had by :meth:`take`."""
+        self._asked = self._asked or self._number.adding(1)
+
     def take(self) -> None:
         """Have one as the next, if there is one; blocking."""
-        self._see(taken := self._number.add(1))
+        taken, self._asked = (self._asked or self._number.adding(1))(), None
+        self._see(taken)
         if self.is_open:
             self.next = self._before + taken
             self.num_known = self.next + 1

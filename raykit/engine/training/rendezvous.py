@@ -59,31 +59,36 @@ def join_store(store: Address, outdated: Callable[[], bool]) -> Any:
                 return found
         return client(FORM_TIMEOUT)
 
-    return _answered(join, given_up=outdated, look_s=MEET_S)
+    return Question(join, given_up=outdated, look_s=MEET_S).answer()
 
 
-def _answered(ask: Callable[[], Any], *, given_up: Callable[[], bool], look_s: float) -> Any:
-    """Ask the store in a thread, which is left behind where its owner never answers.
+class Question:
+    """What a store is asked in a thread, which is left behind where its owner never answers."""
 
-    Raises:
-        BrokenWorldError: it is gone, or what is asked for was given up.
-    """
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    def __init__(self, ask: Callable[[], Any], *, given_up: Callable[[], bool], look_s: float) -> None:
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._given_up, self._look_s = given_up, look_s
+        threading.Thread(target=self._run, args=(ask,), name="raykit-ask", daemon=True).start()
 
-    def run() -> None:
+    def answer(self) -> Any:
+        """Give the answer; blocking.
+
+        Raises:
+            BrokenWorldError: the store's owner is gone, or what is asked for was given up.
+        """
+        while not self._given_up():
+            with suppress(queue.Empty):
+                answer = self._answers.get(timeout=self._look_s)
+                if isinstance(answer, Exception):
+                    raise BrokenWorldError(f"the store's owner is gone: {answer}") from answer
+                return answer
+        raise BrokenWorldError("a newer world was published")
+
+    def _run(self, ask: Callable[[], Any]) -> None:
         try:
-            answers.put(ask())
+            self._answers.put(ask())
         except (OSError, RuntimeError) as exc:
-            answers.put(exc)
-
-    threading.Thread(target=run, name="raykit-ask", daemon=True).start()
-    while not given_up():
-        with suppress(queue.Empty):
-            answer = answers.get(timeout=look_s)
-            if isinstance(answer, Exception):
-                raise BrokenWorldError(f"the store's owner is gone: {answer}") from answer
-            return answer
-    raise BrokenWorldError("a newer world was published")
+            self._answers.put(exc)
 
 
 class Number:
@@ -94,11 +99,16 @@ class Number:
 
     def add(self, amount: int) -> int:
         """Make it larger, and give what it was before; blocking."""
-        return int(self._ask(lambda: self._store.add(self._name, amount))) - amount
+        return self.adding(amount)()
+
+    def adding(self, amount: int) -> Callable[[], int]:
+        """Make it larger meanwhile, and give what has what it was before; that one blocks."""
+        question = self._ask(lambda: self._store.add(self._name, amount))
+        return lambda: int(question.answer()) - amount
 
     def replace(self, value: int, other: int) -> bool:
         """Make it ``other`` if it is ``value`` still, and say so; blocking. It was added to before."""
-        return int(self._ask(lambda: self._store.compare_set(self._name, str(value), str(other)))) == other
+        return int(self._ask(lambda: self._store.compare_set(self._name, str(value), str(other))).answer()) == other
 
     def forget(self) -> None:
         """Have the store keep it no longer; nobody waits for that."""
@@ -109,5 +119,5 @@ class Number:
 
         threading.Thread(target=delete, name="raykit-ask", daemon=True).start()
 
-    def _ask(self, ask: Callable[[], Any]) -> Any:
-        return _answered(ask, given_up=self._given_up, look_s=WAIT_LOOK.total_seconds())
+    def _ask(self, ask: Callable[[], Any]) -> Question:
+        return Question(ask, given_up=self._given_up, look_s=WAIT_LOOK.total_seconds())

@@ -60,11 +60,15 @@ class Turns:
         member, parts = self._member, self._parts
         if self._is_in_pass:
             self._is_in_pass = False
+            if parts.is_open and not member.newcomers_have_met and not member.gives_way():
+                parts.ask()  # it is answered while what the pass gave is added up
             self._step.end_part(metrics)
             parts.done()
         with member.within("waiting"):
             while parts.is_open and parts.next is None:
-                if member.newcomers_have_met:
+                if parts.is_asked:
+                    parts.take()
+                elif member.newcomers_have_met:
                     parts.close()
                 elif member.gives_way():
                     parts.look()
