@@ -92,7 +92,8 @@ class Patience:
 COLD = Patience(hold_s=10.0, last_s=60.0)
 """Where another one would have to be built: seconds to minutes."""
 WARM = Patience(hold_s=0.1, last_s=0.0, change_s=0.15)
-"""Where another one is built, and waits for a slot: to change hands takes 0.1 GPU seconds, and a request waits for half of it."""
+"""Where another one is built, and waits for a slot: while that changes hands (in about 0.1 s: ``benchmarks/sharing.py``) a GPU
+is nobody's, and a request waits."""
 
 FEW_PAUSES, MOST_PAUSES = 8, 32
 
@@ -138,13 +139,12 @@ class Steady:
             pause_s = now_s - since_s
             if number <= needed or pause_s > max(hold_s, change_s):
                 del self._unneeded_since_s[number]
-                self._learn(pause_s, change_s)
+                if change_s:
+                    self._learn(pause_s, change_s)
         return max((needed, *(number for number, since_s in self._unneeded_since_s.items() if now_s - since_s <= hold_s)))
 
     def _learn(self, pause_s: float, change_s: float) -> None:
         """Count a pause that is over, or has lasted for longer than it can be worth to keep a replica."""
-        if not change_s:
-            return
         self._pauses_s.append(pause_s)
         if len(self._pauses_s) >= FEW_PAUSES:
             holds_s = [0.0, *sorted(each for each in self._pauses_s if each < change_s)]

@@ -16,6 +16,8 @@ from raykit.errors import InputError
 from raykit.spec.training import interval
 from tests.unit.worlds import World, joined
 
+TRAINS_S = 90  # a training of seconds, where torch may leave a connection unanswered for three of them, several times
+
 
 class _Untold:
     def emit(self, *_):
@@ -64,8 +66,7 @@ def test_a_rank_that_has_its_slot_back_before_the_step_s_end_takes_part_in_it_ag
     _learn(world, tmp_path, hear, num_parts=12)
     assert passes.count(("w2", 0)) > 1
     assert passes.count(("w1", 0)) + passes.count(("w2", 0)) == 12
-    (number,) = [number for number, step in world.observers["w1"].formed if step > 0]
-    assert number >= 3
+    assert [number for number, step in world.observers["w1"].formed if step > 0] == [3 + world.num_anew]
 
 
 def test_who_comes_in_the_middle_of_a_step_takes_part_in_the_rest_of_it(tmp_path, until):
@@ -81,7 +82,7 @@ def test_who_comes_in_the_middle_of_a_step_takes_part_in_the_rest_of_it(tmp_path
     learned = _learn(world, tmp_path, hear, first=("w1", "w2"), num_parts=12)
     assert ("w3", 0) in passes
     assert Counter(step for _, step in passes) == dict.fromkeys(range(6), 12)
-    assert world.observers["w1"].formed[1][1] == 0
+    assert world.observers["w1"].formed[1] == (2 + world.num_anew, 0)
     assert learned == pytest.approx(_learn(alone, tmp_path / "alone", lambda *_: None, num_parts=12), rel=1e-12)
 
 
@@ -98,16 +99,16 @@ def test_who_leaves_as_another_comes_in_the_middle_of_a_step_leaves_its_part_of_
     learned = _learn(world, tmp_path, hear, first=("w1", "w2"), num_parts=12, of="w3")
     assert ("w3", 0) in passes
     assert Counter(step for _, step in passes) == dict.fromkeys(range(6), 12)
-    assert world.observers["w2"].formed[1][1] == 0
+    assert world.observers["w2"].formed[1] == (2 + world.num_anew, 0)
     assert learned == pytest.approx(_learn(alone, tmp_path / "alone", lambda *_: None, num_parts=12), rel=1e-12)
 
 
 def test_a_step_is_begun_anew_when_who_holds_a_part_of_it_is_lost_on_the_way_into_the_next_world(tmp_path, until):
-    world, alone, passes = World("w1", "w2", "w3"), World("w1"), []
+    world, alone, passes, once = World("w1", "w2", "w3"), World("w1"), [], threading.Lock()
 
     def hear(name, step):
         passes.append((name, step))
-        if ("w1", 0) in passes and ("w2", 0) in passes and world.members["w1"].assigned.number == 1:
+        if ("w1", 0) in passes and ("w2", 0) in passes and once.acquire(blocking=False):
             world.publish(2, ("w1", "w2", "w3"), urgent=False)
             until(lambda: world.has_met_newcomers("w1") and world.has_met_newcomers("w2"))
             world.publish_next(("w2", "w3"), urgent=True)  # w1 holds what all have done, and is not asked for it
@@ -255,7 +256,7 @@ def _learn(world, folder, hear, *, first=None, num_parts=4, num_steps=6, of="w1"
     threads = {name: threading.Thread(target=learn, args=(name,), daemon=True) for name in world.members}
     for thread in threads.values():
         thread.start()
-    joined([threads[of]])
+    joined([threads[of]], within_s=TRAINS_S)
     world.end()
     joined([each for each in threading.enumerate() if each.name in {"raykit-meet", "raykit-ask"} and each.ident])
     return [each.item() for each in models[of].state_dict().values()]

@@ -111,6 +111,14 @@ def test_a_quick_task_shows_no_view_unless_something_went_wrong(sent, door, caps
     assert bool(sent) == bool(capsys.readouterr().out) == shown
 
 
+def test_a_quick_task_with_a_card_that_is_not_good_shows_its_view(sent, door):
+    run, _ = door
+    run.view = fold(pipeline(), Record(number=10**6, at_unix_s=0, run="labels", event=RunEnded(state="done")))
+    run.view = replace(run.view, run_kind="task", num_lines=0)
+    _Widget(run, quiet_s=math.inf).finish(run.view)
+    assert sent
+
+
 @pytest.mark.parametrize("begun", [pipeline(), examples()["recovering"]], ids=["pipeline", "training"])
 def test_a_quick_pipeline_or_training_shows_its_view(sent, door, begun):
     run, _ = door

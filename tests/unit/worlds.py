@@ -69,6 +69,7 @@ class World:
         self.members = {name: Member(name, torch.device("cpu"), HOST, self.observers[name]) for name in names}
         self.jobs = {name: NumberJob(place) for place, name in enumerate(names)}
         self.newest = Generation(number=0, workers=(), store="", urgent=False)
+        self.num_anew = 0
         self._publishing, self._is_over = threading.RLock(), False
         self._store, self.address = open_store(HOST)
 
@@ -93,13 +94,14 @@ class World:
     def publish_anew(self, generation):
         """Publish a world that has failed once more, as a hub does, unless another one has followed it."""
         with self._publishing:
-            if self.newest.number == generation:
+            if self.newest.number == generation and not self._is_over:
+                self.num_anew += 1
                 self.publish_next(self.newest.workers, urgent=self.newest.urgent)
 
     def has_met_newcomers(self, name):
         """Say whether a member has met those of the next world whom it has not; one that has failed is published anew."""
         member, newest = self.members[name], self.newest
-        if member.may_enter_next and not member.newcomers_have_met:
+        if name in newest.workers and member.may_enter_next and not member.newcomers_have_met:
             self.publish_anew(newest.number)
         return member.newcomers_have_met
 
@@ -123,7 +125,7 @@ class World:
         return [(self.jobs[name].step, float(self.jobs[name].value)) for name in names]
 
 
-def joined(threads):
+def joined(threads, *, within_s=20):
     for thread in threads:
-        thread.join(20)
+        thread.join(within_s)
         assert not thread.is_alive(), "a member waits for ever"

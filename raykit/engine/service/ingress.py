@@ -29,7 +29,8 @@ MAX_DEATHS = 3  # of replicas on one request, the last of them on it alone: it i
 WINDOW_S = 10.0
 RATE_S = 4.0
 SAMPLE_S = 0.5
-TOGETHER_S, APART_S = 0.01, 0.05  # what comes together is told together, and no more often unless replicas cannot take it
+TOGETHER_S = 0.01  # what changes within so long is told together
+APART_S = 0.05  # so far apart it is told, but when replicas cannot take what came
 SOURCE = "ingress"
 
 logger = logging.getLogger(__name__)

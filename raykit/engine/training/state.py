@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,12 +41,14 @@ class Stateful:
             InputError: there is more, which nobody would reduce; a scheduler wants to be told something.
         """
         for each in self.schedulers:
-            if asked := [parameter.name for parameter in _positional(each.step) if parameter.default is parameter.empty]:
+            try:
+                inspect.signature(each.step).bind()
+            except TypeError as exc:
                 raise InputError(
-                    f"{type(each).__name__}.step wants {' and '.join(asked)}, which job.commit does not know.",
+                    f"job.commit cannot step a {type(each).__name__}: {exc}.",
                     "Give rk.elastic an object whose step wants nothing, and whose state_dict and load_state_dict are the "
                     "scheduler's; tell it on all ranks what it needs.",
-                )
+                ) from None
         known = {id(each) for each in self.model.parameters()}
         stepped = [each for optimizer in self.optimizers for group in optimizer.param_groups for each in group["params"]]
         if foreign := sum(id(each) not in known for each in stepped):
@@ -74,11 +76,6 @@ class Stateful:
             scheduler.load_state_dict(kept)
         if self.scaler is not None and state["scaler"] is not None:
             self.scaler.load_state_dict(state["scaler"])
-
-
-def _positional(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [each for each in inspect.signature(function).parameters.values() if each.kind in kinds]
 
 
 @dataclass(frozen=True, slots=True)
