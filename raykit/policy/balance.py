@@ -39,6 +39,14 @@ class Resources:
             and other.memory_bytes <= self.memory_bytes + slack
         )
 
+    def is_like(self, other: Resources) -> bool:
+        """Whether both are the same to Ray, which counts in ten thousandths."""
+        return (
+            math.isclose(self.num_cpus, other.num_cpus, abs_tol=2e-4)
+            and math.isclose(self.num_gpus, other.num_gpus, abs_tol=2e-4)
+            and math.isclose(self.memory_bytes, other.memory_bytes, abs_tol=1.0)
+        )
+
     def plus(self, other: Resources) -> Resources:
         return Resources(
             num_cpus=self.num_cpus + other.num_cpus,

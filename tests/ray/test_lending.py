@@ -36,8 +36,8 @@ def test_a_training_gives_way_to_one_of_a_higher_priority_and_ends_as_if_undistu
     ]
 
 
-def test_a_rank_gives_its_slot_in_the_middle_of_a_step_and_the_others_do_what_it_leaves(cluster, until):
-    def learn(pause_s):
+def test_a_rank_gives_its_slot_in_the_middle_of_a_step_and_the_others_do_what_it_leaves(cluster, until, tmp_path):
+    def learn(lent):
         import time
 
         import torch
@@ -46,23 +46,25 @@ def test_a_rank_gives_its_slot_in_the_middle_of_a_step_and_the_others_do_what_it
         torch.set_default_dtype(torch.float64)
         model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
         job = rk.elastic(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
-        for batch in job.batches({"x": torch.randn(120, 4)}, batch_size=60, epochs=2, micro_batch=1):
+        for batch in job.batches({"x": torch.randn(1200, 4)}, batch_size=600, epochs=2, micro_batch=5):
             model(batch["x"]).pow(2).mean().backward()
-            time.sleep(pause_s)
+            # The second step takes its time until the slot has been lent: a rank alone would need a minute for it.
+            time.sleep(0 if job.step != 1 or lent.exists() else 0.5)
             job.commit()
         return [float(value) for each in model.parameters() for value in each.detach().flatten()]
 
-    low = rk.train(learn, 0.1, workers=(1, 2), spares=0, name="in-parts", priority="low")
+    low = rk.train(learn, tmp_path / "lent", workers=(1, 2), spares=0, name="in-parts", priority="low")
     until(lambda: low.refresh().world_size == 2 and low.view.step >= 1)
     high = rk.run(lambda: 42, name="sudden", priority="high")
     until(lambda: high.refresh().ended)
+    (tmp_path / "lent").touch()
     held = next(record for record in records_of(high) if isinstance(record.event, SlotsHeld))
     lent = next(record for record in records_of(low) if isinstance(record.event, SlotsLent))
     low.wait()
     steps = [record for record in records_of(low) if isinstance(record.event, StepCommitted)]
     assert not [step for step in steps if lent.at_unix_s < step.at_unix_s < held.at_unix_s], "it came before the step's end"
     assert [step.event.step for step in steps] == [1, 2, 3, 4]
-    alone = rk.train(learn, 0.0, workers=1, spares=0, name="in-parts-alone").wait()
+    alone = rk.train(learn, tmp_path / "lent", workers=1, spares=0, name="in-parts-alone").wait()
     assert low.result == pytest.approx(alone.result, rel=1e-9)
 
 

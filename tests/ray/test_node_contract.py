@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import httpx
 
@@ -47,6 +48,37 @@ def test_the_dashboard_comes_on_request_and_asks_for_the_token(own):
     with httpx.Client(base_url=record.dashboard_url, trust_env=False) as http:
         assert http.get("/api/version").status_code == 401
         assert http.get("/api/version", headers={"Authorization": f"Bearer {record.token}"}).status_code == 200
+
+
+def test_who_has_a_place_and_is_being_started_is_not_among_those_who_wait_for_one(cluster, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nwhile [ ! -e {tmp_path}/go ]; do sleep 0.1; done\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+
+    def ask(go):
+        import ray
+
+        from raykit.engine.pipeline.nodes import free_nodes, unplaced
+        from raykit.policy.balance import Resources
+
+        def waiting():
+            return sum(count for each, count in unplaced() if each.is_like(Resources(num_cpus=0.75)))
+
+        @ray.remote(num_cpus=0.75, runtime_env={"py_executable": str(python)})
+        class Slow:
+            def say(self):
+                return "here"
+
+        slow = [Slow.remote() for _ in range(3)]
+        deadline = time.monotonic() + 60
+        while not (waiting() and max(each.num_cpus for each in free_nodes().values()) < 0.75):
+            assert time.monotonic() < deadline
+        before = waiting()
+        go.touch()
+        first, _ = ray.wait([each.say.remote() for each in slow], num_returns=2)
+        return before, waiting(), ray.get(first)
+
+    assert rk.run(ask, tmp_path / "go", cpus=0).wait().result == (1, 1, ["here", "here"])
 
 
 def test_calls_of_actors_leave_nothing_in_the_memory_of_a_lean_head(cluster):

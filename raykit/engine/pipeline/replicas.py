@@ -110,13 +110,13 @@ class Replicas:
     def num_starting(self) -> int:
         return sum(member.ready is not None and not member.leaving for member in self._members.values())
 
-    def num_unplaced(self, free: Iterable[Resources]) -> int:
-        """Say how many have been waiting for a place for a while, where no node has room for one: ``free`` is what each has."""
-        if any(each.holds(needs_of(self.spec)) for each in free):
-            return 0
+    def num_unplaced(self, unplaced: Iterable[tuple[Resources, int]]) -> int:
+        """Say how many have been waiting for a place for a while: ``unplaced`` is what Ray finds no place for, and how often."""
+        needs = needs_of(self.spec)
+        num_waiting = sum(count for each, count in unplaced if each.is_like(needs))
         late_s = time.monotonic() - PLACING_S
         waiting = [each for each in self._members.values() if not (each.ready is None or each.heard or each.leaving)]
-        return sum(each.started_s < late_s for each in waiting)
+        return min(num_waiting, sum(each.started_s < late_s for each in waiting))
 
     @property
     def has_outdated(self) -> bool:

@@ -20,7 +20,7 @@ from raykit.engine.pipeline.flow import Flow
 from raykit.engine.pipeline.gpus import GpuUses
 from raykit.engine.pipeline.ledger import Ledger
 from raykit.engine.pipeline.meter import Meter
-from raykit.engine.pipeline.nodes import free_nodes, with_held
+from raykit.engine.pipeline.nodes import free_nodes, unplaced, with_held
 from raykit.engine.pipeline.replicas import Outcome, Replicas, StageFailedError, needs_of
 from raykit.engine.pipeline.sink import Sink, publish
 from raykit.engine.pipeline.source import Source
@@ -317,11 +317,12 @@ class PipelineRun:
         if now_s - self._balanced_s < BALANCE_S or now_s - self._scaled_s < STALE_S:
             return
         self._balanced_s = now_s
-        free = free_nodes()
-        unplaced = [stage.num_unplaced(free.values()) for stage in self._stages]
-        if any(stage.num_starting for stage in self._stages) and now_s - self._scaled_s < MAX_BUILD_S and not any(unplaced):
+        waiting = unplaced()
+        nums_unplaced = [stage.num_unplaced(waiting) for stage in self._stages]
+        if any(stage.num_starting for stage in self._stages) and now_s - self._scaled_s < MAX_BUILD_S and not any(nums_unplaced):
             return
-        loads = [self._load(place, num_unplaced) for place, num_unplaced in enumerate(unplaced)]
+        loads = [self._load(place, num_unplaced) for place, num_unplaced in enumerate(nums_unplaced)]
+        free = free_nodes()
         held = [(member.node_id, load.needs) for load, stage in zip(loads, self._stages, strict=True) for member in stage.members]
         total = self._source.num_rows
         rows_left = math.inf if total is None else max(0.0, total - self._meter.source_rows_through())
