@@ -152,8 +152,7 @@ def difference(found: ClusterSpec, wanted: ClusterSpec, *, but: Sequence[str] = 
     for each in fields(ClusterSpec):
         if each.name in but:
             continue
-        has, asked = getattr(found, each.name), getattr(wanted, each.name)
-        has = found.nodes if each.name == "num_nodes" else has
+        has, asked = found.chosen(each.name), getattr(wanted, each.name)
         if asked not in (has, each.default) or (each.name == "place" and asked != has):
             parts.append(f"{each.metadata['option'][0][0]} is {shown(has)}, asked {shown(asked)}")
     return "; ".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from functools import cache
 from importlib.metadata import version
@@ -17,6 +18,11 @@ FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # the same code gives the same bytes
 def python_path(place: str) -> str:
     """Give the ``PYTHONPATH`` of Ray's processes where the zip lies: the stand-ins of slow packages come first."""
     return f"{place}/{SHIM.relative_to(ROOT.parent)}:{place}"
+
+
+def python_path_here() -> str:
+    """Give the ``PYTHONPATH`` of a process on this machine that imports Ray: the stand-ins of slow packages come first."""
+    return os.pathsep.join(filter(None, [str(SHIM), os.environ.get("PYTHONPATH")]))
 
 
 @cache

@@ -6,7 +6,7 @@ from raykit.cluster.base import Provider
 from raykit.cluster.fake import Fake
 from raykit.cluster.kuberay.provider import KubeRay
 from raykit.cluster.local import Local
-from raykit.cluster.rented.aws import Aws
+from raykit.cluster.rented.launched import Aws, Gcp
 from raykit.cluster.rented.provider import OnRented
 from raykit.cluster.rented.sky import SkyPilot
 from raykit.cluster.ssh.provider import Ssh
@@ -16,6 +16,7 @@ _PROVIDERS: dict[Place, Provider] = {
     "local": Local(),
     "ssh": Ssh(),
     "aws": OnRented(Aws),
+    "gcp": OnRented(Gcp),
     "sky": OnRented(SkyPilot),
     "k8s": KubeRay(),
     "fake": Fake(),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from raykit.cluster.code import SHIM
+from raykit.cluster.code import python_path_here
 from raykit.cluster.record import MARK, LocalRecord
 from raykit.spec import ClusterSpec
 from raykit.spec.cluster import SMALL_CPUS, SMALL_OBJECT_STORE_BYTES
@@ -65,7 +65,7 @@ def environment(spec: ClusterSpec, folder: Path, token_file: Path) -> dict[str, 
         MARK: str(folder),
         # Ray's switch for "one machine only": with it every port of the head binds to loopback.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(SHIM), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": python_path_here(),
     }
     # The kernel's own settings that would mislead a worker: another cluster's address, a plotting backend of the page.
     theirs = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MPLBACKEND", "JPY_PARENT_PID")}

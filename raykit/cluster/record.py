@@ -135,6 +135,7 @@ RECORDS: dict[str, type[ClusterRecord]] = {
     "local": LocalRecord,
     "ssh": SshRecord,
     "aws": SshRecord,
+    "gcp": SshRecord,
     "sky": SshRecord,
     "k8s": KubeRecord,
     "fake": FakeRecord,

@@ -15,19 +15,25 @@ SMALL_OBJECT_STORE_BYTES = 80_000_000
 LEAST_SAMPLE_S = 0.2
 
 THIS_MACHINE = "here"  # among --hosts
-Place = Literal["local", "ssh", "aws", "sky", "k8s", "fake"]
+Place = Literal["local", "ssh", "aws", "gcp", "sky", "k8s", "fake"]
 PLACES: dict[str, str] = {
     "local": "this machine",
     "ssh": "machines that ssh reaches",
     "aws": "Amazon's cloud",
+    "gcp": "Google's cloud",
     "sky": "any cloud, by SkyPilot",
     "k8s": "Kubernetes, by KubeRay",
     "fake": "nowhere: a stand-in that runs nothing",
 }
-DATED = ("aws", "k8s", "fake")  # they tell since when a cluster is suspended
-HERE, OWN, SSH, KUBE, AWS = ("local", "fake"), ("local", "ssh", "aws", "fake"), ("ssh", "fake"), ("k8s", "fake"), ("aws", "fake")
-SKY, SPOT, SIZED = ("sky", "fake"), ("aws", "sky", "fake"), ("sky", "k8s", "fake")
-REACHED, RENTED = ("ssh", "aws", "sky", "fake"), ("aws", "sky", "k8s", "fake")
+HERE, SSH, KUBE, SKY, LAUNCHED = ("local", "fake"), ("ssh", "fake"), ("k8s", "fake"), ("sky", "fake"), ("aws", "gcp", "fake")
+DATED = ("aws", "gcp", "k8s", "fake")  # they tell since when a cluster is suspended
+OWN, SPOT, SIZED = ("local", "ssh", "aws", "gcp", "fake"), ("aws", "gcp", "sky", "fake"), ("sky", "k8s", "fake")
+REACHED, RENTED = ("ssh", "aws", "gcp", "sky", "fake"), ("aws", "gcp", "sky", "k8s", "fake")
+CHOICES = {
+    "aws": {"machine": "m6i.xlarge", "region": "us-west-2"},
+    "gcp": {"machine": "n2-standard-4", "region": "us-central1-a"},
+}
+"""What a place takes where nothing is said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +57,11 @@ def node_gpus(text: str) -> NodeGpus:
     return NodeGpus(kind=kind, count=count(number) if colon else 1)
 
 
+def _chosen(name: str) -> str:
+    """Tell of an option what each place takes for it."""
+    return " (" + ", ".join(f"{place}: {chosen[name]}" for place, chosen in CHOICES.items()) + ")"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSpec:
     """A cluster: where it is, its slots, its nodes, and what runs beside it.
@@ -60,7 +71,7 @@ class ClusterSpec:
     """
 
     name: str = option("NAME", default="local", help="how the cluster is called", read=str)
-    place: Literal["local", "ssh", "aws", "sky", "k8s", "fake"] = option(
+    place: Literal["local", "ssh", "aws", "gcp", "sky", "k8s", "fake"] = option(
         "--on", default="local", help=f"where it is: {', '.join(PLACES)}", read=str, metavar="PLACE"
     )
     num_cpus: float | None = option("--cpus", default=None, help="CPU slots of each node", read=amount, metavar="N")
@@ -96,9 +107,13 @@ class ClusterSpec:
     key: str = option("--key", default="", help="file of the private key; ssh's own if not given", read=str, places=SSH)
     ssh_config: str = option("--ssh-config", default="", help="file; ssh's own if not given", read=str, places=REACHED)
     python: str = option("--python", default="", help="the machines' Python (python3)", read=str, metavar="PATH", places=REACHED)
-    machine: str = option("--machine", default="m6i.xlarge", help="type of the machines", read=str, metavar="g5.xlarge", places=AWS)
-    region: str = option("--region", default="us-west-2", help="where they are", read=str, places=AWS)
-    user: str = option("--user", default="ubuntu", help="who logs in to them", read=str, places=AWS)
+    machine: str = option(
+        "--machine", default="", help=f"type of the machines{_chosen('machine')}", read=str, metavar="g5.xlarge", places=LAUNCHED
+    )
+    region: str = option(
+        "--region", default="", help=f"where they are; of Google's cloud a zone{_chosen('region')}", read=str, places=LAUNCHED
+    )
+    user: str = option("--user", default="ubuntu", help="who logs in to them", read=str, places=LAUNCHED)
     spot: bool = option("--spot", default=False, help="cheaper machines that may be taken away", places=SPOT)
     infra: str = option(
         "--infra",
@@ -186,6 +201,12 @@ class ClusterSpec:
         """How many nodes it has, or the least and the most."""
         return max(1, len(self.hosts)) if self.num_nodes is None else self.num_nodes
 
+    def chosen(self, name: str) -> Any:
+        """Give an option's value, or what stands for it where nothing was said."""
+        return (
+            self.nodes if name == "num_nodes" else getattr(self, name) or CHOICES.get(self.place, {}).get(name, getattr(self, name))
+        )
+
     @property
     def guards(self) -> dict[str, float | None]:
         """What the hub's guard has to keep, by the names of its setting; empty where nobody asked for one."""
@@ -250,13 +271,12 @@ class ClusterSpec:
     def _check_name(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", self.name):
             raise OptionError(f"{self.name!r} cannot name a cluster.", "Use up to 40 letters, digits, - and _.")
-        if self.place == "k8s" and not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", self.name):
-            raise OptionError(
-                f"{self.name!r} cannot name a cluster on Kubernetes.", "Use small letters, digits and -, a letter first."
-            )
+        if self.place in ("k8s", "gcp") and not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", self.name):
+            where = "on Kubernetes" if self.place == "k8s" else f"in {PLACES[self.place]}"
+            raise OptionError(f"{self.name!r} cannot name a cluster {where}.", "Use small letters, digits and -, a letter first.")
 
     def _check_nodes(self) -> None:
-        if self.place in ("local", "ssh", "aws", "sky") and self.min_nodes != self.max_nodes:
+        if self.place not in ("k8s", "fake") and self.min_nodes != self.max_nodes:
             raise OptionError(
                 f"--nodes {self.min_nodes}:{self.max_nodes}: nodes of {PLACES[self.place]} do not come and go by themselves.",
                 f"Give one number, as --nodes {self.max_nodes}, and change it with %ray scale.",

@@ -17,9 +17,12 @@ from raykit.errors import ClusterDiffersError
 from raykit.spec import ClusterSpec
 from raykit.wire.door import Door
 from tests.kube.conftest import operating
-from tests.ssh import hosts, moto, sky
-from tests.ssh.conftest import aws_options, sky_options
+from tests.ssh import google, hosts, moto, sky
+from tests.ssh.conftest import aws_options, gcp_options, sky_options
 from tests.ssh.conftest import options as ssh_options
+
+CLOUDS: dict[str, Any] = {"aws": (moto, aws_options), "gcp": (google, gcp_options), "sky": (sky, sky_options)}
+"""What serves a cloud here, and gives the options by which a cluster is made in it."""
 
 
 class Place:
@@ -49,6 +52,7 @@ class Place:
         pytest.param("local", marks=pytest.mark.ray),
         pytest.param("ssh", marks=pytest.mark.ray),
         pytest.param("aws", marks=pytest.mark.ray),
+        pytest.param("gcp", marks=pytest.mark.ray),
         pytest.param("sky", marks=pytest.mark.ray),
     ]
 )
@@ -66,18 +70,12 @@ def place(request: pytest.FixtureRequest, home: Any, tmp_path: Path) -> Iterator
             if lacking := hosts.missing():
                 pytest.skip(lacking)
             options = ssh_options(stack.enter_context(hosts.network(tmp_path / "net", 2)), num_nodes=1)
-        elif request.param == "aws":
-            if lacking := moto.missing():
+        elif request.param in CLOUDS:
+            cloud, options_of = CLOUDS[request.param]
+            if lacking := cloud.missing():
                 pytest.skip(lacking)
             network = stack.enter_context(hosts.network(tmp_path / "net", 0))
-            rented = stack.enter_context(moto.cloud(network, request.getfixturevalue("monkeypatch").setenv))
-            options = aws_options(rented)
-        elif request.param == "sky":
-            if lacking := sky.missing():
-                pytest.skip(lacking)
-            network = stack.enter_context(hosts.network(tmp_path / "net", 0))
-            stack.enter_context(sky.cloud(network, request.getfixturevalue("monkeypatch").setenv))
-            options = sky_options(network)
+            options = options_of(stack.enter_context(cloud.cloud(network, request.getfixturevalue("monkeypatch").setenv)))
         place = Place(provider(options["place"]), name="contract", **options)
         yield place
         place.provider.down("contract")

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from raykit.spec import ClusterSpec
-from tests.ssh import hosts, moto
+from tests.ssh import google, hosts, moto
+from tests.ssh.google import Google
 from tests.ssh.hosts import Network
-from tests.ssh.moto import Hypervisor
+from tests.ssh.hypervisor import Hypervisor
+from tests.ssh.moto import Ec2
 
 
 @pytest.fixture(scope="module")
@@ -37,27 +39,33 @@ def options(network: Network, **more: Any) -> dict[str, Any]:
     } | more
 
 
-def aws_options(rented: Hypervisor, **more: Any) -> dict[str, Any]:
-    """Give the options by which a small cluster is made of rented machines."""
-    return {
-        "place": "aws",
-        "region": moto.REGION,
-        "image": moto.IMAGE,
+def aws_options(rented: Ec2, **more: Any) -> dict[str, Any]:
+    """Give the options by which a small cluster is made of Amazon's machines."""
+    return _rented_options(rented, place="aws", region=moto.REGION, image=moto.IMAGE) | more
+
+
+def gcp_options(rented: Google, **more: Any) -> dict[str, Any]:
+    """Give the options by which a small cluster is made of Google's machines."""
+    return _rented_options(rented, place="gcp", region=google.ZONE, image=google.IMAGE) | more
+
+
+def _rented_options(rented: Hypervisor, **where: str) -> dict[str, Any]:
+    return where | {
         "user": "root",
         "ssh_config": str(rented.config),
         "python": sys.executable,
         "num_cpus": 1,
         "num_nodes": 1,
         "object_store_bytes": 80_000_000,
-    } | more
+    }
 
 
-def sky_options(network: Network, **more: Any) -> dict[str, Any]:
+def sky_options(rented: Hypervisor, **more: Any) -> dict[str, Any]:
     """Give the options by which a small cluster is made of machines that SkyPilot rents."""
     return {
         "place": "sky",
         "infra": "aws",
-        "ssh_config": str(network.folder / "sky-config"),
+        "ssh_config": str(rented.network.folder / "sky-config"),
         "python": sys.executable,
         "num_cpus": 1,
         "num_nodes": 1,

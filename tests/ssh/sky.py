@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tests.ssh import moto
 from tests.ssh.hosts import Network
-from tests.ssh.moto import IMAGE, REGION, Hypervisor
+from tests.ssh.moto import IMAGE, REGION, Ec2
 
 SERVER_PORT = 46580  # SkyPilot's own
 WAIT_S, FORGOTTEN_S = 60, 90
@@ -68,7 +68,7 @@ def missing() -> str:
 
 
 @contextmanager
-def cloud(network: Network, setenv: Callable[[str, str], None]) -> Iterator[Hypervisor]:
+def cloud(network: Network, setenv: Callable[[str, str], None]) -> Iterator[Ec2]:
     """Serve EC2 and SkyPilot for the block; ``setenv`` is given what reaches them."""
     home = network.folder
     for name, text in CATALOG.items():
@@ -99,7 +99,7 @@ def _wait_for_port() -> None:
     raise TimeoutError(f"port {SERVER_PORT} is taken")
 
 
-def _lead_out(hypervisor: Hypervisor) -> None:
+def _lead_out(hypervisor: Ec2) -> None:
     """Have the network of moto's account lead out, as that of each real one does: SkyPilot looks for a way."""
     ec2 = hypervisor.ec2
     (vpc,) = ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]

@@ -27,7 +27,7 @@ from raykit.store.log import Log
 from tests.ray import loops
 from tests.ssh import hosts, moto
 from tests.ssh.conftest import aws_options
-from tests.ssh.moto import Hypervisor
+from tests.ssh.moto import Ec2
 
 AWS = provider("aws")
 
@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
-def rented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hypervisor]:
+def rented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ec2]:
     """A cloud without machines, and a home of this test's own."""
     if lacking := moto.missing():
         pytest.skip(lacking)
@@ -45,7 +45,7 @@ def rented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hypervis
 
 
 @pytest.fixture
-def spec(rented: Hypervisor) -> ClusterSpec:
+def spec(rented: Ec2) -> ClusterSpec:
     return ClusterSpec(name="lab", **aws_options(rented))
 
 
@@ -56,7 +56,7 @@ def _refused(spec: ClusterSpec, words: str, kind: type[Exception] = ClusterError
 
 
 def test_what_the_account_refuses_is_told_with_what_to_do_and_nothing_is_rented(
-    rented: Hypervisor, spec: ClusterSpec, monkeypatch: pytest.MonkeyPatch
+    rented: Ec2, spec: ClusterSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _refused(
         replace(spec, image="ami-00000000"), r"AWS refused: .*ami-00000000.*InvalidAMIID\.NotFound.*\nName an image of this region"
@@ -76,19 +76,19 @@ def test_what_the_account_refuses_is_told_with_what_to_do_and_nothing_is_rented(
     assert rented.instances("pending", "running", "stopped") == []
 
 
-def test_a_plan_rents_nothing_and_knows_what_a_machine_has(rented: Hypervisor, spec: ClusterSpec) -> None:
+def test_a_plan_rents_nothing_and_knows_what_a_machine_has(rented: Ec2, spec: ClusterSpec) -> None:
     plan = repr(AWS.plan(replace(spec, num_nodes=2, price_per_node_h=0.5, spot=True)))
     assert "spot m6i.xlarge in us-west-2: 4 CPU" in plan
     assert "By --price it costs 1.00 an hour. Nothing was made." in plan
     assert rented.instances() == []
 
 
-def test_machines_that_lack_something_are_given_back(rented: Hypervisor, spec: ClusterSpec) -> None:
+def test_machines_that_lack_something_are_given_back(rented: Ec2, spec: ClusterSpec) -> None:
     _refused(replace(spec, python="/nowhere/python"), "has no program /nowhere/python")
     assert rented.instances("pending", "running", "stopped") == []
 
 
-def test_an_interrupt_gives_back_what_was_rented(rented: Hypervisor, spec: ClusterSpec) -> None:
+def test_an_interrupt_gives_back_what_was_rented(rented: Ec2, spec: ClusterSpec) -> None:
     def interrupt() -> None:
         while not rented.instances("running"):
             time.sleep(0.02)
@@ -108,7 +108,7 @@ def test_an_interrupt_gives_back_what_was_rented(rented: Hypervisor, spec: Clust
     assert rented.instances("pending", "running", "stopped") == []
 
 
-def test_an_up_that_was_killed_is_taken_up_with_the_machines_that_it_rented(rented: Hypervisor, spec: ClusterSpec) -> None:
+def test_an_up_that_was_killed_is_taken_up_with_the_machines_that_it_rented(rented: Ec2, spec: ClusterSpec) -> None:
     code = (
         f"from raykit.cluster.places import provider; from raykit.spec import ClusterSpec; provider('aws').up({spec!r}, told=print)"
     )
@@ -128,7 +128,7 @@ def test_an_up_that_was_killed_is_taken_up_with_the_machines_that_it_rented(rent
     assert AWS.status(record).state == "gone"
 
 
-def test_an_up_that_fails_on_machines_that_were_stopped_keeps_them_known(rented: Hypervisor, spec: ClusterSpec) -> None:
+def test_an_up_that_fails_on_machines_that_were_stopped_keeps_them_known(rented: Ec2, spec: ClusterSpec) -> None:
     record, _ = AWS.up(spec, told=print)
     with pytest.raises(ClusterDiffersError, match="--region is us-west-2, asked eu-west-1"):
         AWS.up(replace(spec, region="eu-west-1"), told=print)
@@ -141,7 +141,7 @@ def test_an_up_that_fails_on_machines_that_were_stopped_keeps_them_known(rented:
     assert rented.instances("pending", "running", "stopped") == []
 
 
-def test_an_up_that_was_killed_can_be_given_back_without_taking_it_up(rented: Hypervisor, spec: ClusterSpec) -> None:
+def test_an_up_that_was_killed_can_be_given_back_without_taking_it_up(rented: Ec2, spec: ClusterSpec) -> None:
     code = (
         f"from raykit.cluster.places import provider; from raykit.spec import ClusterSpec; provider('aws').up({spec!r}, told=print)"
     )
@@ -155,7 +155,7 @@ def test_an_up_that_was_killed_can_be_given_back_without_taking_it_up(rented: Hy
     assert rented.instances("pending", "running", "stopped") == []
 
 
-def test_machines_that_nobody_uses_shut_themselves_down(rented: Hypervisor, spec: ClusterSpec) -> None:
+def test_machines_that_nobody_uses_shut_themselves_down(rented: Ec2, spec: ClusterSpec) -> None:
     idle = replace(spec, num_nodes=2, idle_s=12)  # longer than `up` takes
     record, _ = AWS.up(idle, told=print)
     while len(rented.instances("stopped")) < 2:
@@ -168,7 +168,7 @@ def test_machines_that_nobody_uses_shut_themselves_down(rented: Hypervisor, spec
     assert rented.instances("pending", "running", "stopped") == []
 
 
-def test_a_cluster_that_has_cost_its_budget_has_its_runs_save_and_shuts_down(rented: Hypervisor, spec: ClusterSpec) -> None:
+def test_a_cluster_that_has_cost_its_budget_has_its_runs_save_and_shuts_down(rented: Ec2, spec: ClusterSpec) -> None:
     dear = replace(spec, num_nodes=2, price_per_node_h=720.0, budget=16.0)  # which pays for two machines for 40 s
     session.up_spec(dear)
     run = rk.train(loops.linear, 100_000, 0.05, workers=1, cpus=0.4, spares=0, name="dear")

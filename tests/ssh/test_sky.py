@@ -21,7 +21,7 @@ from raykit.spec.cluster import NodeGpus
 from tests.ssh import hosts, sky
 from tests.ssh.conftest import sky_options
 from tests.ssh.hosts import Network
-from tests.ssh.moto import Hypervisor
+from tests.ssh.moto import Ec2
 
 SKY = provider("sky")
 CODE = "from raykit.cluster.places import provider; from raykit.spec import ClusterSpec; provider('sky').up({spec!r}, told=print)"
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def rented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Network, Hypervisor]]:
+def rented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Network, Ec2]]:
     """A cloud without machines, and SkyPilot's server, for a module."""
     if lacking := sky.missing():
         pytest.skip(lacking)
@@ -43,12 +43,12 @@ def rented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Network, 
 
 
 @pytest.fixture
-def spec(rented: tuple[Network, Hypervisor]) -> ClusterSpec:
-    return ClusterSpec(name="lab", **sky_options(rented[0]))
+def spec(rented: tuple[Network, Ec2]) -> ClusterSpec:
+    return ClusterSpec(name="lab", **sky_options(rented[1]))
 
 
 @pytest.fixture
-def instances(rented: tuple[Network, Hypervisor]) -> Callable[..., list[dict[str, object]]]:
+def instances(rented: tuple[Network, Ec2]) -> Callable[..., list[dict[str, object]]]:
     return rented[1].instances
 
 

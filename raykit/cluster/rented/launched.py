@@ -1,4 +1,4 @@
-"""The machines of one cluster in Amazon's cloud, through Ray's launcher in a process of its own."""
+"""The machines of one cluster in Amazon's cloud, or Google's, through Ray's launcher in a process of its own."""
 
 from __future__ import annotations
 
@@ -9,30 +9,39 @@ from collections.abc import Sequence
 from typing import Any
 
 from raykit.cluster import record as records
+from raykit.cluster.code import python_path_here
 from raykit.cluster.exchange import exchange
 from raykit.cluster.home import private_folder
 from raykit.cluster.rented.cloud import Cloud, Rented
 from raykit.cluster.ssh.machine import Machine
 from raykit.errors import ClusterError, require
 from raykit.spec import ClusterSpec
+from raykit.spec.cluster import PLACES
 
 ASK_S = 180.0
-PROGRAM = [sys.executable, "-m", "raykit.engine.launcher"]
 
 
-class Aws(Cloud):
+class Launched(Cloud):
     """Machines carry the cluster's name and their number as tags, by which they are found."""
 
     unreached = "Does the subnet give public addresses, and is --user right for the image?"
+    program: str
+    package: str
+    called: str
+    made_once: str
+    """What is made in the account where it is not there yet."""
+
+    default_image = ""
 
     def __init__(self, spec: ClusterSpec) -> None:
         self._spec = spec
-        self.what = f"{spec.machine} in {spec.region}"
+        machine, region = spec.chosen("machine"), spec.chosen("region")
+        self.what = f"{machine} in {region}"
         self._cloud = {
             "name": spec.name,
-            "region": spec.region,
-            "instance": spec.machine,
-            "image": spec.image,
+            "region": region,
+            "instance": machine,
+            "image": spec.image or self.default_image,
             "user": spec.user,
             "spot": spec.spot,
         }
@@ -42,7 +51,7 @@ class Aws(Cloud):
         holds = ", ".join(f"{number:g} {kind}" for kind, number in resources.items() if kind in ("CPU", "GPU"))
         each = f"{'spot ' if spec.spot else ''}{self.what}: {holds}"
         things = [(f"machine {number}", each) for number in range(1, spec.max_nodes + 1)]
-        things.append(("in the account", "a key pair, and a security group that lets ssh in, where Ray's are not there yet"))
+        things.append(("in the account", f"{self.made_once}, where Ray's are not there yet"))
         if spec.price_per_node_h is None:
             return things, "Its price is not known here."
         return things, f"By --price it costs {spec.max_nodes * spec.price_per_node_h:.2f} an hour."
@@ -75,15 +84,31 @@ class Aws(Cloud):
         )
 
     def _ask(self, verb: str, **facts: Any) -> dict[str, Any]:
-        require("boto3", extra="aws", why="to reach Amazon's cloud")
+        require(self.package, extra=self._spec.place, why=f"to reach {PLACES[self._spec.place]}")
         asked = json.dumps({"verb": verb, "cloud": self._cloud, **facts})
         try:
-            status, said, complaints = exchange(PROGRAM, asked, ASK_S)
+            program = [sys.executable, "-m", self.program]
+            status, said, complaints = exchange(program, asked, ASK_S, settings={"PYTHONPATH": python_path_here()})
         except subprocess.TimeoutExpired as exc:
-            raise ClusterError(f"AWS did not {verb} within {ASK_S:.0f} s.", "Is this machine on the internet?") from exc
+            raise ClusterError(f"{self.called} did not {verb} within {ASK_S:.0f} s.", "Is this machine on the internet?") from exc
         if status:
             raise ClusterError(f"Ray's launcher failed: {complaints.strip()[-500:]}")
         answer: dict[str, Any] = json.loads(said)
         if "refused" in answer:
             raise ClusterError(*answer["refused"])
         return answer
+
+
+class Aws(Launched):
+    """Amazon's EC2."""
+
+    program, package, called = "raykit.engine.launchers.aws", "boto3", "AWS"
+    made_once = "a key pair, and a security group that lets ssh in"
+
+
+class Gcp(Launched):
+    """Google's Compute Engine; its default network has rules that let ssh in."""
+
+    program, package, called = "raykit.engine.launchers.gcp", "googleapiclient", "Google"
+    made_once = "a key pair for ssh"
+    default_image = "projects/deeplearning-platform-release/global/images/family/common-cpu"  # as in Ray's own examples

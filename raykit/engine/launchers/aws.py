@@ -1,22 +1,19 @@
-"""What Ray's launcher does with machines of Amazon's cloud, for a process that must not import Ray: run as a program.
+"""What Ray's launcher does with machines of Amazon's cloud, run as a program.
 
-It reads what is asked from standard input, and answers, in JSON: ``{"machines": [...]}``, or ``{"refused": [problem,
-remedy]}``. Ray's own steps find or make the key pair, the subnet and the security group, and start, tag and end instances;
+Ray's own steps find or make the key pair, the subnet and the security group, and start, tag and end instances;
 its role for the head is left out, because no machine here starts others. All of it is private to Ray 2.60;
 tests/ssh/test_launcher_contract.py holds the names.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import sys
-from contextlib import redirect_stdout
 from datetime import datetime
 from typing import Any
 
-NODE = "node"
+from raykit.engine.launchers.answer import NODE, answer, cluster_name
+
 os.environ.setdefault("BOTO_MAX_RETRIES", "3")  # Ray's own are 12, which take half a minute to say that nobody answers
 ALIVE = ["pending", "running", "stopping", "stopped"]
 REMEDIES = {
@@ -49,7 +46,7 @@ def look(cloud: dict[str, Any]) -> dict[str, Any]:
 
     provider = _provider(_config(cloud))
     filters = [
-        {"Name": f"tag:{TAG_RAY_CLUSTER_NAME}", "Values": [_name(cloud)]},
+        {"Name": f"tag:{TAG_RAY_CLUSTER_NAME}", "Values": [cluster_name(cloud)]},
         {"Name": "instance-state-name", "Values": ALIVE},
     ]
     machines = [
@@ -78,7 +75,7 @@ def rent(cloud: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
     steps._check_ami(config)  # noqa: SLF001
     provider = _provider(config)
     for number in numbers:
-        tags = {TAG_RAY_NODE_KIND: NODE, TAG_RAY_USER_NODE_TYPE: NODE, TAG_RAY_NODE_NAME: f"{_name(cloud)}-{number}"}
+        tags = {TAG_RAY_NODE_KIND: NODE, TAG_RAY_USER_NODE_TYPE: NODE, TAG_RAY_NODE_NAME: f"{cluster_name(cloud)}-{number}"}
         provider.create_node(dict(config["available_node_types"][NODE]["node_config"]), tags, 1)
     return look(cloud)
 
@@ -112,15 +109,11 @@ def moment_in(reason: str) -> float | None:
     return datetime.strptime(f"{found[1]} +0000", "%Y-%m-%d %H:%M:%S %z").timestamp() if found else None
 
 
-def _name(cloud: dict[str, Any]) -> str:
-    return f"raykit-{cloud['name']}"
-
-
 def _config(cloud: dict[str, Any]) -> dict[str, Any]:
     spot = {"InstanceMarketOptions": {"MarketType": "spot"}} if cloud["spot"] else {}
     image = {"ImageId": cloud["image"]} if cloud["image"] else {}
     return {
-        "cluster_name": _name(cloud),
+        "cluster_name": cluster_name(cloud),
         "max_workers": 0,
         "provider": {"type": "aws", "region": cloud["region"], "cache_stopped_nodes": False},
         "auth": {"ssh_user": cloud["user"]},
@@ -160,17 +153,5 @@ def _refusal(error: BaseException) -> list[str]:
     return [f"Ray's launcher gave up: {said or type(error).__name__}", ""]
 
 
-def main() -> None:
-    asked = json.load(sys.stdin)
-    with redirect_stdout(sys.stderr):  # the launcher talks
-        try:
-            answer = VERBS[asked.pop("verb")](**asked)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as exc:  # it also aborts by leaving the program
-            answer = {"refused": _refusal(exc)}
-    sys.stdout.write(json.dumps(answer))
-
-
 if __name__ == "__main__":
-    main()
+    answer(VERBS, _refusal)
