@@ -19,7 +19,7 @@ from _balance_watch import watched
 from _marks import Trial
 from _measure import processes_with
 
-from raykit.cluster.processes import SHIM
+from raykit.cluster.code import python_path_here
 
 RAY_DATA_WATCHED_S = 120.0  # as raykit is
 XENNA_WATCHED_S = 240.0  # one of its cycles, and a third more
@@ -56,7 +56,7 @@ def running(program: str, shape: Shape, watched_s: float, environment: dict[str,
         command = [sys.executable, str(Path(__file__).parent / program), json.dumps(settings)]
         mark = {"RAYKIT_BENCHMARK": folder, "RAY_TMPDIR": folder}
         # With the import shim, as raykit's own cluster: it is their rules that are compared, and not the start of Python.
-        path = os.pathsep.join(filter(None, [str(SHIM), os.environ.get("PYTHONPATH")]))
+        path = python_path_here()
         with (Path(folder) / "log").open("w") as log:
             peer = subprocess.Popen(
                 command, stdout=log, stderr=log, env=os.environ | environment | mark | {"PYTHONPATH": path}, start_new_session=True

@@ -19,7 +19,7 @@ from _marks import LATEST_STEPS, Marks, Trial, strike, until
 from _measure import processes_with
 from _recovery_raykit import WORKERS, processes_of_a_further_node
 
-from raykit.cluster.processes import SHIM
+from raykit.cluster.code import SHIM
 
 END_S = 20
 TUNED = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_preload_python_modules": "torch,pandas", "PYTHONPATH": str(SHIM)}

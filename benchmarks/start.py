@@ -25,7 +25,7 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import start_new_kernel
 
 from raykit.cluster import record
-from raykit.cluster.processes import SHIM
+from raykit.cluster.code import SHIM
 
 TIMEOUT_S = 120
 DOWN_S = 5
