@@ -66,7 +66,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Non
 @pytest.fixture
 def wait_s() -> float:
     """So long a condition is waited for; longer where machines are slow to answer."""
-    return 60.0
+    return 120.0
 
 
 @pytest.fixture

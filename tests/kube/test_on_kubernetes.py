@@ -21,7 +21,7 @@ from tests.kube.conftest import Kubernetes
 from tests.kube.raynodes import RayNodes
 from tests.kube.standin import StandIn
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.ray
 
 PIPELINE = """%%ray pipeline squares --source numbers
 @rk.stage(cpus=0.4, replicas=2)
@@ -142,7 +142,7 @@ def _num_workers(cluster: session.Cluster) -> int:
     return sum(node.alive and node.num_cpus > 0 for node in cluster.status().nodes)
 
 
-def _until(ready: Callable[[], bool], timeout_s: float = 90) -> None:
+def _until(ready: Callable[[], bool], timeout_s: float = 180) -> None:
     deadline = time.monotonic() + timeout_s
     while not ready():
         assert time.monotonic() < deadline, "waited in vain"

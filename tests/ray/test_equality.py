@@ -14,7 +14,7 @@ import pytest
 
 import raykit as rk
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.ray
 
 STEPS = 260
 DISTURBANCES = 8
@@ -99,7 +99,7 @@ def disturb(run, rng):
             os.kill(rank.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("kind", ["mlp", pytest.param("cnn", marks=pytest.mark.slow), "words"])
+@pytest.mark.parametrize("kind", ["mlp", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("cnn", "words"))])
 def test_random_kills_joins_and_resizes_leave_no_trace_in_the_model(wide, until, kind):
     rk.use("wide")
     undisturbed = rk.train(learn, kind, 0.0, workers=1, spares=0, name=f"{kind}-alone").wait()

@@ -5,7 +5,7 @@ import pytest
 import raykit as rk
 from benchmarks._fire import stand, under_fire
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.ray
 
 NUM_ROWS = 10_000
 

@@ -7,7 +7,7 @@ import pytest
 
 import raykit as rk
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.ray
 
 ROWS, BATCH, EPOCHS = 90, 13, 12  # a batch that neither two replicas nor their ranks divide, and a last one of 12
 

@@ -12,7 +12,7 @@ from raykit.events import HostStarted
 
 from . import loops
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")

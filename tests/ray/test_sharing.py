@@ -16,7 +16,7 @@ from raykit.events import RunAccepted, RunEnded, SlotsHeld, SlotsReleased, World
 from raykit.store.log import Log
 from tests.ray import loops
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.ray
 
 NUM_GPUS = 3
 

@@ -31,7 +31,7 @@ from tests.ssh.moto import Ec2
 
 AWS = provider("aws")
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture

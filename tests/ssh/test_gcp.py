@@ -25,7 +25,7 @@ from tests.ssh.google import Google, RefusalError, checked, settled
 
 GCP = provider("gcp")
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture

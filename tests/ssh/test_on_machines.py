@@ -21,7 +21,7 @@ from tests.ray import loops
 from tests.ssh.conftest import options
 from tests.ssh.hosts import Network
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.ray
 
 CUT_S = 60.0
 

@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 
 from raykit.client import session
 
-pytestmark = [pytest.mark.ui, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.ui
 
 PICK = "%load_ext raykit\n%ray pick"
 MAP = """from raykit.jupyter.cluster_widget import ClusterWidget

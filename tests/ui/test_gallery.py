@@ -18,7 +18,7 @@ widget.on_command(lambda message: f"asked: {message}")
 widget"""
 OVERFLOW = "widgets => widgets.filter(widget => widget.scrollWidth > widget.clientWidth).map(widget => widget.dataset.state)"
 
-pytestmark = [pytest.mark.ui, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.ui
 
 
 def test_every_state_is_drawn_in_both_themes_wide_and_narrow_and_the_charts_follow_the_brush(lab, opened, pictures):
