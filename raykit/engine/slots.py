@@ -131,6 +131,10 @@ class Slots:
                 if _holder(number) not in self._already_held:
                     self._context.emit(self._held_event(number))
 
+    def doubt(self) -> None:
+        """Know that a node is lost: the next look is at what is held, too."""
+        self._looked_at_held_s = 0.0
+
     def place(self, number: int, bundle: int = 0, *, within: bool) -> dict[str, Any]:
         """Give the options of an actor in a slot that is held.
 

@@ -263,6 +263,19 @@ def test_a_node_that_is_lost_takes_its_ranks_and_the_others_go_on(own, until):
     until(lambda: run.refresh().ended)
 
 
+def test_a_run_goes_on_after_ray_too_knows_that_a_node_is_lost(own, until):
+    own("trio", num_nodes=3, num_cpus=1)
+    run = rk.train(loops.linear, 100_000, 0.01, workers=(1, 3), spares=0, name="trio")
+    until(lambda: run.refresh().world_size == 3 and run.view.step > 0)
+    run.drill("kill-node")
+    until(lambda: len(run.refresh().held) == 2 or run.view.ended)  # Ray takes some ten seconds
+    step = run.view.step
+    until(lambda: run.refresh().step > step + 50 or run.view.ended)
+    run.stop()
+    until(lambda: run.refresh().ended)
+    assert run.view.state == "stopped", run.view.error
+
+
 def test_a_spare_is_placed_on_another_node_than_the_ranks(own, until):
     own("apart", num_nodes=2)
     run = rk.train(loops.linear, 400, 0.01, workers=(1, 2), spares=1, name="apart")

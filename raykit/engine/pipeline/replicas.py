@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from raykit.engine.losses import cause_of
 from raykit.engine.pipeline.calls import Order, Ready, Report, Waited, Way
 from raykit.engine.pipeline.flow import Work
 from raykit.engine.pipeline.stages import StageWorker
@@ -21,7 +22,6 @@ from raykit.spec import StageSpec
 PLACING_S = 10.0  # a process that has its place is heard by then
 AHEAD_S = 1.0  # a replica has a second call waiting when its calls are shorter than this
 MAX_START_DEATHS = 3
-NODE_LOST = ("node has died", "node is dead")
 
 
 @dataclass(slots=True)
@@ -244,8 +244,7 @@ class Replicas:
         try:
             ready: Ready = ray.get(member.ready)
         except ray.exceptions.RayActorError as exc:
-            is_node_lost = any(said in str(exc) for said in NODE_LOST)
-            self._start_deaths += not is_node_lost  # which says nothing of the user's code
+            self._start_deaths += cause_of(exc)[1] != "node"  # which says nothing of the user's code
             if self._start_deaths >= MAX_START_DEATHS:
                 raise StageFailedError(
                     self.spec.name, f"its replicas died {self._start_deaths} times while they were built", str(exc)

@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 
+from raykit.engine.losses import GONE
 from raykit.engine.run import RunContext, wake_at
 from raykit.engine.service.replica import ServiceReplica
 from raykit.engine.service.update import Updates
@@ -161,8 +162,8 @@ class Replicas:
             elif member.slot is None and member.leaving is None and member.name in seated:
                 self.unseat(member)
 
-    def hear(self, timeout_s: float) -> tuple[list[tuple[Member, Any]], list[Member]]:
-        """Give those that were built, each with what it says, and those that died.
+    def hear(self, timeout_s: float) -> tuple[list[tuple[Member, Any]], list[tuple[Member, Exception]]]:
+        """Give those that were built, each with what it says, and those that are gone, with what tells it.
 
         Blocks up to ``timeout_s``, or until a wake.
         """
@@ -172,7 +173,7 @@ class Replicas:
         waits = {ref: each for each in members for ref in (each.ready, each.ping, each.leaving) if ref is not None}
         over, _ = ray.wait(list(waits), num_returns=len(waits), timeout=0) if waits else ([], [])
         built: list[tuple[Member, Any]] = []
-        died: dict[str, Member] = {}
+        gone: dict[str, tuple[Member, Exception]] = {}
         for ref in over:
             member = waits[ref]
             if ref is member.leaving:
@@ -180,15 +181,15 @@ class Replicas:
                 continue
             try:
                 answer = ray.get(ref)
-            except ray.exceptions.RayActorError:
-                died[member.name] = member
+            except GONE as exc:
+                gone[member.name] = member, exc
                 continue
             if ref is member.ready:
                 member.ready, member.pid = None, answer.pid
                 built.append((member, answer))
             else:
                 member.ping = None
-        return [(member, answer) for member, answer in built if member.name not in died], list(died.values())
+        return [(member, answer) for member, answer in built if member.name not in gone], list(gone.values())
 
     def lose(self, member: Member, cause: str) -> None:
         """Take one as lost, and have its requests answered by others."""

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykit.cluster.home import write_secret
 from raykit.commands import Command, Drill, Hurry, Stop, Update
+from raykit.engine.losses import cause_of
 from raykit.engine.pipeline.calls import Ready
 from raykit.engine.run import RunContext, StoppedError, UserCodeError
 from raykit.engine.service.ingress import SOURCE, Ingress
@@ -184,7 +185,7 @@ class ServiceRun:
         slots.look()
         self._staff(slots)
         slots.give_back(self._wanted, used=self._replicas.slots_used)
-        self._hear(slots.pause_s(TICK_S))
+        self._hear(slots)
         self._strike()
         if time.monotonic() - self._sampled_s > SAMPLE_S:
             self._sampled_s = time.monotonic()
@@ -267,10 +268,13 @@ class ServiceRun:
             self._context.emit(DrillEnded(action="kill-worker", passed=not failed, verdict=verdict))
             self._struck = None
 
-    def _hear(self, timeout_s: float) -> None:
-        built, died = self._replicas.hear(timeout_s)
-        for member in died:
-            self._lose(member, "its process was killed, or crashed in native code")
+    def _hear(self, slots: Slots) -> None:
+        built, gone = self._replicas.hear(slots.pause_s(TICK_S))
+        for member, error in gone:
+            cause, kind = cause_of(error)
+            if kind == "node":  # nobody is to be started in a slot that went with it
+                slots.doubt()
+            self._lose(member, cause, is_its_own=kind != "node")
         for member, ready in built:
             self._built(member, ready)
 
@@ -299,9 +303,12 @@ class ServiceRun:
             self._has_started = True
             self._context.emit(RunStarted())
 
-    def _lose(self, member: Member, cause: str) -> None:
-        """Have another in its place; a service whose replicas cannot be built, one after the other, has failed."""
-        if not member.is_built:
+    def _lose(self, member: Member, cause: str, *, is_its_own: bool = True) -> None:
+        """Have another in its place; a service whose replicas cannot be built, one after the other, has failed.
+
+        The loss of a node (not ``is_its_own``) says nothing of that.
+        """
+        if not member.is_built and is_its_own:
             self._start_deaths += 1
             if self._start_deaths >= MAX_START_DEATHS:
                 error = f"{self._start_deaths} replicas were lost while they were built: {cause}"

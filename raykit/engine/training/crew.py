@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raykit.engine.losses import GONE, cause_of
 from raykit.engine.run import RunContext, UserCodeError, wake_at
 from raykit.engine.setting import NAMESPACE
 from raykit.engine.slots import Slots
@@ -149,7 +150,7 @@ class Crew:
         for worker, handle in left.items():
             try:
                 described: Description = ray.get(asked[worker], timeout=DESCRIBE_TIMEOUT_S)
-            except ray.exceptions.RayActorError:
+            except GONE:
                 continue
             except ray.exceptions.GetTimeoutError:  # stopped, or its node is silent: go on without it
                 ray.kill(handle)
@@ -204,8 +205,8 @@ class Crew:
             hand = asked[ref]
             try:
                 answer = ray.get(ref)
-            except ray.exceptions.RayActorError as exc:
-                cause, kind = _cause(exc)
+            except GONE as exc:
+                cause, kind = cause_of(exc)
                 lost[hand.worker] = Loss(worker=hand.worker, cause=cause, kind=kind)
                 continue
             if ref == hand.ready:
@@ -305,12 +306,3 @@ class Crew:
     def _kill(replica: Replica) -> None:
         for hand in replica.hands:
             ray.kill(hand.handle)
-
-
-def _cause(error: Exception) -> tuple[str, LossCause]:
-    text = str(error)
-    if "NODE_OUT_OF_MEMORY" in text:
-        return "its node ran out of memory", "memory"
-    if "node has died" in text or "node is dead" in text:
-        return "its node was lost", "node"
-    return "its process was killed, or crashed in native code", "died"

@@ -13,6 +13,7 @@ import ray
 from raykit.codec import encode
 from raykit.commands import Command, Drill, Hurry, Lend, Resize, Stop
 from raykit.decisions import Conclude, Decision, End, Form, GiveUp, LossAnswer, StandBy, Start
+from raykit.engine.losses import GONE
 from raykit.engine.run import RunContext, StoppedError, UserCodeError
 from raykit.engine.slots import Slots
 from raykit.engine.training.answer import Answer
@@ -44,7 +45,7 @@ from raykit.spec import TrainSpec
 TICK_S = 0.05
 SLOT_LOOK_S = 0.2
 SAVE_TIMEOUT_S = 120.0
-GONE = "it died while the run had no host"
+UNSEEN = "it died while the run had no host"
 _NOBODY = ReplicaState(replica="", lost=True)
 
 
@@ -132,7 +133,7 @@ class TrainingRun:
         latest, is_formed = self._crew.take_up(max((number_of(rank.worker)[0] for rank in view.ranks), default=0))
         for rank in view.ranks:
             if not rank.lost and self._crew.find(rank.worker) is None:
-                self._context.emit(WorkerLost(worker=rank.worker, rank=rank.rank, cause=GONE))
+                self._context.emit(WorkerLost(worker=rank.worker, rank=rank.rank, cause=UNSEEN))
         self._step = view.step
         self._size.take_up(view)
         if latest is not None:
@@ -140,7 +141,7 @@ class TrainingRun:
             self._tell(latest)  # the earlier host may have died before it told all
             gone = [worker for worker in latest.workers if self._crew.find(worker) is None]
             if gone:
-                self._begin_recovery(gone, Loss(worker=gone[0], cause=GONE, kind="died"))
+                self._begin_recovery(gone, Loss(worker=gone[0], cause=UNSEEN, kind="died"))
                 self._losses_since_commit = len(gone)
         return frozenset(slot.holder for slot in view.held)
 
@@ -211,6 +212,9 @@ class TrainingRun:
         self._end_late()
         for loss in died:
             self._lose(loss)
+            if loss.kind == "node":  # nobody is to be started in a slot that went with it
+                slots.doubt()
+                self._slots_looked_s = 0.0
         while not self._reported.empty():
             at_s, source, reported = self._reported.get()
             if isinstance(reported, Pulse):
@@ -394,7 +398,7 @@ class TrainingRun:
             try:
                 ray.get([hand.handle.save_state.remote() for hand in replica.hands], timeout=SAVE_TIMEOUT_S)
                 self._save_outputs(replica.hands[0].handle)
-            except ray.exceptions.RayActorError:
+            except GONE:
                 continue
             except ray.exceptions.RayTaskError as exc:
                 if isinstance(exc.cause, UserCodeError):

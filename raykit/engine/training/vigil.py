@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 
+from raykit.engine.losses import GONE
 from raykit.engine.training.watch import Watch, on_node
 from raykit.policy.failure import STILL_S, Heard, Pulse, Suspect, suspects
 from raykit.policy.membership import SILENT_S
@@ -120,7 +121,7 @@ class Vigil:
                 # Before Ray tells of the death, which would be taken for a crash.
                 self._found.put(Hung(worker=suspect.worker, cause=f"it hung: {process}", stack=stack))
                 _ask(watch, "kill", place.pid)
-        except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
+        except (ray.exceptions.GetTimeoutError, *GONE):
             self._found.put(Hung(worker=suspect.worker, cause="its node is silent", kind="node"))
         finally:
             self._looked_at.discard(suspect.worker)
