@@ -203,9 +203,10 @@ class ClusterSpec:
 
     def chosen(self, name: str) -> Any:
         """Give an option's value, or what stands for it where nothing was said."""
-        return (
-            self.nodes if name == "num_nodes" else getattr(self, name) or CHOICES.get(self.place, {}).get(name, getattr(self, name))
-        )
+        if name == "num_nodes":
+            return self.nodes
+        said = getattr(self, name)
+        return said or CHOICES.get(self.place, {}).get(name, said)
 
     @property
     def guards(self) -> dict[str, float | None]:
@@ -250,6 +251,8 @@ class ClusterSpec:
                 "and Ray's autoscaler would change it afterwards.",
                 f"Give one number of nodes, as --nodes {self.max_nodes}, or no queue.",
             )
+        if self.place == "gcp" and not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", zone := self.chosen("region")):
+            raise OptionError(f"--region {zone} is no zone of Google's cloud.", "Write one, as us-central1-a.")
         self._check_idleness()
         self._check_cost()
 

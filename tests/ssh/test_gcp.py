@@ -56,7 +56,7 @@ def test_what_the_project_refuses_is_told_with_what_to_do_and_nothing_is_rented(
         replace(spec, image="projects/none/global/images/none"), r"Google refused: .*images/none.*\(notFound\)\nName what is there"
     )
     _refused(replace(spec, machine="m9-none"), r"machineTypes/m9-none.*\nName what is there")
-    _refused(replace(spec, region="nowhere-1-x"), r"Unknown zone.*\nName what is there")
+    _refused(replace(spec, region="us-nowhere1-a"), r"Unknown zone.*\nName what is there")
     _refused(
         replace(spec, machine=google.SOLD_OUT), r"not have enough resources \(ZONE_RESOURCE_POOL_EXHAUSTED\)\nName another type"
     )

@@ -34,6 +34,7 @@ def test_a_line_for_kubernetes_becomes_a_spec_and_survives_json():
         ("lab --idle 5m", "--idle means nothing for --on local"),
         ("lab --on aws --infra gcp", "--infra means nothing for --on aws"),
         ("My_Lab --on gcp", "'My_Lab' cannot name a cluster in Google's cloud"),
+        ("lab --on gcp --region us-central1", "--region us-central1 is no zone of Google's cloud"),
         ("lab --on gcp --nodes 1:2", "nodes of Google's cloud do not come and go by themselves"),
         ("lab --on sky --gpus-per-node 4", "names no type, and SkyPilot wants one"),
         ("lab --on sky --nodes 1:4", "do not come and go by themselves"),
