@@ -52,6 +52,7 @@ if __name__ == "__main__":
     ray.init(num_cpus=8, resources={"slot": settings["slots"]}, object_store_memory=100_000_000, logging_level="ERROR")
     serve.start(http_options={"host": "127.0.0.1", "port": settings["port"]})
     serve.run(Work.bind())
+    Path(settings["folder"], "serves").touch()
     trainer = TorchTrainer(
         train,
         train_loop_config=settings,
