@@ -263,7 +263,7 @@ def test_a_function_may_stand_in_for_a_result(cluster):
 
 
 def test_a_call_that_takes_too_long_is_ended_and_made_again(cluster, tmp_path):
-    @rk.stage(cpus=0.25, timeout_s=1.0)
+    @rk.stage(cpus=0.25, timeout_s=4.0)
     def sleepy(row):
         if row["item"] == 2 and not (tmp_path / "slept").exists():
             (tmp_path / "slept").touch()
