@@ -147,7 +147,7 @@ def look(cloud: dict[str, Any]) -> dict[str, Any]:
     from ray.autoscaler.tags import TAG_RAY_NODE_NAME
 
     project = Project(cloud)
-    key = next((file for file in project.keys if os.path.exists(file)), "")
+    key = newest_of(project.keys)
     machines = [
         {
             "id": each["name"],
@@ -218,6 +218,11 @@ def end(cloud: dict[str, Any], ids: list[str]) -> dict[str, Any]:
 
 
 VERBS: dict[str, Any] = {"plan": plan, "look": look, "rent": rent, "start": start, "stop": stop, "end": end}
+
+
+def newest_of(keys: Iterable[str]) -> str:
+    """Give the last that is there, empty for none: Ray makes a further one where the project knows none of this user any more."""
+    return ([""] + [key for key in keys if os.path.exists(key)])[-1]
 
 
 def moment_in(stamp: str) -> float | None:
