@@ -175,6 +175,7 @@ def test_no_magic_needs_ray_in_the_kernel(kernel):
     assert "42 False" in mine.run("import sys; print(answer, 'ray' in sys.modules)")
 
 
+@pytest.mark.slow
 def test_a_dead_head_is_told_and_a_new_cluster_takes_the_run_up_in_the_same_kernel(kernel):
     mine = kernel()
     mine.run("import raykit as rk\n%load_ext raykit\n%ray up mortal --cpus 2 --object-store 100M")
@@ -225,6 +226,7 @@ ray.data.DataContext.get_current().enable_progress_bars = False
 %ray observe data"""
 
 
+@pytest.mark.slow
 def test_plain_ray_data_code_of_a_kernel_is_shown_until_it_is_observed_no_more(kernel):
     mine = kernel()
     assert "no Ray driver" in mine.run("%load_ext raykit\n%ray observe data")

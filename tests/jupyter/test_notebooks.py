@@ -10,6 +10,18 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PROMISES = {
+    "00_tour": ("espresso", "tripod", "cat", "was lost", "Drill kill-worker: passed"),
+    "01_batch_inference": ("was lost", "chelsea is a cat", "in quarantine", "is an espresso too"),
+    "03_documents": ("The language is right for 5 of 5", "Speech or not is right for"),
+    "04_sharing_gpus": ("4 ranks train; lost: 0", "the service holds 3 GPUs, training 1", "nobody"),
+    "06_language_model": ("612 of 612 answers are those of plain greedy decoding",),
+}
+"""What a notebook shows that is true only if all of it worked."""
+
+ALL_BUT_THE_TOUR_SLOW = [
+    pytest.param(path, id=path.stem, marks=() if path.stem == "00_tour" else pytest.mark.slow) for path in NOTEBOOKS
+]
 
 STRIPPED = re.compile(r"<(script|style|svg)\b.*?</\1>|\s(style|class)=(\"[^\"]*\"|'[^']*')", re.DOTALL)
 """What GitHub takes out of a saved notebook."""
@@ -32,38 +44,21 @@ def executed(tmp_path_factory):
     return execute
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_notebook_runs(executed, path):
-    notebook = executed(path)
-    assert all(cell.outputs or "import" in cell.source for cell in notebook.cells if cell.cell_type == "code")
+@pytest.mark.parametrize("path", ALL_BUT_THE_TOUR_SLOW)
+def test_the_notebook_runs_and_shows_what_its_words_promise(executed, path):
+    cells = [cell for cell in executed(path).cells if cell.cell_type == "code"]
+    assert all(cell.outputs or "import" in cell.source for cell in cells)
+    shown = "\n".join(
+        output.get("text") or output.get("data", {}).get("text/plain", "") for cell in cells for output in cell.outputs
+    )
+    for each in PROMISES.get(path.stem, ()):
+        assert each in shown, (each, shown)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_notebook_that_is_shared_has_no_outputs(path):
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("00_tour", ("espresso", "tripod", "cat", "was lost", "Drill kill-worker: passed")),
-        ("01_batch_inference", ("was lost", "chelsea is a cat", "in quarantine", "is an espresso too")),
-        ("03_documents", ("The language is right for 5 of 5", "Speech or not is right for")),
-        ("04_sharing_gpus", ("4 ranks train; lost: 0", "the service holds 3 GPUs, training 1", "nobody")),
-        ("06_language_model", ("612 of 612 answers are those of plain greedy decoding",)),
-    ],
-)
-def test_the_notebook_shows_true_results_and_the_recovery(executed, name, words):
-    notebook = executed(ROOT / "notebooks" / f"{name}.ipynb")
-    shown = "\n".join(
-        output.get("text") or output.get("data", {}).get("text/plain", "")
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-        for output in cell.outputs
-    )
-    for each in words:
-        assert each in shown, (each, shown)
 
 
 def test_the_tour_shows_lanes_curves_and_the_recovery_where_scripts_styles_and_drawings_are_stripped(executed):

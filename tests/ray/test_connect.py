@@ -41,7 +41,7 @@ except ClusterError as error:
     [
         pytest.param(CONNECT, id="raykit first"),
         pytest.param(f"import ray\nimport ray.data\n{CONNECT}", id="Ray first"),
-        pytest.param(ELSEWHERE, id="connected to another before"),
+        pytest.param(ELSEWHERE, id="connected to another before", marks=pytest.mark.slow),
     ],
 )
 def test_a_process_becomes_a_driver_also_when_it_has_imported_ray(cluster, program):

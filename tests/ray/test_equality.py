@@ -116,6 +116,7 @@ def test_random_kills_joins_and_resizes_leave_no_trace_in_the_model(wide, until,
     assert run.view.cards, "nothing happened to the run"
 
 
+@pytest.mark.slow
 def test_statistics_of_batches_and_dropout_are_those_of_an_undisturbed_run_when_spares_take_lost_places(wide, until, tmp_path):
     rk.use("wide")
     undisturbed = rk.train(learn, "norm", 0.0, workers=2, spares=0, name="norm-alone").wait()

@@ -17,7 +17,8 @@ def fire(raykit_home):
     rk.down("fire")
 
 
-@pytest.mark.parametrize("seed", [pytest.param("replicas", marks=pytest.mark.slow), "hosts", "nodes"])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", ["replicas", "hosts", "nodes"])
 def test_every_row_is_once_in_the_sink_or_in_quarantine_whatever_is_killed(fire, seed):
     stand(fire)
     verdict = under_fire(f"fire-{seed}", NUM_ROWS, seed)

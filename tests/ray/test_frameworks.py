@@ -61,7 +61,7 @@ def learn(code, gate=""):
     return [float(value) for each in names["model"].state_dict().values() for value in each.flatten()], names["job"].step
 
 
-@pytest.mark.parametrize("name", ["Accelerate", "Lightning Fabric"])
+@pytest.mark.parametrize("name", [pytest.param("Accelerate", marks=pytest.mark.slow), "Lightning Fabric"])
 def test_a_recipe_learns_what_plain_torch_learns_although_a_rank_is_killed(cluster, until, tmp_path, name):
     undisturbed = rk.train(learn, PLAIN, workers=1, spares=0).wait()
     gate = tmp_path / "killed"

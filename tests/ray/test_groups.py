@@ -62,7 +62,7 @@ def alone(wide):
     return rk.train(learn, "plain", name="alone").wait().result
 
 
-@pytest.mark.parametrize("kind", ["fsdp", "tensor"])
+@pytest.mark.parametrize("kind", [pytest.param("fsdp", marks=pytest.mark.slow), "tensor"])
 def test_two_replicas_of_two_ranks_learn_what_one_process_learns(alone, kind):
     rk.use("groups")
     run = rk.train(learn, kind, workers=4, group=2, spares=0, name=f"{kind}-whole").wait()

@@ -68,6 +68,7 @@ def test_a_rank_gives_its_slot_in_the_middle_of_a_step_and_the_others_do_what_it
     assert low.result == pytest.approx(alone.result, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_rank_that_comes_in_the_middle_of_a_step_takes_part_in_the_rest_of_it(cluster, until):
     def learn(pause_s):
         import time
@@ -176,6 +177,7 @@ def test_a_rank_that_does_not_come_to_a_commit_is_ended_after_a_while_and_no_com
     assert "within 1 s after its slot was wanted" in str(low.view.cards[0].facts)
 
 
+@pytest.mark.slow
 def test_plain_ray_train_in_the_same_cluster_trains_on_what_raykit_does_not_hold(cluster, until, tmp_path):
     def plain():
         import os
@@ -203,6 +205,7 @@ def test_plain_ray_train_in_the_same_cluster_trains_on_what_raykit_does_not_hold
     until(lambda: holder.refresh().ended)
 
 
+@pytest.mark.slow
 def test_a_waiting_training_leaves_the_first_place_to_a_higher_priority(cluster, until):
     holder = rk.run(time.sleep, 5, name="holder", cpus=2, priority="high")
     until(lambda: holder.refresh().started_at_unix_s)
@@ -214,6 +217,7 @@ def test_a_waiting_training_leaves_the_first_place_to_a_higher_priority(cluster,
     assert low.wait().result["step"] == 20
 
 
+@pytest.mark.slow
 def test_equals_share_and_one_that_ends_leaves_all_to_the_other(cluster, until):
     first = rk.train(loops.linear, 10_000, 0.02, workers=(1, 2), spares=0, name="first")
     until(lambda: first.refresh().world_size == 2)

@@ -91,6 +91,7 @@ def test_the_user_s_function_sees_the_view_and_answers(until):
         run.wait()
 
 
+@pytest.mark.slow
 def test_a_function_that_raises_or_answers_nonsense_fails_the_run_with_its_own_words(until):
     def broken(view):
         return view.nothing
@@ -155,6 +156,7 @@ def test_a_rank_that_is_let_go_does_what_the_user_wants_before(until, tmp_path):
     until(lambda: run.refresh().ended)
 
 
+@pytest.mark.slow
 def test_two_ranks_that_die_at_once_cost_no_committed_step(until):
     run = rk.train(loops.linear, 10_000, 0.01, workers=(1, 4), name="pair")
     until(lambda: _whole(run, 4))
@@ -164,7 +166,8 @@ def test_two_ranks_that_die_at_once_cost_no_committed_step(until):
     assert all(card.good for card in run.view.cards)
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 3])
 def test_a_rank_that_dies_while_the_run_is_made_smaller_does_not_hold_the_others(until, rank):
     run = rk.train(loops.linear, 10_000, 0.01, workers=(1, 4), name=f"smaller-{rank}")
     until(lambda: _whole(run, 4))
@@ -174,6 +177,7 @@ def test_a_rank_that_dies_while_the_run_is_made_smaller_does_not_hold_the_others
     assert _has_learned_what_one_process_learns(run, until)
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_while_another_joins_does_not_hold_the_others(until):
     run = rk.train(loops.linear, 10_000, 0.01, workers=(1, 2), name="joined")
     until(lambda: _whole(run, 2))
@@ -184,6 +188,7 @@ def test_a_rank_that_dies_while_another_joins_does_not_hold_the_others(until):
     assert _has_learned_what_one_process_learns(run, until)
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_after_the_host_came_back_is_found(until):
     run = rk.train(loops.linear, 10_000, 0.01, workers=(1, 2), name="later")
     until(lambda: _whole(run, 2))
@@ -207,6 +212,7 @@ def test_a_host_that_is_killed_while_it_stops_leaves_no_slot_held(until):
     assert run.view.checkpoint_step == run.view.step
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_while_a_spare_is_invited_ends(until):
     def ends():
         import time
@@ -251,6 +257,7 @@ def test_the_state_and_the_metrics_of_a_run_are_there_without_the_cell(tmp_path)
     assert metrics["rows"].iloc[-1] <= 3000
 
 
+@pytest.mark.slow
 def test_a_node_that_is_lost_takes_its_ranks_and_the_others_go_on(own, until):
     own("pair", num_nodes=2)
     run = rk.train(loops.linear, 400, 0.01, workers=(1, 4), spares=1, name="node")
@@ -276,6 +283,7 @@ def test_a_run_goes_on_after_ray_too_knows_that_a_node_is_lost(own, until):
     assert run.view.state == "stopped", run.view.error
 
 
+@pytest.mark.slow
 def test_a_spare_is_placed_on_another_node_than_the_ranks(own, until):
     own("apart", num_nodes=2)
     run = rk.train(loops.linear, 400, 0.01, workers=(1, 2), spares=1, name="apart")
@@ -287,6 +295,7 @@ def test_a_spare_is_placed_on_another_node_than_the_ranks(own, until):
     until(lambda: run.refresh().ended)
 
 
+@pytest.mark.slow
 def test_a_run_grows_by_itself_when_another_gives_its_slots_back(until):
     def hold():
         time.sleep(600)
@@ -303,6 +312,7 @@ def test_a_run_grows_by_itself_when_another_gives_its_slots_back(until):
     until(lambda: run.refresh().ended)
 
 
+@pytest.mark.slow
 def test_a_run_is_taken_up_on_another_cluster_where_it_was_also_when_its_own_is_down(own, until):
     own("second")
     own("first")
@@ -321,6 +331,7 @@ def test_a_run_is_taken_up_on_another_cluster_where_it_was_also_when_its_own_is_
     assert moved.result["weight"] == pytest.approx(loops.alone(30), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_cluster_that_cannot_hold_a_run_refuses_to_take_it_up_and_the_run_can_be_taken_up_elsewhere(own, until):
     run = rk.train(loops.linear, 8, 0.01, workers=3, spares=0, name="large")
     until(lambda: run.refresh().step > 0)

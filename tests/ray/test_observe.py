@@ -167,6 +167,7 @@ def driver():
         process.stdout.close()
 
 
+@pytest.mark.slow
 def test_a_dataset_made_before_has_its_rows_in_the_view_and_ends_as_done(driver):
     assert driver(DONE) == ""
 

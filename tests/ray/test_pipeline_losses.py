@@ -328,6 +328,7 @@ def test_a_stage_that_finds_no_place_gets_that_of_one_that_others_can_spare(clus
     until(lambda: holder.refresh().ended)
 
 
+@pytest.mark.slow
 def test_an_advice_names_the_limit_that_holds_the_run_up_and_is_carried_out_and_measured(cluster, until):
     @rk.stage(cpus=0.25)
     def slow(row):
@@ -361,6 +362,7 @@ def _batches_noted(folder, most=None):
     return Slow
 
 
+@pytest.mark.slow
 def test_a_larger_batch_is_tried_advised_and_kept_when_the_host_comes_back(cluster, until, tmp_path):
     run = rk.Pipeline([_batches_noted(tmp_path)]).run(range(100_000), name="batches")
     until(lambda: run.refresh().advice)

@@ -40,6 +40,7 @@ assert BlockAccessor.for_block(BlockAccessor.batch_to_block({"x": accessor.to_nu
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_parts_of_ray_data_that_observation_touches_are_there():
     code = """
 import inspect, os, tempfile

@@ -99,6 +99,7 @@ def test_a_loop_runs_unchanged_and_its_reports_are_seen(cluster):
     assert run.view.cards == ()
 
 
+@pytest.mark.slow
 def test_an_error_of_the_loop_comes_home_with_its_line_and_nothing_is_tried_again(cluster, until):
     payload = capture_cell(BROKEN, {}, title="Cell In[7]")
     run = start(TrainSpec(name="wrong-key", workers=(2, 2), engine="ray-train"), payload)
@@ -114,6 +115,7 @@ def test_an_error_of_the_loop_comes_home_with_its_line_and_nothing_is_tried_agai
     _is_left_clean(until)
 
 
+@pytest.mark.slow
 def test_a_metric_comes_back_by_its_name_and_one_that_was_never_reported_is_said(cluster):
     text = "def train_loop_per_worker():\n    import ray.train\n    ray.train.report({'loss': 0.5})"
     spec = TrainSpec(name="named", engine="ray-train", outputs=("loss", "accuracy"))
@@ -146,6 +148,7 @@ def test_a_rank_that_is_killed_costs_a_restart_from_the_checkpoint_and_a_card_sa
     assert facts["next commit"].startswith("step 3, ")
 
 
+@pytest.mark.slow
 def test_a_host_that_comes_back_goes_on_from_the_newest_checkpoint_and_leaves_nothing(cluster, until, tmp_path):
     gate = tmp_path / "gate"
     run = rk.train(ddp, {"steps": 4, "gate": str(gate)}, engine="ray-train", name="rehosted")
@@ -159,6 +162,7 @@ def test_a_host_that_comes_back_goes_on_from_the_newest_checkpoint_and_leaves_no
     _is_left_clean(until)
 
 
+@pytest.mark.slow
 def test_a_loop_of_a_range_takes_the_slots_that_are_free_and_is_resumed_from_its_newest_checkpoint(cluster, until, tmp_path):
     def hold():
         import time
@@ -185,6 +189,7 @@ def test_a_loop_of_a_range_takes_the_slots_that_are_free_and_is_resumed_from_its
     assert [line.text for line in resumed.view.lines if line.text.startswith("from")] == ["from step 3"]
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_says_why_and_leaves_nothing(own, until):
     own("pretended", num_gpus=1)
     with pytest.raises(RunFailedError, match=r"Ray Train: .*NCCL"):

@@ -77,6 +77,7 @@ def test_a_rank_that_is_stopped_is_found_ended_and_replaced(cluster, until):
     assert any(card.title == "Drill hang: passed" for card in run.view.cards)
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_slow_or_evaluates_is_waited_for(cluster):
     def patient():
         import time
@@ -157,6 +158,7 @@ def test_a_size_that_cannot_be_is_refused_and_the_run_goes_on(cluster, until):
     assert run.wait().result["step"] == 400
 
 
+@pytest.mark.slow
 def test_a_host_that_comes_back_goes_on_without_a_rank_that_is_stopped(cluster, until):
     run = rk.train(loops.linear, 60, 0.01, workers=(1, 2), spares=0, name="twice-hit")
     until(lambda: run.refresh().step > 20)
@@ -167,6 +169,7 @@ def test_a_host_that_comes_back_goes_on_without_a_rank_that_is_stopped(cluster, 
     assert run.result["weight"] == pytest.approx(loops.alone(60), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_kill_9_from_outside_of_rank_0_costs_no_committed_step(cluster, until):
     run = rk.train(loops.linear, 30, 0.01, workers=2, name="outside")
     until(lambda: run.refresh().step > 20)
@@ -348,6 +351,7 @@ def test_several_optimizers_and_schedulers_step_together(cluster):
     assert rk.train(two, workers=2).wait().result == ([True, True], [0.05, 0.05])
 
 
+@pytest.mark.slow
 def test_a_scaler_with_clipping_and_several_optimizers_learns_what_is_learned_without_it(cluster):
     def scaled(with_scaler):
         import torch
@@ -373,7 +377,7 @@ def test_a_scaler_with_clipping_and_several_optimizers_learns_what_is_learned_wi
     assert ours == pytest.approx(plain, abs=1e-6)
 
 
-@pytest.mark.parametrize(("num_rows", "micro_batch"), [(17, None), (32, 16)])
+@pytest.mark.parametrize(("num_rows", "micro_batch"), [pytest.param(17, None, marks=pytest.mark.slow), (32, 16)])
 def test_a_rank_on_which_the_body_did_not_run_takes_the_step_as_the_body_has_made_it(cluster, tmp_path, num_rows, micro_batch):
     def learn(num_rows, micro_batch, folder):
         import torch
@@ -416,6 +420,7 @@ def test_a_rank_on_which_the_body_did_not_run_takes_the_step_as_the_body_has_mad
         assert scale_of_rank == scale
 
 
+@pytest.mark.slow
 def test_autocast_is_what_it_is_in_one_process(cluster):
     def mixed():
         import torch
@@ -439,6 +444,7 @@ def test_autocast_is_what_it_is_in_one_process(cluster):
     assert last < first
 
 
+@pytest.mark.slow
 def test_a_loss_over_other_counts_than_rows_is_weighed_by_them(cluster):
     def tokens():
         import torch

@@ -68,10 +68,12 @@ def test_parquet_files_are_seen_row_by_row_once_an_epoch_also_when_a_rank_is_los
     assert _disturbed(files, until) == pytest.approx(EXPECTED)
 
 
+@pytest.mark.slow
 def test_a_stream_is_seen_once_an_epoch_also_when_a_rank_is_lost(cluster, until):
     assert _disturbed(Stream(), until) == pytest.approx(EXPECTED)
 
 
+@pytest.mark.slow
 def test_rows_taken_ahead_by_processes_are_seen_once_an_epoch_also_when_a_rank_is_lost(cluster, until, files):
     assert _disturbed(files, until, num_workers=1) == pytest.approx(EXPECTED)
 

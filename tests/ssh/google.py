@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import threading
-import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -92,6 +91,12 @@ class Google(Hypervisor):
             )
             for each in self.instances()
         ]
+
+    def running(self) -> list[str]:
+        return [each["name"] for each in self.instances("RUNNING")]
+
+    def stopped(self) -> list[str]:
+        return [each["name"] for each in self.instances("TERMINATED")]
 
     def keys(self, name: str) -> list[str]:  # the project's keys are those of all its machines
         told = next((item["value"] for item in self._metadata.get("items", ()) if item["key"] == "ssh-keys"), "")
@@ -344,11 +349,3 @@ def cloud(network: Network, setenv: Callable[[str, str], None]) -> Iterator[Goog
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-def settled(google: Google, *states: str, within_s: float = 30) -> list[dict[str, Any]]:
-    """Wait until no instance is between two states, and give those in ``states``."""
-    deadline = time.monotonic() + within_s
-    while google.instances("PROVISIONING", "STAGING", "STOPPING") and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return google.instances(*states)

@@ -69,6 +69,14 @@ class Hypervisor(ABC):
         """Give the instances that there are."""
 
     @abstractmethod
+    def running(self) -> list[str]:
+        """Give the names of those whose machine runs."""
+
+    @abstractmethod
+    def stopped(self) -> list[str]:
+        """Give the names of those whose machine has stopped, and can be started again."""
+
+    @abstractmethod
     def keys(self, name: str) -> Sequence[str]:
         """Give the public keys that may log in to an instance."""
 

@@ -56,8 +56,14 @@ class Ec2(Hypervisor):
                 runs=each["State"]["Name"] == "running",
                 addresses=tuple(each[kind] for kind in ("PrivateIpAddress", "PublicIpAddress") if kind in each),
             )
-            for each in self.instances()
+            for each in self.instances("pending", "running", "stopping", "stopped")
         ]
+
+    def running(self) -> list[str]:
+        return [each["InstanceId"] for each in self.instances("running")]
+
+    def stopped(self) -> list[str]:
+        return [each["InstanceId"] for each in self.instances("stopped")]
 
     def keys(self, name: str) -> list[str]:
         told = self.ec2.describe_instance_attribute(InstanceId=name, Attribute="userData")["UserData"]

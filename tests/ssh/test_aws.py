@@ -1,18 +1,13 @@
-"""What Amazon's cloud can refuse, and what is given back; EC2 is moto's, its machines are namespaces of this one."""
+"""What Amazon's cloud can refuse, and what its guards do; EC2 is moto's, its machines are namespaces of this one."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -76,56 +71,9 @@ def test_what_the_account_refuses_is_told_with_what_to_do_and_nothing_is_rented(
     assert rented.instances("pending", "running", "stopped") == []
 
 
-def test_a_plan_rents_nothing_and_knows_what_a_machine_has(rented: Ec2, spec: ClusterSpec) -> None:
-    plan = repr(AWS.plan(replace(spec, num_nodes=2, price_per_node_h=0.5, spot=True)))
-    assert "spot m6i.xlarge in us-west-2: 4 CPU" in plan
-    assert "By --price it costs 1.00 an hour. Nothing was made." in plan
-    assert rented.instances() == []
-
-
 def test_machines_that_lack_something_are_given_back(rented: Ec2, spec: ClusterSpec) -> None:
     _refused(replace(spec, python="/nowhere/python"), "has no program /nowhere/python")
     assert rented.instances("pending", "running", "stopped") == []
-
-
-def test_an_interrupt_gives_back_what_was_rented(rented: Ec2, spec: ClusterSpec) -> None:
-    def interrupt() -> None:
-        while not rented.instances("running"):
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    # Whoever runs these tests in the background has interrupts ignored.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            AWS.up(spec, told=print)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    thread.join()
-    assert records.find("lab") is None
-    assert rented.instances("pending", "running", "stopped") == []
-
-
-def test_an_up_that_was_killed_is_taken_up_with_the_machines_that_it_rented(rented: Ec2, spec: ClusterSpec) -> None:
-    code = (
-        f"from raykit.cluster.places import provider; from raykit.spec import ClusterSpec; provider('aws').up({spec!r}, told=print)"
-    )
-    asking = subprocess.Popen([sys.executable, "-c", code])
-    while not rented.instances("running"):
-        assert asking.poll() is None
-        time.sleep(0.02)
-    asking.kill()
-    asking.wait()
-    (before,) = rented.instances("running")
-    record, _ = AWS.up(spec, told=print)
-    assert [each["InstanceId"] for each in rented.instances("running")] == [before["InstanceId"]]
-    with pytest.raises(ClusterDiffersError, match=r"--machine is m6i\.xlarge, asked m6i\.large"):
-        AWS.up(replace(spec, machine="m6i.large"), told=print)
-    assert AWS.down("lab") is True
-    assert rented.instances("pending", "running", "stopped") == []
-    assert AWS.status(record).state == "gone"
 
 
 def test_an_up_that_fails_on_machines_that_were_stopped_keeps_them_known(rented: Ec2, spec: ClusterSpec) -> None:
@@ -137,33 +85,6 @@ def test_an_up_that_fails_on_machines_that_were_stopped_keeps_them_known(rented:
         AWS.up(spec, told=print, timeout_s=-600)
     assert records.find("lab") is not None, "what is rented is known, so that it can be given back"
     assert len(rented.instances("running", "pending", "stopped")) == 1
-    assert AWS.down("lab") is True
-    assert rented.instances("pending", "running", "stopped") == []
-
-
-def test_an_up_that_was_killed_can_be_given_back_without_taking_it_up(rented: Ec2, spec: ClusterSpec) -> None:
-    code = (
-        f"from raykit.cluster.places import provider; from raykit.spec import ClusterSpec; provider('aws').up({spec!r}, told=print)"
-    )
-    asking: Any = subprocess.Popen([sys.executable, "-c", code])
-    while not rented.instances("running"):
-        assert asking.poll() is None
-        time.sleep(0.02)
-    asking.kill()
-    asking.wait()
-    assert AWS.down("lab") is True
-    assert rented.instances("pending", "running", "stopped") == []
-
-
-def test_machines_that_nobody_uses_shut_themselves_down(rented: Ec2, spec: ClusterSpec) -> None:
-    idle = replace(spec, num_nodes=2, idle_s=12)  # longer than `up` takes
-    record, _ = AWS.up(idle, told=print)
-    while len(rented.instances("stopped")) < 2:
-        time.sleep(0.1)
-    health = AWS.status(record)
-    assert (health.state, health.why) == ("suspended", "its machines are stopped; their disks are kept")
-    _, word = AWS.up(idle, told=print)
-    assert word == "is up again, on the machines that it had"
     assert AWS.down("lab") is True
     assert rented.instances("pending", "running", "stopped") == []
 

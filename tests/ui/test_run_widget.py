@@ -127,6 +127,7 @@ def slow(row):
 
 
 @pytest.mark.timeout(500)
+@pytest.mark.slow
 def test_twenty_stages_are_drawn_live_and_an_advice_is_applied_while_the_cell_blocks(lab, opened, pictures):
     notebook = opened(lab.write("twenty.ipynb", [UP, TWENTY]))
     assert notebook.run(0)

@@ -20,6 +20,7 @@ from typing import Any
 import ray
 
 from raykit.engine.folder import RunFolder
+from raykit.engine.imports import uncollected
 from raykit.engine.reporter import Reporter, captured
 from raykit.engine.run import UserCodeError, as_user_error, save_outputs
 from raykit.engine.setting import NAMESPACE
@@ -60,9 +61,10 @@ class Worker:
             slot: the number of the slot that it holds, None for a spare.
             leader: the first worker of its replica, None where it is that itself.
         """
-        from raykit.engine.device import device
-        from raykit.engine.training.member import Member
-        from raykit.engine.training.rendezvous import open_store
+        with uncollected():
+            from raykit.engine.device import device
+            from raykit.engine.training.member import Member
+            from raykit.engine.training.rendezvous import open_store
 
         self._host, self._folder, self._spec, self._worker, self._slot = host, folder, spec, worker, slot
         self._leader, self._payload = leader, folder.payload()
