@@ -21,7 +21,9 @@ import pytest
 
 from raykit.cluster import record as records
 from raykit.cluster.places import provider
+from raykit.cluster.rented.cloud import Rented
 from raykit.cluster.rented.launched import Launched
+from raykit.cluster.rented.provider import OnRented
 from raykit.errors import ClusterDiffersError
 from raykit.spec import ClusterSpec
 from tests.ssh import google, hosts, moto
@@ -82,9 +84,9 @@ def spec(cloud: Cloud, rented: Hypervisor) -> ClusterSpec:
 
 
 @pytest.fixture
-def place(spec: ClusterSpec) -> Launched:
+def place(spec: ClusterSpec) -> OnRented:
     found = provider(spec.place)
-    assert isinstance(found, Launched)
+    assert isinstance(found, OnRented)
     return found
 
 
@@ -102,7 +104,7 @@ def _killed_when_it_has_rented(rented: Hypervisor, spec: ClusterSpec) -> str:
 
 
 def test_a_plan_rents_nothing_and_knows_what_a_machine_has(
-    cloud: Cloud, rented: Hypervisor, spec: ClusterSpec, place: Launched
+    cloud: Cloud, rented: Hypervisor, spec: ClusterSpec, place: OnRented
 ) -> None:
     plan = repr(place.plan(replace(spec, num_nodes=2, machine=cloud.other, price_per_node_h=0.5, spot=True)))
     assert cloud.planned in plan
@@ -110,7 +112,7 @@ def test_a_plan_rents_nothing_and_knows_what_a_machine_has(
     assert rented.wanted() == []
 
 
-def test_an_interrupt_gives_back_what_was_rented(rented: Hypervisor, spec: ClusterSpec, place: Launched) -> None:
+def test_an_interrupt_gives_back_what_was_rented(rented: Hypervisor, spec: ClusterSpec, place: OnRented) -> None:
     def interrupt() -> None:
         while not rented.running():
             time.sleep(0.02)
@@ -131,7 +133,7 @@ def test_an_interrupt_gives_back_what_was_rented(rented: Hypervisor, spec: Clust
 
 
 def test_an_up_that_was_killed_is_taken_up_with_the_machines_that_it_rented(
-    cloud: Cloud, rented: Hypervisor, spec: ClusterSpec, place: Launched
+    cloud: Cloud, rented: Hypervisor, spec: ClusterSpec, place: OnRented
 ) -> None:
     before = _killed_when_it_has_rented(rented, spec)
     record, _ = place.up(spec, told=print)
@@ -144,14 +146,14 @@ def test_an_up_that_was_killed_is_taken_up_with_the_machines_that_it_rented(
 
 
 def test_an_up_that_was_killed_can_be_given_back_without_taking_it_up(
-    rented: Hypervisor, spec: ClusterSpec, place: Launched
+    rented: Hypervisor, spec: ClusterSpec, place: OnRented
 ) -> None:
     _killed_when_it_has_rented(rented, spec)
     assert place.down("lab") is True
     assert rented.wanted() == []
 
 
-def test_machines_that_nobody_uses_shut_themselves_down(rented: Hypervisor, spec: ClusterSpec, place: Launched) -> None:
+def test_machines_that_nobody_uses_shut_themselves_down(rented: Hypervisor, spec: ClusterSpec, place: OnRented) -> None:
     idle = replace(spec, num_nodes=2, idle_s=12)  # longer than `up` takes
     record, _ = place.up(idle, told=print)
     while len(rented.stopped()) < 2:
@@ -162,3 +164,17 @@ def test_machines_that_nobody_uses_shut_themselves_down(rented: Hypervisor, spec
     assert word == "is up again, on the machines that it had"
     assert place.down("lab") is True
     assert rented.wanted() == []
+
+
+def test_what_is_up_already_is_looked_at_once(spec: ClusterSpec, place: OnRented, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.up(spec, told=print)
+    looks, look = [], Launched.look
+
+    def counted(cloud: Launched) -> list[Rented]:
+        looks.append(cloud)
+        return look(cloud)
+
+    monkeypatch.setattr(Launched, "look", counted)
+    _, word = place.up(spec, told=print)
+    assert word == "is up already"
+    assert len(looks) == 1

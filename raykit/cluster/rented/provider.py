@@ -7,6 +7,7 @@ them, and `down` gives all of them back.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 from raykit.cluster import record as records
@@ -41,17 +42,19 @@ class OnRented(Ssh):
     def up(self, spec: ClusterSpec, *, told: Told, timeout_s: float = UP_TIMEOUT_S) -> Started:
         deadline = time.monotonic() + timeout_s
         with records.locked(spec.name):
-            cloud, known = self._cloud(spec), self._known(spec)
+            cloud = self._cloud(spec)
+            known, before = self._known(spec)
             if known is not None:
                 # Of another region too: nobody pays for machines that no record knows of.
                 refuse_difference(known, spec, is_up=False)
-            before = cloud.look()
+            else:
+                before = cloud.look()
             # Before anything is rented: so `down` finds what a killed one leaves.
             kept = known or _placeholder(spec)
             kept.save()
             try:
                 again = _rent(cloud, spec, before, told)
-                record, word = self.up_on(self._answering(cloud, spec, told), spec, told, deadline)
+                record, word = self.up_on(self._answering(cloud, spec, before, told), spec, told, deadline)
             except BaseException:  # an interrupt too must leave nothing behind that costs
                 kept.save()  # until they are given back
                 there = {each.id for each in before}
@@ -83,13 +86,14 @@ class OnRented(Ssh):
         with records.locked(record.name):
             cloud = self._cloud(scaled.spec)
             now = cloud.look()
-            now_reached, leaving = self.machines(record.spec), now[scaled.spec.max_nodes :]
-            end_all(now_reached[scaled.spec.max_nodes :], record.name, record.ray_temp)
+            had = _running(cloud, record.spec, now)
+            staying, leaving = now[: scaled.spec.max_nodes], now[scaled.spec.max_nodes :]
+            end_all(had[scaled.spec.max_nodes :], record.name, record.ray_temp)
             if leaving:
                 cloud.end(leaving)
-            _rent(cloud, scaled.spec, now, lambda _: None)
-            wanted = self._answering(cloud, scaled.spec, lambda _: None)
-            join(wanted, wanted[len(now_reached) :], record, scaled)
+            _rent(cloud, scaled.spec, staying, lambda _: None)
+            wanted = self._answering(cloud, scaled.spec, staying, lambda _: None)
+            join(wanted, wanted[len(had) :], record, scaled)
         return scaled
 
     def suspend(self, record: ClusterRecord) -> None:
@@ -119,33 +123,44 @@ class OnRented(Ssh):
             ClusterError: none runs.
         """
         cloud = self._cloud(spec)
-        if not (running := [each for each in cloud.look() if each.runs]):
-            raise ClusterError(f"No machine of {spec.name} runs.", f"Start it: %ray up {spec.name} --on {spec.place}")
-        return [cloud.reached(each) for each in running]
+        return _running(cloud, spec, cloud.look())
 
-    def _known(self, spec: ClusterSpec) -> SshRecord | None:
-        """Give the record of a cluster of this place whose machines are there, running or stopped."""
+    def _known(self, spec: ClusterSpec) -> tuple[SshRecord | None, list[Rented]]:
+        """Give the record of a cluster of this place whose machines are there, running or stopped, and those."""
         record = records.find(spec.name)
-        if isinstance(record, SshRecord) and record.spec.place == spec.place and self._cloud(record.spec).look():
-            return record
-        return None
+        if isinstance(record, SshRecord) and record.spec.place == spec.place:
+            there = self._cloud(record.spec).look()
+            return (record if there else None), there
+        return None, []
 
-    def _answering(self, cloud: Cloud, spec: ClusterSpec, told: Told) -> list[Machine]:
+    def _answering(self, cloud: Cloud, spec: ClusterSpec, before: list[Rented], told: Told) -> list[Machine]:
         """Wait until each machine answers ssh: one that starts has no address, and then no server yet."""
         told(f"{spec.name} waits until its machines answer.")
         deadline = time.monotonic() + ANSWER_S
-        while True:
-            running = [each for each in cloud.look() if each.state == "running"]
+        for now in _looks(cloud, before):
+            running = [each for each in now if each.state == "running"]
             if len(running) >= spec.max_nodes:
                 reached = [cloud.reached(each) for each in running]
                 if all(machine.answers() for machine in reached):
                     return reached
             if time.monotonic() > deadline:
-                states = ", ".join(f"{each.number} is {each.state}" for each in cloud.look()) or "none is there"
-                raise ClusterError(
-                    f"Machines of {spec.name} do not answer ssh after {ANSWER_S:.0f} s; of them {states}.", cloud.unreached
-                )
-            time.sleep(LOOK_S)
+                states = ", ".join(f"{each.number} is {each.state}" for each in now) or "none is there"
+                break
+        raise ClusterError(f"Machines of {spec.name} do not answer ssh after {ANSWER_S:.0f} s; of them {states}.", cloud.unreached)
+
+
+def _looks(cloud: Cloud, before: list[Rented]) -> Iterator[list[Rented]]:
+    """Give the machines again and again, first as they were seen before: a look can take a cloud many seconds."""
+    yield before
+    while True:
+        yield cloud.look()
+        time.sleep(LOOK_S)
+
+
+def _running(cloud: Cloud, spec: ClusterSpec, now: list[Rented]) -> list[Machine]:
+    if not (running := [each for each in now if each.runs]):
+        raise ClusterError(f"No machine of {spec.name} runs.", f"Start it: %ray up {spec.name} --on {spec.place}")
+    return [cloud.reached(each) for each in running]
 
 
 def _rent(cloud: Cloud, spec: ClusterSpec, there: list[Rented], told: Told) -> bool:
