@@ -23,6 +23,7 @@ import nbformat
 from playwright.sync_api import Browser, Page, sync_playwright
 
 WAIT_S = 120
+ENDS_WITH_US = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 FOLDERS = {
     "JUPYTER_CONFIG_DIR": "config",
     "JUPYTER_DATA_DIR": "data",
@@ -75,6 +76,7 @@ class Lab:
         settings.mkdir(parents=True)
         (settings / "notification.jupyterlab-settings").write_text(NO_NEWS)
         command = [
+            *ENDS_WITH_US,
             *(sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", "--allow-root"),
             *(f"--port={self._port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={self.root}"),
             *(f"--IdentityProvider.token={self._token}", "--LabApp.expose_app_in_browser=True"),

@@ -53,8 +53,8 @@ class OnRented(Ssh):
             kept = known or _placeholder(spec)
             kept.save()
             try:
-                again = _rent(cloud, spec, before, told)
-                record, word = self.up_on(self._answering(cloud, spec, before, told), spec, told, deadline)
+                again, now = _rent(cloud, spec, before, told)
+                record, word = self.up_on(self._answering(cloud, spec, now, told), spec, told, deadline)
             except BaseException:  # an interrupt too must leave nothing behind that costs
                 kept.save()  # until they are given back
                 there = {each.id for each in before}
@@ -91,8 +91,8 @@ class OnRented(Ssh):
             end_all(had[scaled.spec.max_nodes :], record.name, record.ray_temp)
             if leaving:
                 cloud.end(leaving)
-            _rent(cloud, scaled.spec, staying, lambda _: None)
-            wanted = self._answering(cloud, scaled.spec, staying, lambda _: None)
+            _, now = _rent(cloud, scaled.spec, staying, lambda _: None)
+            wanted = self._answering(cloud, scaled.spec, now, lambda _: None)
             join(wanted, wanted[len(had) :], record, scaled)
         return scaled
 
@@ -133,11 +133,11 @@ class OnRented(Ssh):
             return (record if there else None), there
         return None, []
 
-    def _answering(self, cloud: Cloud, spec: ClusterSpec, before: list[Rented], told: Told) -> list[Machine]:
+    def _answering(self, cloud: Cloud, spec: ClusterSpec, seen: list[Rented], told: Told) -> list[Machine]:
         """Wait until each machine answers ssh: one that starts has no address, and then no server yet."""
         told(f"{spec.name} waits until its machines answer.")
         deadline = time.monotonic() + ANSWER_S
-        for now in _looks(cloud, before):
+        for now in _looks(cloud, seen):
             running = [each for each in now if each.state == "running"]
             if len(running) >= spec.max_nodes:
                 reached = [cloud.reached(each) for each in running]
@@ -149,9 +149,9 @@ class OnRented(Ssh):
         raise ClusterError(f"Machines of {spec.name} do not answer ssh after {ANSWER_S:.0f} s; of them {states}.", cloud.unreached)
 
 
-def _looks(cloud: Cloud, before: list[Rented]) -> Iterator[list[Rented]]:
-    """Give the machines again and again, first as they were seen before: a look can take a cloud many seconds."""
-    yield before
+def _looks(cloud: Cloud, seen: list[Rented]) -> Iterator[list[Rented]]:
+    """Give the machines again and again, first as they were seen: a look can take a cloud many seconds."""
+    yield seen
     while True:
         yield cloud.look()
         time.sleep(LOOK_S)
@@ -163,8 +163,11 @@ def _running(cloud: Cloud, spec: ClusterSpec, now: list[Rented]) -> list[Machine
     return [cloud.reached(each) for each in running]
 
 
-def _rent(cloud: Cloud, spec: ClusterSpec, there: list[Rented], told: Told) -> bool:
-    """Have as many machines run as are wanted, and say whether some were there before, and did not."""
+def _rent(cloud: Cloud, spec: ClusterSpec, there: list[Rented], told: Told) -> tuple[bool, list[Rented]]:
+    """Have as many machines run as are wanted.
+
+    Say whether some were there before and did not, and give all as they are now; none where that is to be seen anew.
+    """
     wanted = range(1, spec.max_nodes + 1)
     idle = [each for each in there if not each.runs and each.number in wanted]
     if idle:
@@ -173,7 +176,7 @@ def _rent(cloud: Cloud, spec: ClusterSpec, there: list[Rented], told: Told) -> b
     if lacking := sorted(set(wanted) - {each.number for each in there}):
         told(f"{spec.name} rents {len(lacking)} of: {cloud.what}.")
         cloud.rent(lacking)
-    return bool(idle)
+    return bool(idle), [] if idle or lacking else there
 
 
 def _placeholder(spec: ClusterSpec) -> SshRecord:
