@@ -90,7 +90,7 @@ def test_an_up_that_fails_on_machines_that_were_stopped_keeps_them_known(rented:
 
 
 def test_a_cluster_that_has_cost_its_budget_has_its_runs_save_and_shuts_down(rented: Ec2, spec: ClusterSpec) -> None:
-    dear = replace(spec, num_nodes=2, price_per_node_h=720.0, budget=16.0)  # which pays for two machines for 40 s
+    dear = replace(spec, num_nodes=2, price_per_node_h=720.0, budget=32.0)  # which pays for two machines for 80 s: enough to come to a step
     session.up_spec(dear)
     run = rk.train(loops.linear, 100_000, 0.05, workers=1, cpus=0.4, spares=0, name="dear")
     with pytest.raises(RunStoppedError):
@@ -101,12 +101,12 @@ def test_a_cluster_that_has_cost_its_budget_has_its_runs_save_and_shuts_down(ren
     with closing(Log(records.cluster_folder("lab") / "log.sqlite")) as log:
         told = [record.event for record in log.read_all(kinds=(Decided, CostCounted)) if record.run == CLUSTER]
     assert told[-1].decision == "SuspendCluster"
-    assert told[-1].reason.endswith("(--budget 16)")
+    assert told[-1].reason.endswith("(--budget 32)")
     assert {view.name: view.state for view in session.runs("lab")} == {"dear": "stopped"}
     (lab,) = session.clusters()
     assert lab.health().why == f"{told[-1].reason}; its machines are stopped; their disks are kept"
     back = session.up("lab", place="aws", price_per_node_h=720.0, budget=1000.0)  # the rest as it was
-    assert replace(back.record.spec, budget=16.0) == dear
+    assert replace(back.record.spec, budget=32.0) == dear
     assert len(rented.instances("running")) == 2
     session.down("lab")
     assert rented.instances("pending", "running", "stopped") == []
