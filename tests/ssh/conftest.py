@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +75,30 @@ def sky_options(rented: Hypervisor, **more: Any) -> dict[str, Any]:
         "num_nodes": 1,
         "object_store_bytes": 80_000_000,
     } | more
+
+
+@contextmanager
+def interrupted_once(holds: Callable[[], Any]) -> Iterator[None]:
+    """Press Ctrl-C in the block, once a condition holds."""
+
+    is_over = threading.Event()
+
+    def interrupt() -> None:
+        while not holds():
+            if is_over.wait(0.02):
+                return
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    # Whoever runs these tests in the background has interrupts ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -90,9 +90,8 @@ def test_an_up_that_fails_on_machines_that_were_stopped_keeps_them_known(rented:
 
 
 def test_a_cluster_that_has_cost_its_budget_has_its_runs_save_and_shuts_down(rented: Ec2, spec: ClusterSpec) -> None:
-    dear = replace(
-        spec, num_nodes=2, price_per_node_h=720.0, budget=32.0
-    )  # which pays for two machines for 80 s: enough to come to a step
+    # It pays for two machines for 80 s: enough to come to a step.
+    dear = replace(spec, num_nodes=2, price_per_node_h=720.0, budget=32.0)
     session.up_spec(dear)
     run = rk.train(loops.linear, 100_000, 0.05, workers=1, cpus=0.4, spares=0, name="dear")
     with pytest.raises(RunStoppedError):

@@ -5,11 +5,8 @@ The clouds are stand-ins, Amazon's is moto's, and their machines are namespaces 
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -27,7 +24,7 @@ from raykit.cluster.rented.provider import OnRented
 from raykit.errors import ClusterDiffersError
 from raykit.spec import ClusterSpec
 from tests.ssh import google, hosts, moto
-from tests.ssh.conftest import aws_options, gcp_options
+from tests.ssh.conftest import aws_options, gcp_options, interrupted_once
 from tests.ssh.hypervisor import Hypervisor
 
 pytestmark = pytest.mark.ray
@@ -113,21 +110,8 @@ def test_a_plan_rents_nothing_and_knows_what_a_machine_has(
 
 
 def test_an_interrupt_gives_back_what_was_rented(rented: Hypervisor, spec: ClusterSpec, place: OnRented) -> None:
-    def interrupt() -> None:
-        while not rented.running():
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    # Whoever runs these tests in the background has interrupts ignored.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            place.up(spec, told=print)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    thread.join()
+    with pytest.raises(KeyboardInterrupt), interrupted_once(rented.running):
+        place.up(spec, told=print)
     assert records.find("lab") is None
     assert rented.wanted() == []
 

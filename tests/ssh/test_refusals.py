@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,7 +18,7 @@ from raykit.cluster.ssh.nodes import KEPT
 from raykit.cluster.ssh.provider import Ssh
 from raykit.errors import ClusterDiffersError, ClusterError, OptionError
 from raykit.spec import ClusterSpec
-from tests.ssh.conftest import options
+from tests.ssh.conftest import interrupted_once, options
 from tests.ssh.hosts import Host, Network
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("home")]
@@ -108,23 +106,8 @@ def test_a_spec_without_machines_or_with_one_twice_is_refused() -> None:
 
 
 def test_an_interrupt_in_the_middle_of_up_leaves_nothing(machines: Network, spec: ClusterSpec) -> None:
-    head = machines.hosts[0]
-
-    def interrupt() -> None:
-        while not head.processes("gcs_server"):
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    # Whoever runs these tests in the background has interrupts ignored.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            Ssh().up(spec, told=print)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    thread.join()
+    with pytest.raises(KeyboardInterrupt), interrupted_once(lambda: machines.hosts[0].processes("gcs_server")):
+        Ssh().up(spec, told=print)
     assert records.find("lab") is None
     assert [_left(host) for host in machines.hosts] == [[], []]
 

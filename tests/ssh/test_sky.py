@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,7 +16,7 @@ from raykit.errors import ClusterError
 from raykit.spec import ClusterSpec
 from raykit.spec.cluster import NodeGpus
 from tests.ssh import hosts, sky
-from tests.ssh.conftest import sky_options
+from tests.ssh.conftest import interrupted_once, sky_options
 from tests.ssh.hosts import Network
 from tests.ssh.moto import Ec2
 
@@ -81,21 +78,9 @@ def test_what_skypilot_refuses_is_told_with_what_to_do_and_nothing_is_rented(
 
 
 def test_an_interrupt_gives_back_what_was_rented(spec: ClusterSpec, instances: Callable[..., list]) -> None:
-    def interrupt() -> None:
-        while not instances("running"):
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    # Whoever runs these tests in the background has interrupts ignored.
-    before, told = signal.signal(signal.SIGINT, signal.default_int_handler), list[str]()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            SKY.up(spec, told=told.append)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    thread.join()
+    told: list[str] = []
+    with pytest.raises(KeyboardInterrupt), interrupted_once(lambda: instances("running")):
+        SKY.up(spec, told=told.append)
     assert told[-1] == "lab gives back what it has rented."
     assert records.find("lab") is None
     assert instances(*THERE) == []
