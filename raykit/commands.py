@@ -39,11 +39,15 @@ class Apply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lend:
-    """Have no more than so many ranks for the sake of another run, or as many as were asked for again (None)."""
+    """Have no more than so many ranks for the sake of another run, or as many as were asked for again (None).
+
+    ``hands_on``: slots that are given for that go to the borrower itself, which holds such slots too; else back to Ray.
+    """
 
     run: str
     borrower: str
     max_workers: int | None
+    hands_on: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +58,19 @@ class Hurry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Take:
+    """Hold the placement group of that id, which another run has held; after ``by_unix_s`` it is to go back to Ray."""
+
+    run: str
+    group: str
+    by_unix_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
     """Go on with the newest version that was asked for."""
 
     run: str
 
 
-Command = Stop | Drill | Resize | Apply | Lend | Hurry | Update
+Command = Stop | Drill | Resize | Apply | Lend | Hurry | Take | Update

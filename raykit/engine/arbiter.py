@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 Standing = tuple[object, ...]
 """What of a view decides who lends to whom."""
 
+Slot = tuple[float, float, int]
+"""CPUs, GPUs, and how many of these together."""
+
 Tell = Callable[[str, Command], Awaitable[None]]
 """Gives a run a command."""
 
@@ -63,6 +66,15 @@ class Party:
     def tells_slots(self) -> bool:
         """Whether it says at once what Ray has given to it; others only when their processes are up."""
         return self.is_elastic or isinstance(self.spec, ServiceSpec)
+
+    @property
+    def slot(self) -> Slot | None:
+        """What one of its slots is, where it asks Ray for one after the other."""
+        if isinstance(self.spec, ServiceSpec):
+            return self.spec.stage.num_cpus, self.spec.stage.num_gpus, 1
+        if isinstance(self.spec, TrainSpec) and self.is_elastic:
+            return self.spec.cpus_per_worker, self.spec.gpus_per_worker, self.spec.group
+        return None
 
     @property
     def has_started(self) -> bool:
@@ -126,7 +138,7 @@ class Arbiter:
         coming = on_the_way(views, time.time())
         free = _most_of(await asyncio.to_thread(free_slots), coming)
         wanted = loans(lenders(parties), wants(parties, time.time()), free)
-        commands: list[Command] = [each for party in parties if (each := lend(party, wanted.get(party.view.name)))]
+        commands: list[Command] = [each for party in parties if (each := lend(party, wanted.get(party.view.name), parties))]
         if max(coming) > 0:
             commands += [Hurry(run=party.view.name) for party in parties if party.tells_slots and max(lacks_of(party)) > 0]
         await self._tell_all(commands)
@@ -249,15 +261,23 @@ def _needs(party: Party, lacks: Slots) -> Slots:
     return lacks
 
 
-def lend(party: Party, loan: Loan | None) -> Lend | None:
-    """Say what to command a run, if it was not told so before."""
+def lend(party: Party, loan: Loan | None, parties: Sequence[Party]) -> Lend | None:
+    """Say what to command one of the runs that go on, if it was not told so before."""
     told = party.view.loan
     if loan is None:
         return None if told is None else Lend(run=party.view.name, borrower=told.borrower, max_workers=None)
     most = loan.most * party.spec.group if isinstance(party.spec, TrainSpec) else loan.most
     if told is not None and (told.borrower, told.max_workers) == (loan.borrower, most):
         return None
-    return Lend(run=party.view.name, borrower=loan.borrower, max_workers=most)
+    borrower = next(each for each in parties if each.view.name == loan.borrower)
+    return Lend(run=party.view.name, borrower=loan.borrower, max_workers=most, hands_on=are_of_use(party.slot, borrower.slot))
+
+
+def are_of_use(given: Slot | None, wanted: Slot | None) -> bool:
+    """Say whether slots of one run can be another's as they are: the same GPUs, with as many CPUs or more."""
+    if given is None or wanted is None or given[1:] != wanted[1:]:
+        return False
+    return given[0] >= wanted[0] if given[1] else given[0] == wanted[0]
 
 
 def _asked(spec: TrainSpec, view: RunView) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import ray
 
 from raykit.commands import Command, Drill, Stop
-from raykit.engine.run import RunContext, RunKind, StoppedError, UserCodeError, describe, outlive_node_loss
+from raykit.engine.run import RunContext, RunKind, StoppedError, UserCodeError, Written, describe, outlive_node_loss
 from raykit.engine.setting import ClusterSetting
 from raykit.events import Event, HostStarted, RunAccepted, RunEnded, StopAsked, UserFailed
 from raykit.policy.failure import Pulse
@@ -125,14 +125,16 @@ class _Journal:
 
     def __init__(self, log: Log, run: str) -> None:
         self.log = log
-        self._run = run
-        self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._run, self._number = run, 0
+        self._queue: queue.SimpleQueue[Event | Written | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, name="raykit-journal", daemon=True)
         self._thread.start()
 
-    def emit(self, *events: Event) -> None:
+    def emit(self, *events: Event, then: Written | None = None) -> None:
         for event in events:
             self._queue.put(event)
+        if then is not None:
+            self._queue.put(then)
 
     def close(self) -> None:
         """Write what waits."""
@@ -146,5 +148,8 @@ class _Journal:
             while not self._queue.empty():
                 batch.append(self._queue.get())
             open_ = None not in batch
-            if events := [event for event in batch if event is not None]:
-                self.log.append(self._run, events)
+            told = [each for each in batch if callable(each)]
+            if events := [each for each in batch if each is not None and not callable(each)]:
+                self._number = self.log.append(self._run, events)
+            for tell in told:
+                tell(self._number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,10 +34,14 @@ def find_host(run: str) -> ray.actor.ActorHandle:
     return ray.get_actor(HOST_PREFIX + run, namespace=NAMESPACE)
 
 
-class Emit(Protocol):
-    """Takes events in their order; returns before they are written."""
+Written = Callable[[int], None]
+"""Called with the number of an event, from another thread, when the log has it."""
 
-    def __call__(self, *events: Event) -> None: ...
+
+class Emit(Protocol):
+    """Takes events in their order; returns before they are written. When they are, ``then`` is told the last one's number."""
+
+    def __call__(self, *events: Event, then: Written | None = None) -> None: ...
 
 
 class StoppedError(Exception):

@@ -2,30 +2,58 @@
 
 from __future__ import annotations
 
+import math
+import secrets
 import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
 import ray
-from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykit.engine.run import RunContext
 from raykit.events import SlotsHeld, SlotsReleased
+from raykit.store.log import Log
 
+PREFIX = "slot"
 LEAST_CPUS = 0.001  # a placement group cannot hold nothing
+PATIENCE_S = 2.0  # so long another run may hand a slot on before Ray is asked for one that it has no room for
 HURRY_S = 0.3
 # A nudge that comes before Ray knows that the slot is free is in vain, and keeps it from looking for some 10 ms. It keeps a
 # kilobyte of each group that there ever was: so each nudge is twice as far from the next.
 NUDGE_AFTER_S, NUDGE_AGAIN_S = 0.005, 0.012
 COME_S, COME_LOOK_S = 0.008, 0.002  # a slot that a nudge brings is there two milliseconds after it, or some more
 HELD_LOOK_S = 1.0  # each look at a slot takes Ray a millisecond or two
+TAKE_WITHIN_S, TAKEN_WITHIN_S = 0.5, 1.0  # who takes a slot in time has said so in the log when it is looked for there
+LET_GO_S = 1.0
 NOWHERE = {"raykit_nowhere": 1.0}
+
+HandOn = Callable[[str, float], None]
+"""Tells another run's host that it may take the placement group of that id by that time (Unix, s)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _HandedOn:
+    """A placement group that another run was told to take, after the event of that number."""
+
+    group: Any
+    number: int
+    due_s: float
 
 
 class Slots:
-    """Asks for as many slots as the run may use; those that the cluster has no room for yet stay asked for."""
+    """Asks for as many slots as the run may use; those that the cluster has no room for yet stay asked for.
+
+    What was asked for is not taken back before it has come, and given back then: of what is taken back while it is placed,
+    Ray 2.60 loses the place for good. Whose a placement group is, the log says: the run's that held it last, else that
+    which has asked for it.
+    """
 
     def __init__(
         self,
@@ -38,13 +66,16 @@ class Slots:
     ) -> None:
         """Store; each slot is ``group`` bundles of so many CPUs and GPUs, together on as few nodes as can be."""
         self._context = context
-        self._num_cpus, self._num_gpus, self._group = num_cpus, num_gpus, group
+        self._group = group
+        self._bundle = {"CPU": num_cpus or LEAST_CPUS} | ({"GPU": num_gpus} if num_gpus else {})
+        self._wanted = 0
         self._groups: dict[int, Any] = {}
         self._held: dict[int, tuple[str, ...]] = {}
         self._already_held = already_held
+        self._handed_on: deque[_HandedOn] = deque()
+        self._is_over = False
+        self._had_all_s = time.monotonic()
         self._hurries_until_s = self._nudges_at_s = self._nudged_s = self._looked_at_held_s = 0.0
-        self._nudge_again_s = NUDGE_AGAIN_S
-        self._prefix = f"slot:{context.name}"
 
     @property
     def held(self) -> tuple[int, ...]:
@@ -52,26 +83,35 @@ class Slots:
         return tuple(self._held)
 
     def take_up(self) -> None:
-        """Find the slots that an earlier host asked for, whether they have come or not."""
-        for group in placement_group_table().values():
-            prefix, _, number = group["name"].rpartition(":")
-            if prefix == self._prefix and group["state"] != "REMOVED":
-                self._groups[int(number)] = ray.util.get_placement_group(group["name"])
+        """Find the slots that an earlier host held or asked for, whether they have come or not."""
+        there = {id_: table["name"] for id_, table in placement_group_table().items() if table["state"] != "REMOVED"}
+        holders = {each.group: (run, each.holder) for run, each in _holds(self._context.cluster.log_path) if each.group in there}
+        for id_, name in there.items():
+            prefix, _, number_asked = name.rpartition(":")[0].rpartition(":")
+            run, holder = holders.get(id_, ("", ""))
+            if run == self._context.name:
+                self._groups[_number(holder)] = _group_of(id_)
+            elif not run and prefix == f"{PREFIX}:{self._context.name}":
+                self._groups[int(number_asked)] = _group_of(id_)
 
-    def ask(self, num_slots: int) -> None:
-        """Ask for so many slots in all; returns at once."""
-        bundle = {"CPU": self._num_cpus or LEAST_CPUS} | ({"GPU": self._num_gpus} if self._num_gpus else {})
-        unused = (number for number in count() if number not in self._groups)
-        while len(self._groups) < num_slots:
-            number = next(unused)
-            name = f"{self._prefix}:{number}"
-            self._groups[number] = placement_group([bundle] * self._group, strategy="PACK", name=name, lifetime="detached")
+    def want(self, num_slots: int) -> None:
+        """Have so many slots in all, no more: from the next look on they are asked for."""
+        self._wanted = num_slots
+
+    def take(self, group_id: str, by_unix_s: float) -> None:
+        """Hold what another run hands on, of which Ray need not know."""
+        if time.time() > by_unix_s:
+            return
+        number = self._unused()
+        self._groups[number] = _group_of(group_id)
+        self._look_at(number)
+        if number not in self._held:  # it was taken back since
+            del self._groups[number]
 
     def hurry(self) -> None:
-        """Know that slots were given back: for a while each look has Ray look too.
+        """Know that slots were given back: for a while looks have Ray look too.
 
-        It looks at what waits once a second, and when something new is asked for. That is something no node has: what could
-        be placed is not to be taken back while it is (Ray 2.60 then loses the slot).
+        It looks at what waits once a second, and when something is asked for.
         """
         now_s = time.monotonic()
         soon_s, self._nudge_again_s = now_s + NUDGE_AFTER_S, NUDGE_AGAIN_S
@@ -81,8 +121,8 @@ class Slots:
 
     @property
     def are_on_the_way(self) -> bool:
-        """Whether slots that were asked for may come at any moment."""
-        return time.monotonic() < self._hurries_until_s and len(self._held) < len(self._groups)
+        """Whether slots that are wanted may come at any moment."""
+        return time.monotonic() < self._hurries_until_s and len(self._held) < self._wanted
 
     def pause_s(self, otherwise_s: float) -> float:
         """Say how long to wait before the next look: while slots are on their way a look is of use after a nudge."""
@@ -91,45 +131,34 @@ class Slots:
         now_s = time.monotonic()
         return COME_LOOK_S if now_s - self._nudged_s < COME_S else max(0.0, self._nudges_at_s - now_s)
 
-    @property
-    def have_all_come(self) -> bool:
-        """Whether none is waited for; Ray 2.60 can lose a slot that is given back while it is placed."""
-        return len(self._held) == len(self._groups)
+    def give_back(self, *, used: AbstractSet[int], hand_on: HandOn | None = None) -> None:
+        """Release what is held beyond what is wanted, and used by no worker.
 
-    def give_back(self, num_slots: int, *, used: AbstractSet[int]) -> None:
-        """Keep so many slots, and release of the others those that no worker uses, first those that never came."""
-        for number in sorted(self._groups, key=lambda number: (number not in self._held, number), reverse=True):
-            if len(self._groups) <= num_slots:
-                return
-            if number not in used:
-                if self._held.pop(number, None) is not None:
-                    self._context.emit(SlotsReleased(holder=_holder(number)))
-                remove_placement_group(self._groups.pop(number))
+        Args:
+            used: the numbers of the slots that workers use.
+            hand_on: tells a run that waits for such slots; else they go back to Ray.
+        """
+        num_too_many = max(0, len(self._held) - self._wanted)
+        for number in sorted(self._held.keys() - used, reverse=True)[:num_too_many]:
+            del self._held[number]
+            group, released = self._groups.pop(number), SlotsReleased(holder=_holder(number))
+            if hand_on is None:
+                self._context.emit(released)
+                remove_placement_group(group)
+            else:  # nobody is told before the log has it: else two would hold it for a moment
+                self._context.emit(released, then=partial(self._hand_on, group, hand_on))
 
     def look(self) -> None:
-        """Take note of slots that have come, and now and then of those that went with their node, or have come again elsewhere."""
-        if self.are_on_the_way and time.monotonic() >= self._nudges_at_s:
-            remove_placement_group(placement_group([NOWHERE]))
-            self._nudged_s = time.monotonic()
-            self._nudges_at_s = self._nudged_s + self._nudge_again_s
-            self._nudge_again_s *= 2
+        """Ask for what is lacking; take note of slots that have come, and now and then of those that went with their node."""
+        if not self._ask() and self.are_on_the_way and time.monotonic() >= self._nudges_at_s:
+            self._nudge()
         looks_at_held = time.monotonic() - self._looked_at_held_s > HELD_LOOK_S
         if looks_at_held:
             self._looked_at_held_s = time.monotonic()
-        for number, group in self._groups.items():
-            if number in self._held and not looks_at_held:
-                continue
-            table = placement_group_table(group)
-            is_there = table["state"] == "CREATED"
-            nodes = tuple(table["bundles_to_node_id"][bundle] for bundle in range(self._group)) if is_there else ()
-            if number in self._held and self._held[number] != nodes:
-                del self._held[number]
-                self._already_held -= {_holder(number)}
-                self._context.emit(SlotsReleased(holder=_holder(number)))
-            if is_there and number not in self._held:
-                self._held[number] = nodes
-                if _holder(number) not in self._already_held:
-                    self._context.emit(self._held_event(number))
+        for number in self._groups:
+            if looks_at_held or number not in self._held:
+                self._look_at(number)
+        self._take_back(due_by_s=time.monotonic())
 
     def doubt(self) -> None:
         """Know that a node is lost: the next look is at what is held, too."""
@@ -153,14 +182,111 @@ class Slots:
 
         A run that holds nothing and goes on would seem to want slots, and be lent some.
         """
-        for group in self._groups.values():
-            remove_placement_group(group)
+        self._is_over = True
+        self._take_back(due_by_s=math.inf)
+        deadline_s = time.monotonic() + LET_GO_S
+        while self._may_come and self._room() and time.monotonic() < deadline_s:
+            time.sleep(COME_LOOK_S)
+            for number in self._may_come:
+                self._look_at(number)
+        for number in sorted(self._groups, key=self._held.__contains__):
+            remove_placement_group(self._groups[number])
         self._groups, self._held = {}, {}
 
-    def _held_event(self, number: int) -> SlotsHeld:
-        cpus, gpus = self._num_cpus * self._group, self._num_gpus * self._group
-        return SlotsHeld(holder=_holder(number), num_cpus=cpus, num_gpus=gpus)
+    @property
+    def _may_come(self) -> set[int]:
+        """The numbers of those that are asked for and not there."""
+        return self._groups.keys() - self._held.keys()
+
+    def _ask(self) -> bool:
+        """Ask Ray for what is lacking, as far as it has room; for the rest after a while. Say whether anything was asked for."""
+        num_lacking, now_s = self._wanted - len(self._groups), time.monotonic()
+        if num_lacking <= 0:
+            self._had_all_s = now_s
+            return False
+        if now_s - self._had_all_s < PATIENCE_S:
+            num_lacking = min(num_lacking, self._room())
+        if num_lacking:  # what is asked for makes Ray look
+            self._hurries_until_s = now_s + HURRY_S
+            self._nudged_s, self._nudges_at_s, self._nudge_again_s = now_s, now_s + NUDGE_AGAIN_S, 2 * NUDGE_AGAIN_S
+        for _ in range(num_lacking):
+            number = self._unused()
+            name = f"{PREFIX}:{self._context.name}:{number}:{secrets.token_hex(4)}"  # a number may be another's name by now
+            self._groups[number] = placement_group([self._bundle] * self._group, strategy="PACK", name=name, lifetime="detached")
+        return num_lacking > 0
+
+    def _room(self) -> int:
+        """Give how many slots Ray has room for now, by what its nodes have together."""
+        free = ray.available_resources()
+        return min(int(free.get(kind, 0.0) / amount / self._group + 1e-6) for kind, amount in self._bundle.items())
+
+    def _nudge(self) -> None:
+        """Have Ray look at what waits, by asking for something that no node has."""
+        if self._may_come:
+            remove_placement_group(placement_group([NOWHERE]))
+            self._nudged_s = time.monotonic()
+        self._nudges_at_s = time.monotonic() + self._nudge_again_s
+        self._nudge_again_s *= 2
+
+    def _look_at(self, number: int) -> None:
+        table = placement_group_table(self._groups[number])
+        is_there = table.get("state") == "CREATED"
+        nodes = tuple(table["bundles_to_node_id"][bundle] for bundle in range(self._group)) if is_there else ()
+        if number in self._held and self._held[number] != nodes:
+            del self._held[number]
+            self._context.emit(SlotsReleased(holder=_holder(number)))
+        if is_there and number not in self._held:
+            self._held[number] = nodes
+            if _holder(number) not in self._already_held:
+                self._context.emit(self._held_event(number, table["bundles"].values()))
+            self._already_held -= {_holder(number)}
+
+    def _hand_on(self, group: Any, tell: HandOn, number: int) -> None:
+        if self._is_over:  # nobody would look whether it was taken
+            remove_placement_group(group)
+            return
+        self._handed_on.append(_HandedOn(group=group, number=number, due_s=time.monotonic() + TAKEN_WITHIN_S))
+        tell(group.id.hex(), time.time() + TAKE_WITHIN_S)
+
+    def _take_back(self, due_by_s: float) -> None:
+        """Give back to Ray what was to be taken by then and was not: who was told may have died."""
+        if not self._handed_on or self._handed_on[0].due_s > due_by_s:
+            return
+        taken = {each.group for _, each in _holds(self._context.cluster.log_path, after=self._handed_on[0].number)}
+        while self._handed_on and self._handed_on[0].due_s <= due_by_s:
+            group = self._handed_on.popleft().group
+            if group.id.hex() not in taken:
+                remove_placement_group(group)
+
+    def _unused(self) -> int:
+        return next(number for number in count() if number not in self._groups)
+
+    def _held_event(self, number: int, bundles: Collection[dict[str, float]]) -> SlotsHeld:
+        """Say what is held: of what was handed on it may be more CPUs than were asked for."""
+        cpus = sum(num_cpus for each in bundles if (num_cpus := each.get("CPU", 0.0)) > LEAST_CPUS)
+        gpus = sum(each.get("GPU", 0.0) for each in bundles)
+        return SlotsHeld(holder=_holder(number), num_cpus=cpus, num_gpus=gpus, group=self._groups[number].id.hex())
+
+
+def _holds(log_path: Any, *, after: int = 0) -> Iterator[tuple[str, SlotsHeld]]:
+    """Give what runs have held, each with the run, from the earliest on."""
+    log = Log(log_path)
+    try:
+        for page in log.pages(kinds=(SlotsHeld,), after=after):
+            for record in page:
+                assert isinstance(record.event, SlotsHeld)
+                yield record.run, record.event
+    finally:
+        log.close()
+
+
+def _group_of(id_: str) -> PlacementGroup:
+    return PlacementGroup(ray.PlacementGroupID(bytes.fromhex(id_)))
 
 
 def _holder(number: int) -> str:
     return f"slot {number + 1}"
+
+
+def _number(holder: str) -> int:
+    return int(holder.removeprefix("slot ")) - 1

@@ -80,12 +80,13 @@ class LinesPrinted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotsHeld:
-    """Slots went to ``holder``. They are logical: held, not used."""
+    """Slots went to ``holder``. They are logical: held, not used. ``group`` is the placement group that is held, if one is."""
 
     holder: str
     num_cpus: float
     num_gpus: float
     node: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,9 +86,8 @@ class Log:
         for page in self.pages(run=run, kinds=kinds):
             yield from page
 
-    def pages(self, *, run: str | None = None, kinds: Sequence[type] = ()) -> Iterator[list[Record]]:
-        """Give all records of a run, or of all runs, as many at a time as one read gives."""
-        after = 0
+    def pages(self, *, run: str | None = None, kinds: Sequence[type] = (), after: int = 0) -> Iterator[list[Record]]:
+        """Give all records of a run, or of all runs, with a number above ``after``, as many at a time as one read gives."""
         while page := self.read(after=after, run=run, kinds=kinds):
             yield page
             after = page[-1].number

@@ -35,6 +35,20 @@ def drop_odd(row):
     return row if row["x"] % 2 == 0 else None
 
 
+@rk.stage(cpus=0.5)
+def as_tensors(row):
+    import torch
+
+    x = torch.full((2,), float(row["item"]))
+    return {"x": x, "wanted": x.requires_grad_() * 2}
+
+
+def test_rows_of_tensors_are_written_as_arrays_also_where_a_gradient_is_wanted(cluster):
+    table = rk.Pipeline([as_tensors]).run(range(3), name="tensors").wait().result.to_pandas()
+    rows = zip(table["x"], table["wanted"], strict=True)
+    assert sorted((list(x), list(wanted)) for x, wanted in rows) == [([n, n], [2 * n, 2 * n]) for n in (0.0, 1.0, 2.0)]
+
+
 def test_every_row_of_every_stage_comes_out_once_and_is_counted(cluster):
     run = rk.Pipeline([twice, Add]).run(range(300), name="rows").wait()
     table = run.result.to_pandas().sort_values("x")

@@ -12,7 +12,7 @@ import pytest
 
 import raykit as rk
 from raykit.errors import RunFailedError, RunLostError
-from raykit.events import RunAccepted, RunEnded, SlotsHeld, SlotsReleased, WorldFormed
+from raykit.events import HostStarted, RunAccepted, RunEnded, SlotsHeld, SlotsReleased, WorldFormed
 from raykit.store.log import Log
 from tests.ray import loops
 
@@ -92,6 +92,22 @@ def most_held(cluster, by=None):
     return most
 
 
+def groups_of(cluster, run):
+    """Give the placement groups that a run has held."""
+    log = Log(Path(cluster.record.folder) / "log.sqlite")
+    groups = {record.event.group for record in log.read_all(run=run, kinds=(SlotsHeld,))}
+    log.close()
+    return groups
+
+
+def host_of(cluster, run):
+    """Give the process of a run's newest host."""
+    log = Log(Path(cluster.record.folder) / "log.sqlite")
+    (*_, newest) = log.read_all(run=run, kinds=(HostStarted,))
+    log.close()
+    return newest.event.pid
+
+
 def worlds_of(cluster, run):
     """Give the worlds of a run since it was begun or resumed."""
     log = Log(Path(cluster.record.folder) / "log.sqlite")
@@ -112,6 +128,7 @@ def test_a_rank_that_lends_its_slot_waits_in_its_process_and_a_warm_replica_has_
     until(lambda: num_gpus(service.run.refresh()) == 0)
     until(lambda: low.refresh().world_size == NUM_GPUS)
     assert most_held(gpus, by=service.name) == 2
+    assert groups_of(gpus, service.name) <= groups_of(gpus, low.name)  # from hand to hand, not by way of Ray
     sizes = [len(world.workers) for world in worlds_of(gpus, low.name)]
     assert 1 in sizes[sizes.index(NUM_GPUS) :]
     assert {rank.pid for rank in low.view.ranks if not rank.lost} == pids
@@ -154,6 +171,20 @@ def test_two_services_and_a_training_keep_their_places_while_ranks_hosts_and_the
     assert low.view.step > 0
     assert all(card.good for card in low.view.cards)
     assert first.run.refresh().service.num_failed == second.run.refresh().service.num_failed == 0
+    assert most_held(gpus) <= NUM_GPUS
+
+
+def test_a_slot_that_is_handed_on_to_a_host_that_is_killed_at_that_moment_is_not_lost(gpus, started, until):
+    low = train(started, loops.linear, 10_000, 0.5)
+    until(lambda: low.refresh().world_size == NUM_GPUS)
+    service = serve(started, replicas=(0, 1))
+    asked = burst(service)
+    until(lambda: service.run.refresh().service.wanted == 1)
+    os.kill(host_of(gpus, service.name), signal.SIGSTOP)
+    until(lambda: num_gpus(low.refresh()) == NUM_GPUS - 1)
+    os.kill(host_of(gpus, service.name), signal.SIGKILL)
+    assert is_answered(*asked)
+    until(lambda: low.refresh().world_size == NUM_GPUS)
     assert most_held(gpus) <= NUM_GPUS
 
 

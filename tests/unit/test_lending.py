@@ -199,8 +199,36 @@ def test_a_pipeline_that_has_started_wants_slots_until_each_stage_has_had_a_repl
 def test_a_command_is_given_once_and_taken_back_when_nobody_waits():
     loan = Loan(lender="low", borrower="high", most=1)
     told = Lend(run="low", borrower="high", max_workers=1)
-    assert lend(party(TRAIN, RunStarted()), loan) == told
+    borrower = party(TaskSpec(name="high"))
+    assert lend(party(TRAIN, RunStarted()), loan, [borrower]) == told
     lent = party(TRAIN, RunStarted(), SlotsLent(borrower="high", max_workers=1))
-    assert lend(lent, loan) is None
-    assert lend(lent, None) == Lend(run="low", borrower="high", max_workers=None)
-    assert lend(party(TRAIN, RunStarted()), None) is None
+    assert lend(lent, loan, [borrower]) is None
+    assert lend(lent, None, [borrower]) == Lend(run="low", borrower="high", max_workers=None)
+    assert lend(party(TRAIN, RunStarted()), None, [borrower]) is None
+
+
+@pytest.mark.parametrize(
+    ("borrower", "hands_on"),
+    [
+        (ServiceSpec(name="high", stage=StageSpec(name="s", num_cpus=1, num_gpus=1)), True),
+        (ServiceSpec(name="high", stage=StageSpec(name="s", num_cpus=0, num_gpus=1)), True),
+        (ServiceSpec(name="high", stage=StageSpec(name="s", num_cpus=2, num_gpus=1)), False),
+        (ServiceSpec(name="high", stage=StageSpec(name="s", num_cpus=0, num_gpus=0.5)), False),
+        (TrainSpec(name="high", workers=(1, 2), cpus_per_worker=1, gpus_per_worker=1), True),
+        (TrainSpec(name="high", workers=(2, 4), cpus_per_worker=1, gpus_per_worker=1, group=2), False),
+        (TrainSpec(name="high", workers=(1, 2), cpus_per_worker=1, gpus_per_worker=1, engine="ray-train"), False),
+        (TaskSpec(name="high", num_cpus=1, num_gpus=1), False),
+    ],
+)
+def test_a_slot_goes_to_the_borrower_itself_where_it_holds_such_slots_too(borrower, hands_on):
+    spec = TrainSpec(name="low", workers=(1, 4), cpus_per_worker=1, gpus_per_worker=1)
+    runs = [party(spec, RunStarted()), party(borrower)]
+    told = lend(runs[0], Loan(lender="low", borrower="high", most=1), runs)
+    assert told.hands_on is hands_on
+
+
+@pytest.mark.parametrize(("num_cpus", "hands_on"), [(4, False), (1, True)])
+def test_cpus_that_nobody_asked_for_are_not_handed_on_where_cpus_are_all_there_is(num_cpus, hands_on):
+    spec = TrainSpec(name="low", workers=(1, 4), cpus_per_worker=num_cpus)
+    runs = [party(spec, RunStarted()), party(ServiceSpec(name="high", stage=StageSpec(name="s", num_cpus=1)))]
+    assert lend(runs[0], Loan(lender="low", borrower="high", most=1), runs).hands_on is hands_on

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import queue
 import secrets
 import threading
 import time
@@ -14,7 +15,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykit.cluster.home import write_secret
-from raykit.commands import Command, Drill, Hurry, Stop, Update
+from raykit.commands import Command, Drill, Hurry, Stop, Take, Update
 from raykit.engine.losses import cause_of
 from raykit.engine.pipeline.calls import Ready
 from raykit.engine.run import RunContext, StoppedError, UserCodeError
@@ -67,6 +68,7 @@ class ServiceRun:
         self._steady = Steady()
         self._wanted = 0
         self._hurry_asked = threading.Event()
+        self._handed_on: queue.SimpleQueue[Take] = queue.SimpleQueue()
         self._has_started = False
         self._requests: RequestsSampled | None = None
         self._before = (0, 0)  # requests done and failed, as an ingress counted that is gone
@@ -116,6 +118,8 @@ class ServiceRun:
             self._context.stop_asked.set()
         elif isinstance(command, Hurry):
             self._hurry_asked.set()
+        elif isinstance(command, Take):
+            self._handed_on.put(command)
         elif isinstance(command, Update):
             self._update_asked.set()
         elif isinstance(command, Drill) and command.action == "kill-worker":
@@ -178,13 +182,16 @@ class ServiceRun:
         if self._update_asked.is_set():
             self._update()
         self._want()
-        slots.ask(self._wanted)
+        slots.want(self._wanted)
         if self._hurry_asked.is_set():
             self._hurry_asked.clear()
             slots.hurry()
+        while not self._handed_on.empty():
+            handed_on = self._handed_on.get()
+            slots.take(handed_on.group, handed_on.by_unix_s)
         slots.look()
         self._staff(slots)
-        slots.give_back(self._wanted, used=self._replicas.slots_used)
+        slots.give_back(used=self._replicas.slots_used)
         self._hear(slots)
         self._strike()
         if time.monotonic() - self._sampled_s > SAMPLE_S:

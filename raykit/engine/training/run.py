@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from raykit.codec import encode
-from raykit.commands import Command, Drill, Hurry, Lend, Resize, Stop
+from raykit.commands import Command, Drill, Hurry, Lend, Resize, Stop, Take
 from raykit.decisions import Conclude, Decision, End, Form, GiveUp, LossAnswer, StandBy, Start
 from raykit.engine.losses import GONE
 from raykit.engine.run import RunContext, StoppedError, UserCodeError
@@ -82,7 +82,7 @@ class TrainingRun:
         self._on_loss = Answer(self._context)
         try:
             slots.take_up()
-            slots.ask(self._size.most)
+            slots.want(self._size.most)
             self._wait_for_slots(slots)
             while not self._is_over():
                 self._look(slots)
@@ -156,7 +156,7 @@ class TrainingRun:
             if self._context.stop_asked.wait(slots.pause_s(SLOT_LOOK_S)):
                 raise StoppedError
             self._obey(slots)
-            slots.give_back(self._size.most, used=frozenset())
+            slots.give_back(used=frozenset(), hand_on=self._size.hand_on)
             slots.look()
         self._slots_looked_s = time.monotonic()
         self._size.has_started = True
@@ -226,29 +226,35 @@ class TrainingRun:
             self._slots_looked_s = time.monotonic()
             slots.look()
             self._crew.drop_unplaced(slots, self._worlds.asked)
-            slots.give_back(self._size.most, used=self._crew.slots_used)
+        slots.give_back(used=self._crew.slots_used, hand_on=self._size.hand_on)
 
     def _obey(self, slots: Slots) -> None:
         """Carry out what was asked, as far as its time has come."""
         while not self._commands.empty():
             command = self._commands.get()
-            if isinstance(command, Resize):
-                self._size.resize(command.workers)
-                slots.ask(self._size.most)  # those that are too many go back when their workers have left
-            if isinstance(command, Lend) and self._size.lend(command):
-                slots.ask(self._size.most)  # replicas leave at a commit, as if a person had asked
-                if slots.have_all_come:  # one may have come that no replica has taken yet
-                    slots.give_back(self._size.most, used=self._crew.slots_used)
-            if isinstance(command, Hurry):
-                slots.hurry()
             if isinstance(command, Drill):
                 self._drills.add(command)
+            if isinstance(command, Resize | Lend):
+                self._resize(command, slots)
+            if isinstance(command, Hurry):
+                slots.hurry()
+            if isinstance(command, Take):
+                slots.take(command.group, command.by_unix_s)
         if self._context.stop_asked.is_set() and not self._stop_sent:
             self._stop_sent = True
             for hand in self._crew.hands:
                 hand.handle.stop.remote()
         if self._recovery is None:  # no earlier loss is being mended
             self._drills.strike(self._worlds.asked)
+
+    def _resize(self, command: Resize | Lend, slots: Slots) -> None:
+        """Have more or fewer from now on: who is too many leaves at a commit, and its slot with it."""
+        if isinstance(command, Resize):
+            self._size.resize(command.workers)
+        else:
+            self._size.lend(command)
+        slots.want(self._size.most)
+        self._slots_looked_s = 0.0
 
     def _hear(self, worker: str, pulse: Pulse, at_s: float) -> None:
         found = self._crew.find(worker)
@@ -340,8 +346,9 @@ class TrainingRun:
         if isinstance(decision, StandBy):
             for name in decision.replicas:
                 self._crew.stand_by(name)
-            slots.give_back(self._size.most, used=self._crew.slots_used)
-            self._size.hurry_borrower()
+            slots.give_back(used=self._crew.slots_used, hand_on=self._size.hand_on)
+            if self._size.hand_on is None:
+                self._size.hurry_borrower()
 
     def _start(self, decision: Start, slots: Slots) -> None:
         free = [number for number in slots.held if number not in self._crew.slots_used]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from functools import partial
+from typing import Any
 
-from raykit.commands import Hurry, Lend
+from raykit.commands import Hurry, Lend, Take
 from raykit.engine.run import RunContext, find_host
+from raykit.engine.slots import HandOn
 from raykit.events import Resized, SlotsLent
 from raykit.spec import TrainSpec
 from raykit.views import RunView
@@ -22,6 +25,8 @@ class Size:
         self.has_started = False
         self._lent_down_to: int | None = None
         self._borrower = ""
+        self._borrower_host: Any = None
+        self._hands_on = False
         self._lend_by_s = 0.0
 
     def take_up(self, view: RunView) -> None:
@@ -37,13 +42,12 @@ class Size:
         self.least, self.asked = (each // group for each in workers)
         self._context.emit(Resized(min_workers=self.least * group, max_workers=self.asked * group))
 
-    def lend(self, command: Lend) -> bool:
-        """Have fewer while another run needs slots, and say whether that is new."""
-        if self._replicas(command.max_workers) == self._lent_down_to:
-            return False
-        self._lend_down_to(command.max_workers, command.borrower)
-        self._context.emit(SlotsLent(borrower=command.borrower, max_workers=command.max_workers))
-        return True
+    def lend(self, command: Lend) -> None:
+        """Have fewer while another run needs slots."""
+        if (self._replicas(command.max_workers), command.borrower) != (self._lent_down_to, self._borrower):
+            self._lend_down_to(command.max_workers, command.borrower)
+            self._hands_on = command.hands_on
+            self._context.emit(SlotsLent(borrower=command.borrower, max_workers=command.max_workers))
 
     @property
     def most(self) -> int:
@@ -57,15 +61,26 @@ class Size:
         """Whether the time is over in which slots that it lends had to be given."""
         return self._lent_down_to is not None and time.monotonic() >= self._lend_by_s
 
+    @property
+    def hand_on(self) -> HandOn | None:
+        """What has the borrower take a slot, where it holds such slots too."""
+        return partial(_hand_on, self._borrower_host, self._borrower) if self._hands_on and self._borrower_host else None
+
     def hurry_borrower(self) -> None:
         """Have the run that waits for what was given back look for it now, before the arbiter sees that it was."""
-        if self._lent_down_to is not None:
-            with suppress(ValueError):  # it ended since
-                find_host(self._borrower).command.remote(Hurry(run=self._borrower))
+        if self._borrower_host is not None:
+            self._borrower_host.command.remote(Hurry(run=self._borrower))
 
     def _lend_down_to(self, workers: int | None, borrower: str) -> None:
-        self._lent_down_to, self._borrower = self._replicas(workers), borrower
+        self._lent_down_to, self._borrower, self._borrower_host = self._replicas(workers), borrower, None
+        if workers is not None:
+            with suppress(ValueError):  # it ended since
+                self._borrower_host = find_host(borrower)
         self._lend_by_s = time.monotonic() + self._spec.lend_within_s
 
     def _replicas(self, workers: int | None) -> int | None:
         return None if workers is None else workers // self._spec.group
+
+
+def _hand_on(host: Any, run: str, group: str, by_unix_s: float) -> None:
+    host.command.remote(Take(run=run, group=group, by_unix_s=by_unix_s))
