@@ -11,6 +11,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -268,7 +269,7 @@ class Slots:
         return SlotsHeld(holder=_holder(number), num_cpus=cpus, num_gpus=gpus, group=self._groups[number].id.hex())
 
 
-def _holds(log_path: Any, *, after: int = 0) -> Iterator[tuple[str, SlotsHeld]]:
+def _holds(log_path: Path, *, after: int = 0) -> Iterator[tuple[str, SlotsHeld]]:
     """Give what runs have held, each with the run, from the earliest on."""
     log = Log(log_path)
     try:
