@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -16,6 +18,8 @@ import psutil
 
 LEAN = "--include-dashboard=false"
 LOOPBACK = "--node-ip-address=127.0.0.1"
+PATIENCE_S = 300.0  # Ray gives a node half a minute to appear, which it may take where the disk is cold or others are busy
+LOOK_S = 0.1
 # The command line's other groups. Ray does without those that cannot be imported; serve's alone takes a second.
 OTHER_GROUPS = ("ray.serve.scripts", "ray.dashboard.modules.job.cli", "ray.util.state.state_cli")
 
@@ -26,6 +30,7 @@ def main() -> None:
         sys.modules[module] = None  # type: ignore[assignment]
     from ray._private import ray_constants, services
     from ray._private.node import Node
+    from ray._raylet import DASHBOARD_AGENT_LISTEN_PORT_NAME, persist_port  # type: ignore[attr-defined]
     from ray.scripts.scripts import start
 
     def left_out(_: Node, **__: Any) -> None:
@@ -37,6 +42,16 @@ def main() -> None:
         kill_all(node, **options)
         end_session()
 
+    start_raylet = Node.start_raylet
+
+    def start_raylet_at_once(node: Node, *args: Any, **options: Any) -> None:
+        # The raylet waits for its agent to write down a port that both were given, and ends if that takes 15 s.
+        port = node._ray_params.dashboard_agent_listen_port  # noqa: SLF001
+        persist_port(node.get_session_dir_path(), node.node_id, DASHBOARD_AGENT_LISTEN_PORT_NAME, port)
+        start_raylet(node, *args, **options)
+
+    Node.start_raylet = start_raylet_at_once
+    services.get_node = patient(services.get_node)
     Node.kill_all_processes = kill_all_and_agents
     Node.start_ray_client_server = left_out  # for drivers on other machines: there are none
     if LEAN in sys.argv:
@@ -51,6 +66,30 @@ def main() -> None:
             self, socket_path or f"{self._sockets_dir}/{default_prefix}.{os.getpid()}", default_prefix
         )
     start()
+
+
+def patient(find: Callable[[str, str], Any]) -> Callable[[str, str], Any]:
+    """Make a look for a node one that waits until it is there."""
+
+    def find_in_time(gcs_address: str, node_id: str) -> Any:
+        deadline_s = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return find(gcs_address, node_id)
+            except RuntimeError:
+                if not has_raylet():
+                    sys.exit("The raylet ended while the node was started.")
+                if time.monotonic() > deadline_s:
+                    raise
+            time.sleep(LOOK_S)
+
+    return find_in_time
+
+
+def has_raylet() -> bool:
+    """Say whether this node's raylet is still at work."""
+    mine = psutil.Process().children()
+    return any(each.name() == "raylet" and each.status() != psutil.STATUS_ZOMBIE for each in mine)
 
 
 def end_session() -> None:

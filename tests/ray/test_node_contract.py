@@ -16,6 +16,7 @@ for module in OTHER_GROUPS:
     sys.modules[module] = None
 from ray._private import ray_constants, services
 from ray._private.node import Node
+from ray._raylet import DASHBOARD_AGENT_LISTEN_PORT_NAME, persist_port
 from ray.scripts import scripts
 
 assert inspect.signature(Node.start_api_server).parameters.keys() == {"self", "include_dashboard", "raise_on_failure"}
@@ -27,6 +28,11 @@ assert "self._sockets_dir" in inspect.getsource(Node._prepare_socket_file)
 assert "services.get_node_ip_address(" in inspect.getsource(scripts.start.callback)
 assert "get_node_ip_address(" in inspect.getsource(services.resolve_ip_for_localhost)
 assert "ray_constants.ENABLE_RAY_CLUSTER" in inspect.getsource(scripts.start.callback)
+assert callable(Node.start_raylet)
+assert inspect.signature(persist_port).parameters.keys() == {"dir", "node_id", "port_name", "port"}
+assert DASHBOARD_AGENT_LISTEN_PORT_NAME == "dashboard_agent_listen_port"
+assert "ray._private.services.get_node(" in inspect.getsource(Node.__init__)
+assert inspect.signature(services.get_node).parameters.keys() == {"gcs_address", "node_id"}
 assert ray_constants.ENABLE_RAY_CLUSTER is not None
 assert not {"serve", "job", "summary"} & set(scripts.cli.commands)
 """
