@@ -11,7 +11,7 @@ from raykit.client.pipeline import MARK, Pipeline
 from raykit.client.run import Run, start
 from raykit.client.service import service_spec, start_service
 from raykit.errors import CellError, OptionError
-from raykit.jupyter.display import QUIET_S, Said, follow, watched
+from raykit.jupyter.display import QUIET_S, Said, follow, kernel_ends, watched
 from raykit.spec import TaskSpec, TrainSpec
 from raykit.spec.lines import PipelineLine, ServeLine, Viewing
 from raykit.spec.training import ON_LOSS
@@ -78,6 +78,8 @@ def serve_cell(shell: Any, cell: str, line: ServeLine, viewing: Viewing) -> Show
         try:
             service.wait()
         except KeyboardInterrupt:
+            if kernel_ends():
+                raise
             if not service.is_update:
                 service.stop()
                 service.run.wait()

@@ -24,6 +24,7 @@ WIDGET_S = 0.2
 SAVED_S = 5.0
 QUIET_S = 2.0
 LOOK_WAIT_S = 1.0  # for the samplers of a cluster that is looked at
+ENDING_S, ENDING_LOOK_S = 1.0, 0.02  # so long after an interrupt a kernel may hear that it is to end
 TICK_S = 1.0  # a run without news is looked at so often
 
 
@@ -49,7 +50,8 @@ class Face(Protocol):
 def follow(run: Run, *, quiet_s: float = QUIET_S) -> None:
     """Show a run until it is over, and raise if it did not end well; a task that is done within ``quiet_s`` only prints.
 
-    An interrupt asks the run to end at its next commit or batch; a second one leaves it alone.
+    An interrupt asks the run to end at its next commit or batch; a second one leaves it alone, and so does the one with which
+    a kernel's end begins.
 
     Raises:
         RunFailedError: the user's code raised.
@@ -60,6 +62,8 @@ def follow(run: Run, *, quiet_s: float = QUIET_S) -> None:
     try:
         _show_until_over(run, face)
     except KeyboardInterrupt:
+        if kernel_ends():
+            raise
         run.stop()
         _show_until_over(run, face)
     finally:
@@ -112,9 +116,22 @@ def _show_until_over(run: Run, face: Face) -> None:
         face.show(view)
 
 
+def kernel_ends() -> bool:
+    """Say whether an interrupt came because the kernel is restarted or shut down: Jupyter first interrupts, and then says so."""
+    deadline_s = time.monotonic() + ENDING_S
+    while _in_notebook() and time.monotonic() < deadline_s:
+        if _shell().exit_now:
+            return True
+        time.sleep(ENDING_LOOK_S)
+    return False
+
+
 def _in_notebook() -> bool:
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return hasattr(shell, "kernel")
+    return hasattr(_shell(), "kernel")
+
+
+def _shell() -> Any:
+    return getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
 
 
 class _Widget:

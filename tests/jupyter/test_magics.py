@@ -89,6 +89,27 @@ def test_a_run_survives_its_kernel_and_a_second_kernel_has_its_events_and_its_re
     assert "400" in second.run("print(steps)")
 
 
+ENDINGS = {
+    "restarted": lambda manager: manager.restart_kernel(),
+    "shut down": lambda manager: manager.shutdown_kernel(),
+}
+
+
+@pytest.mark.parametrize("end", ENDINGS.values(), ids=ENDINGS)
+def test_a_run_goes_on_when_the_kernel_ends_whose_cell_waits_for_it(kernel, end):
+    """Jupyter interrupts a kernel before it asks it to end."""
+    first = kernel()
+    first.run(UP)
+    first.client.execute("%%ray run waits\nimport time\ntime.sleep(600)")
+    first.until_shown("running")
+    first.client.stop_channels()
+    end(first.manager)
+    second = kernel()
+    second.run(UP)
+    assert "running" in second.run("print(rk.watch('waits').view.state)")
+    second.run("%ray stop waits")
+
+
 BAD = [
     ("%%ray run\nx = = 1", "invalid syntax"),
     ("%%ray run\nprint(modle)", "'modle' is not defined"),
