@@ -18,6 +18,7 @@ LOOK = {"command": "look"}
 class Answering(anywidget.AnyWidget):
     """Draws what it was told, and sends commands back; ``said`` is what became of the last one.
 
+    ``gone`` is what the page says when the kernel was restarted, and nobody answers any more.
     A page that wants news asks for a look while somebody looks at it, and ``looks`` counts those that were answered.
     It is shown as two outputs: JupyterLab draws a widget whose kernel is gone, or too busy to tell of it, as an error, and
     would not fall back to another form of the same output.
@@ -25,10 +26,12 @@ class Answering(anywidget.AnyWidget):
 
     _css = STATIC / "raykit.css"
     said = traitlets.Unicode().tag(sync=True)
+    gone = traitlets.Unicode().tag(sync=True)
     looks = traitlets.Int().tag(sync=True)
 
-    def __init__(self, **parts: Any) -> None:
-        super().__init__(**parts)
+    def __init__(self, *, again: str, **parts: Any) -> None:
+        """Store; ``again`` is the line that shows the same in another kernel."""
+        super().__init__(gone=f"The kernel that showed this is gone. See it again: {again}", **parts)
         _answer_beside_a_running_cell(self)
 
     @abstractmethod

@@ -33,7 +33,7 @@ class ClusterWidget(Answering):
     domains = traitlets.Tuple().tag(sync=True)
 
     def __init__(self, view: ClusterView, look: Callable[[], ClusterView]) -> None:
-        super().__init__()
+        super().__init__(again="%ray status")
         self._look, self._node = look, ""
         self._looked_s = time.monotonic()
         self._draw(view)

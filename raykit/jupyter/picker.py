@@ -36,7 +36,7 @@ class ClusterPicker(Answering):
     now = traitlets.Dict().tag(sync=True)
 
     def __init__(self) -> None:
-        super().__init__(form=encode(form()))
+        super().__init__(again="%ray pick", form=encode(form()))
         self._doing, self._line = "", ""
         self._told: tuple[str, ...] = ()
         self._plan: Plan | None = None

@@ -33,7 +33,7 @@ class RunWidget(Answering):
     asks = traitlets.Bool().tag(sync=True)
 
     def __init__(self, view: RunView) -> None:
-        super().__init__(**_parts(view))
+        super().__init__(again=f"%ray watch {view.name}", **_parts(view))
         self._view = view
         self._past_sent_s = -math.inf
 

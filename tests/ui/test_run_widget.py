@@ -67,6 +67,25 @@ def test_a_view_that_is_watched_from_a_new_kernel_has_its_past_also_in_a_second_
     expect(second_tab.cell(2).locator(".raykit-chart")).not_to_have_count(0)
 
 
+def test_a_widget_whose_kernel_was_restarted_says_how_to_see_its_run_that_goes_on(lab, opened):
+    notebook = opened(lab.write("gone.ipynb", [UP, LONG.replace("long", "staying"), "%ray watch staying"]))
+    assert notebook.run(0)
+    notebook.start(1)
+    widget = notebook.cell(1).locator(".raykit-run")
+    expect(widget.get_by_role("button", name="Stop")).to_be_visible(timeout=60_000)
+    notebook.restart_kernel()
+    expect(widget.locator(".raykit-said")).to_contain_text("%ray watch staying")
+    expect(widget.get_by_role("button", name="Stop")).to_be_hidden()
+    assert notebook.run(0)
+    notebook.start(2)
+    again = notebook.cell(2).locator(".raykit-run")
+    expect(again.locator(".raykit-progress")).to_contain_text(re.compile(r"step [1-9]"), timeout=60_000)
+    again.get_by_role("button", name="Stop").click()
+    again.get_by_role("button", name="Stop the run?").click()
+    assert not notebook.end()
+    expect(again).to_have_attribute("data-state", "stopped")
+
+
 def test_a_widget_of_a_narrow_window_shows_all_of_it(lab, opened):
     notebook = opened(lab.write("narrow.ipynb", [UP, "%%ray pipeline --source rows\n" + STAGE]), width=700)
     assert notebook.run(0)

@@ -3,7 +3,7 @@
 import type { RenderProps } from "@anywidget/types";
 
 import { Choice } from "./choice";
-import { drawPairs, keepKeys, make, say, setShown, setText, withChildren } from "./dom";
+import { drawPairs, keepKeys, make, say, setShown, setText, whenGone, withChildren } from "./dom";
 import type { ClusterFace } from "./face";
 import { HeatMap } from "./heatmap";
 import { Look } from "./look";
@@ -14,6 +14,7 @@ interface Model {
   now: Omit<ClusterFace, "domains">;
   domains: ClusterFace["domains"];
   said: string;
+  gone: string;
   looks: number;
 }
 
@@ -82,8 +83,9 @@ function render({ model, el }: RenderProps<Model>): () => void {
   const page = new ClusterPage((command) => model.send(command));
   const look = new Look(page.element, () => model.send({ command: "look" }));
   let frame = 0;
+  let isGone = false;
   const face = (): ClusterFace => ({ ...model.get("now"), domains: model.get("domains") });
-  const drawWords = (): void => page.drawWords(face(), model.get("said"));
+  const drawWords = (): void => page.drawWords(face(), model.get(isGone ? "gone" : "said"));
   // A frame for each: what a large map and a long table take is more than one frame has.
   const drawMap = (): void => {
     page.drawMap(face());
@@ -99,7 +101,13 @@ function render({ model, el }: RenderProps<Model>): () => void {
   drawWords();
   model.on("change", drawSoon);
   model.on("change:looks", answered);
+  const unheard = whenGone(model, () => {
+    isGone = true;
+    look.close();
+    drawSoon();
+  });
   return () => {
+    unheard();
     model.off("change", drawSoon);
     model.off("change:looks", answered);
     cancelAnimationFrame(frame);

@@ -3,7 +3,7 @@
 import type { RenderProps } from "@anywidget/types";
 
 import { ConfirmButton } from "./confirm";
-import { drawPairs, keepKeys, make, newButton, say, setShown, setText, withChildren } from "./dom";
+import { drawPairs, keepKeys, make, newButton, say, setShown, setText, whenGone, withChildren } from "./dom";
 import type { ClusterRow, Form, PickerFace } from "./face";
 import { ClusterForm, type Asked } from "./form";
 import { Look } from "./look";
@@ -13,6 +13,7 @@ interface Model {
   form: Form;
   now: PickerFace;
   said: string;
+  gone: string;
   looks: number;
 }
 
@@ -132,7 +133,13 @@ function render({ model, el }: RenderProps<Model>): () => void {
   draw();
   model.on("change", draw);
   model.on("change:looks", answered);
+  const unheard = whenGone(model, () => {
+    look.close();
+    picker.draw(model.get("now"), model.get("gone"));
+    picker.element.inert = true;
+  });
   return () => {
+    unheard();
     model.off("change", draw);
     model.off("change:looks", answered);
     look.close();

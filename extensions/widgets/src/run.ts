@@ -5,7 +5,7 @@ import type { RenderProps } from "@anywidget/types";
 import { Cards } from "./cards";
 import { Charts } from "./charts";
 import { Advice, Controls, type Send } from "./controls";
-import { Bar, drawPairs, keepKeys, make, say, setShown, setText, withChildren } from "./dom";
+import { Bar, drawPairs, keepKeys, make, say, setShown, setText, whenGone, withChildren } from "./dom";
 import type { Face } from "./face";
 import { Lanes } from "./lanes";
 import { Logs } from "./logs";
@@ -14,14 +14,16 @@ import { Timeline } from "./timeline";
 import { Zoom } from "./zoom";
 
 /**
- * The face comes in parts, so that a tick sends only what changed; `said` is what became of the last click. Where no cell
- * follows the run the page `asks` for news, and `looks` counts the questions that were answered.
+ * The face comes in parts, so that a tick sends only what changed; `said` is what became of the last click, `gone` what is
+ * said when nobody answers clicks any more. Where no cell follows the run the page `asks` for news, and `looks` counts the
+ * questions that were answered.
  */
 interface Model {
   now: Omit<Face, "past" | "cards">;
   past: Face["past"];
   cards: Face["cards"];
   said: string;
+  gone: string;
   asks: boolean;
   looks: number;
 }
@@ -99,8 +101,12 @@ class RunFace {
 function render({ model, el }: RenderProps<Model>): () => void {
   const face = new RunFace((command) => model.send(command));
   let frame = 0;
-  const draw = (): void =>
-    face.draw({ ...model.get("now"), past: model.get("past"), cards: model.get("cards") }, model.get("said"));
+  let isGone = false;
+  const draw = (): void => {
+    const now = { ...model.get("now"), past: model.get("past"), cards: model.get("cards") };
+    if (isGone) face.draw({ ...now, buttons: [] }, model.get("gone"));
+    else face.draw(now, model.get("said"));
+  };
   // One drawing a frame, however fast the news come; none while the page is hidden.
   const drawSoon = (): void => {
     cancelAnimationFrame(frame);
@@ -112,7 +118,13 @@ function render({ model, el }: RenderProps<Model>): () => void {
   draw();
   model.on("change", drawSoon);
   model.on("change:looks", answered);
+  const unheard = whenGone(model, () => {
+    isGone = true;
+    look?.close();
+    drawSoon();
+  });
   return () => {
+    unheard();
     model.off("change", drawSoon);
     model.off("change:looks", answered);
     cancelAnimationFrame(frame);
