@@ -87,7 +87,7 @@ def serve_cell(shell: Any, cell: str, line: ServeLine, viewing: Viewing) -> Show
     return watched(service.run)
 
 
-def view(shell: Any, run: Run, *, detach: bool = False, quiet_s: float = QUIET_S) -> Shown:
+def view(shell: Any, run: Run, *, detach: bool = False, quiet_s: float = QUIET_S, only_looks: bool = False) -> Shown:
     """Show a run until it is over and bring its outputs into the notebook; or leave it, when that was asked.
 
     A service is shown, and not waited for.
@@ -96,7 +96,7 @@ def view(shell: Any, run: Run, *, detach: bool = False, quiet_s: float = QUIET_S
         return Said(f"The run {run.name} goes on by itself. See it: %ray watch {run.name}")
     if run.view.run_kind == "service":
         return watched(run)
-    follow(run, quiet_s=quiet_s)
+    follow(run, quiet_s=quiet_s, only_looks=only_looks)
     for output in run.view.outputs:
         shell.user_ns[output.name] = run.result if run.view.run_kind == "pipeline" else run.output(output.name)
     return None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from raykit.client.cluster import Cluster
 from raykit.client.run import Run
+from raykit.errors import RunError
 from raykit.jupyter.table import Table
 from raykit.render import to_text
 from raykit.render.nodes import NODE_HEADERS, node_rows
@@ -47,13 +48,14 @@ class Face(Protocol):
         """Show the last view, which stays."""
 
 
-def follow(run: Run, *, quiet_s: float = QUIET_S) -> None:
+def follow(run: Run, *, quiet_s: float = QUIET_S, only_looks: bool = False) -> None:
     """Show a run until it is over, and raise if it did not end well; a task that is done within ``quiet_s`` only prints.
 
     An interrupt asks the run to end at its next commit or batch; a second one leaves it alone, and so does the one with which
-    a kernel's end begins.
+    a kernel's end begins. Where a cell ``only_looks`` at a run that another has started, an interrupt ends the looking.
 
     Raises:
+        RunError: it is not looked at any more, and goes on.
         RunFailedError: the user's code raised.
         RunStoppedError: it was stopped.
         RunLostError: its cluster went away.
@@ -62,6 +64,9 @@ def follow(run: Run, *, quiet_s: float = QUIET_S) -> None:
     try:
         _show_until_over(run, face)
     except KeyboardInterrupt:
+        if only_looks:
+            again = f"See it: %ray watch {run.name}. Stop it: %ray stop {run.name}"
+            raise RunError(f"The run {run.name} is not watched any more, and goes on.", again) from None
         if kernel_ends():
             raise
         run.stop()

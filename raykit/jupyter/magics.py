@@ -131,7 +131,7 @@ def _audit(_: Any, line: ClusterLine) -> Table:
 
 
 def _watch(shell: Any, line: RunLine) -> Shown:
-    return cells.view(shell, session.watch(line.name), quiet_s=0)
+    return cells.view(shell, session.watch(line.name), quiet_s=0, only_looks=True)
 
 
 def _logs(_: Any, line: LogsLine) -> None:

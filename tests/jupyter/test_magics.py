@@ -230,6 +230,20 @@ def test_an_interrupted_cell_stops_its_run_at_a_commit_says_how_to_resume_and_th
     assert "400" in mine.run("print(steps)")
 
 
+def test_who_interrupts_a_watch_leaves_the_run_alone(kernel):
+    mine = kernel()
+    mine.run(UP)
+    mine.run("%%ray run watched --detach\nimport time\ntime.sleep(600)")
+    message = mine.client.execute("%ray watch watched")
+    mine.until_shown("running")
+    mine.manager.interrupt_kernel()
+    content = mine.client.get_shell_msg(timeout=TIMEOUT_S)
+    assert content["parent_header"]["msg_id"] == message
+    assert "Stop it: %ray stop watched" in "".join(content["content"]["traceback"])
+    assert "running" in mine.run("print(rk.watch('watched').view.state)")
+    mine.run("%ray stop watched")
+
+
 def test_a_killed_hub_is_back_and_the_run_did_not_notice(kernel):
     mine = kernel()
     mine.run(UP)
