@@ -18,6 +18,18 @@ STATUS = "%ray status seen"
 BLOCK = "import time\ntime.sleep(20)"
 
 
+def test_a_picker_and_a_view_whose_kernel_was_restarted_say_how_to_see_them_again(lab, opened):
+    notebook = opened(lab.write("left.ipynb", [PICK, MAP.format(nodes=2)]))
+    assert notebook.run(0), notebook.cell(0).inner_text()
+    assert notebook.run(1), notebook.cell(1).inner_text()
+    picker, view = notebook.cell(0).locator(".raykit-picker"), notebook.cell(1).locator(".raykit-cluster")
+    expect(view).to_be_visible()
+    notebook.restart_kernel()
+    expect(picker.locator(".raykit-said")).to_contain_text("%ray pick")
+    expect(picker.locator("form").last).to_have_attribute("inert", "")
+    expect(view.locator(".raykit-said")).to_contain_text("%ray status")
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("clusters_end_with_module")
 def test_a_cluster_is_planned_started_scaled_looked_at_and_stopped_by_clicks(lab, opened, pictures):

@@ -3,9 +3,10 @@
 import type { RenderProps } from "@anywidget/types";
 
 import { Choice } from "./choice";
-import { drawPairs, keepKeys, make, say, setShown, setText, whenGone, withChildren } from "./dom";
+import { drawPairs, keepKeys, make, say, setShown, setText, withChildren } from "./dom";
 import type { ClusterFace } from "./face";
 import { HeatMap } from "./heatmap";
+import { whenGone } from "./kernel";
 import { Look } from "./look";
 import { Table } from "./table";
 

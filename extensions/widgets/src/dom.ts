@@ -1,7 +1,5 @@
 /** Elements made and kept: what did not change is not touched, so focus, selection and open folds stay. */
 
-import type { AnyModel } from "@anywidget/types";
-
 export function make<K extends keyof HTMLElementTagNameMap>(
   tag: K,
   className: string,
@@ -68,12 +66,6 @@ export function say(element: HTMLElement, words: string): void {
 export function keepKeys(element: HTMLElement): void {
   element.setAttribute("data-lm-suppress-shortcuts", "true");
   element.addEventListener("keydown", (event) => event.stopPropagation());
-}
-
-/** Call when the kernel was restarted that drew a widget and answered its clicks; what it gives ends that. */
-export function whenGone(model: AnyModel, then: () => void): () => void {
-  model.on("comm_live_update", then);
-  return () => model.off("comm_live_update", then);
 }
 
 export function newButton(label: string, click: () => void, className = "raykit-button"): HTMLButtonElement {

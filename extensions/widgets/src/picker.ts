@@ -3,9 +3,10 @@
 import type { RenderProps } from "@anywidget/types";
 
 import { ConfirmButton } from "./confirm";
-import { drawPairs, keepKeys, make, newButton, say, setShown, setText, whenGone, withChildren } from "./dom";
+import { drawPairs, keepKeys, make, newButton, say, setShown, setText, withChildren } from "./dom";
 import type { ClusterRow, Form, PickerFace } from "./face";
 import { ClusterForm, type Asked } from "./form";
+import { whenGone } from "./kernel";
 import { Look } from "./look";
 import { Menu } from "./menu";
 
@@ -64,6 +65,12 @@ class Picker {
     say(this.line, face.line);
     drawPairs(this.plan, face.plan);
     say(this.price, face.price && `${face.price} Nothing was made.`);
+  }
+
+  /** Show what was there last, and let nobody ask for more. */
+  leave(face: PickerFace, gone: string): void {
+    this.draw(face, gone);
+    this.list.inert = this.form.element.inert = true;
   }
 
   private newRow(): HTMLElement {
@@ -135,8 +142,7 @@ function render({ model, el }: RenderProps<Model>): () => void {
   model.on("change:looks", answered);
   const unheard = whenGone(model, () => {
     look.close();
-    picker.draw(model.get("now"), model.get("gone"));
-    picker.element.inert = true;
+    picker.leave(model.get("now"), model.get("gone"));
   });
   return () => {
     unheard();
