@@ -82,10 +82,12 @@ def decide(now: Membership) -> list[Decision]:
 
 
 def _staff(now: Membership, alive: list[ReplicaState]) -> list[Decision]:
-    num_spares = now.num_spares if now.world else 0  # the first ranks do not share their CPUs with a spare's warming up
-    missing = now.num_slots + num_spares - len(alive)
-    ranks = max(0, min(missing, now.num_slots - len(alive)))
-    return [Start(num_ranks=ranks, num_spares=missing - ranks)] if missing > 0 else []
+    if len(alive) < now.num_slots:
+        return [Start(num_ranks=now.num_slots - len(alive))]
+    if not now.world or any(each.holds_slot and not each.ready for each in alive):
+        return []  # ranks that start, and those that train, do not share their CPUs with a spare's warming up, too
+    missing = now.num_slots + now.num_spares - len(alive)
+    return [Start(num_spares=missing)] if missing > 0 else []
 
 
 def _worlds(now: Membership, alive: list[ReplicaState]) -> list[Decision]:

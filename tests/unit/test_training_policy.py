@@ -26,6 +26,15 @@ def test_the_ranks_start_first_and_the_spare_when_they_have_a_world():
     assert decide(_now(_ready("w1"), _ready("w2"), world=("w1", "w2"))) == [Start(num_ranks=0, num_spares=1)]
 
 
+def test_a_run_that_grows_starts_its_ranks_first_and_its_spare_when_they_are_ready():
+    grows = _now(_ready("w1"), _ready("w2"), world=("w1", "w2"), num_slots=3)
+    assert decide(grows) == [Start(num_ranks=1)]
+    joins = ReplicaState(replica="w3", holds_slot=True)
+    assert decide(replace(grows, replicas=(*grows.replicas, joins))) == []
+    whole = replace(grows, replicas=(*grows.replicas, replace(joins, ready=True)), world=("w1", "w2", "w3"))
+    assert decide(whole) == [Start(num_spares=1)]
+
+
 def test_the_first_world_waits_for_every_rank_that_has_a_slot():
     assert decide(_now(_ready("w1"), ReplicaState(replica="w2"))) == []
     assert decide(_now(_ready("w1"), _ready("w2"))) == [Form(replicas=("w1", "w2"))]

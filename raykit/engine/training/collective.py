@@ -30,8 +30,8 @@ FIRST_BUCKET_BYTES = 2**20  # as DDP: the first reduction starts early
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reduction:
-    """A sum on its way; of a small tensor, what each rank ``told``, to be added up ``into`` it."""
+class OnItsWay:
+    """A sum, or one rank's tensor; of a small sum, what each rank ``told``, to be added up ``into`` it."""
 
     work: Any
     told: torch.Tensor | None = None
@@ -89,7 +89,7 @@ class Group:
         except RuntimeError as exc:
             raise BrokenWorldError(str(exc)) from exc
 
-    def reduce(self, tensor: torch.Tensor) -> Reduction:
+    def reduce(self, tensor: torch.Tensor) -> OnItsWay:
         """Start summing a tensor over the ranks, in place; give what to wait for.
 
         gloo's all-reduce goes around a ring twice, hop by hop. What is small each rank tells all others at once, and each adds
@@ -104,7 +104,7 @@ class Group:
         options.reduceOp = dist.ReduceOp.SUM
         options.timeout = OPERATION_TIMEOUT
         try:
-            return Reduction(work=self._backend_of(tensor).allreduce([tensor], options))
+            return OnItsWay(work=self._backend_of(tensor).allreduce([tensor], options))
         except RuntimeError as exc:
             raise self._broken(str(exc)) from exc
 
@@ -121,7 +121,7 @@ class Group:
         self._num_numbers += 1
         return Number(self._keys, f"number {self._num_numbers}", self._given_up)
 
-    def _exchange(self, tensor: torch.Tensor) -> Reduction:
+    def _exchange(self, tensor: torch.Tensor) -> OnItsWay:
         """Start telling all ranks what this one has, and to be told."""
         ours = tensor.reshape(-1).view(torch.uint8).repeat(self.world_size)
         theirs = torch.empty_like(ours)
@@ -129,30 +129,37 @@ class Group:
             work = self._gloo.alltoall_base(theirs, ours, [], [], dist.AllToAllOptions())
         except RuntimeError as exc:
             raise self._broken(str(exc)) from exc
-        return Reduction(work=work, told=theirs.view(tensor.dtype).view(self.world_size, *tensor.shape), into=tensor)
+        return OnItsWay(work=work, told=theirs.view(tensor.dtype).view(self.world_size, *tensor.shape), into=tensor)
 
     def broadcast(self, data: bytes | None, *, root: int) -> bytes:
         """Give one rank's bytes, which are not empty, to all; blocking."""
         size = self.gather([len(data or b"")])[root][0]
         buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(size, dtype=torch.uint8)
-        return bytes(self.broadcast_tensor(buffer, root=root).numpy())
+        self.wait(self.broadcast_tensor(buffer, root=root))
+        return bytes(buffer.numpy())
 
-    def broadcast_tensor(self, tensor: torch.Tensor, *, root: int) -> torch.Tensor:
-        """Give one rank's tensor to all, in place; blocking."""
+    def broadcast_tensor(self, tensor: torch.Tensor, *, root: int) -> OnItsWay:
+        """Start giving one rank's tensor to all, in place; give what to wait for.
+
+        Raises:
+            BrokenWorldError: a peer is gone.
+        """
         options = dist.BroadcastOptions()
         options.rootRank = root
         options.timeout = OPERATION_TIMEOUT
-        self._wait(self._backend_of(tensor).broadcast([tensor], options))
-        return tensor
+        try:
+            return OnItsWay(work=self._backend_of(tensor).broadcast([tensor], options))
+        except RuntimeError as exc:
+            raise self._broken(str(exc)) from exc
 
-    def wait(self, reduction: Reduction) -> None:
-        """Wait for a sum.
+    def wait(self, awaited: OnItsWay) -> None:
+        """Wait until it is here.
 
         Raises:
             BrokenWorldError: a peer is gone, or will never answer.
         """
-        self._wait(reduction.work)
-        reduction.add_up()
+        self._wait(awaited.work)
+        awaited.add_up()
 
     def _wait(self, work: Any) -> None:
         while True:
