@@ -20,7 +20,7 @@ one worker on each, and it is never the head):
 - Ray Train with num_workers=(1, 4) at its defaults.
 
 Each run of raykit in which workers are killed ends with a rank that is stopped (SIGSTOP), and a resize to two ranks and
-back: a pause is the longest time between two steps' first commits, less the median step.
+back: a pause is the longest time between two steps' first commits, less the median step of the four ranks before.
 """
 
 from __future__ import annotations

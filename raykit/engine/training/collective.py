@@ -325,7 +325,8 @@ class _Bucket:
         """Take new memory: what a broken step left in flight may still write to the old."""
         mine = [local_of(each) for each in self.parameters]
         sizes = [each.numel() for each in mine]
-        self.flat = torch.zeros(sum(sizes) + len(sizes), dtype=mine[0].dtype, device=mine[0].device)
+        # Filled, so that its pages are there before the step that needs them.
+        self.flat = torch.empty(sum(sizes) + len(sizes), dtype=mine[0].dtype, device=mine[0].device).zero_()
         *parts, self._times_given = self.flat.split([*sizes, len(sizes)])
         self._parts = [part.view_as(each) for part, each in zip(parts, mine, strict=True)]
 
