@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 LEAST_LIMIT_S = 1.0
-LIMIT_STEPS = 5  # median steps that the others wait before a silent rank is looked at
+LIMIT_STEPS = 4  # median steps that the others wait before a silent rank is looked at, so that it is out after five
 STILL_S = 15.0  # a rank that says it is alive and does nothing may be waiting for a disk: three looks, 5 s apart
 
 Phase = Literal["starting", "computing", "waiting", "idle"]

@@ -24,9 +24,9 @@ def _suspected(*world, hang_after_s=300.0):
     return [(each.worker, each.certain) for each in found]
 
 
-def test_the_limit_is_five_median_steps_and_at_least_a_second():
+def test_the_limit_is_four_median_steps_and_at_least_a_second():
     assert limit_s(0.01) == 1.0
-    assert limit_s(2.0) == 10.0
+    assert limit_s(2.0) == 8.0
 
 
 def test_a_silent_rank_is_looked_at_from_outside_before_anything_is_done():
