@@ -58,11 +58,21 @@ class Hurry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldSlot:
+    """A placement group that Ray has placed, by its id: the nodes of its bundles, and what these have together."""
+
+    group: str
+    nodes: tuple[str, ...]
+    num_cpus: float
+    num_gpus: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Take:
-    """Hold the placement group of that id, which another run has held; after ``by_unix_s`` it is to go back to Ray."""
+    """Hold a slot that another run has held; after ``by_unix_s`` it is to go back to Ray."""
 
     run: str
-    group: str
+    slot: HeldSlot
     by_unix_s: float
 
 

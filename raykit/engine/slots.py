@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raykit.commands import HeldSlot
 from raykit.engine.run import RunContext
 from raykit.events import SlotsHeld, SlotsReleased
 from raykit.store.log import Log
@@ -30,13 +30,13 @@ HURRY_S = 0.3
 # kilobyte of each group that there ever was: so each nudge is twice as far from the next.
 NUDGE_AFTER_S, NUDGE_AGAIN_S = 0.005, 0.012
 COME_S, COME_LOOK_S = 0.008, 0.002  # a slot that a nudge brings is there two milliseconds after it, or some more
-HELD_LOOK_S = 1.0  # each look at a slot takes Ray a millisecond or two
+HELD_LOOK_S = 0.2  # a look at one takes Ray some milliseconds, in which the run's host does nothing else
 TAKE_WITHIN_S, TAKEN_WITHIN_S = 0.5, 1.0  # who takes a slot in time has said so in the log when it is looked for there
 LET_GO_S = 1.0
 NOWHERE = {"raykit_nowhere": 1.0}
 
-HandOn = Callable[[str, float], None]
-"""Tells another run's host that it may take the placement group of that id by that time (Unix, s)."""
+HandOn = Callable[[HeldSlot, float], None]
+"""Tells another run's host that it may take a slot by that time (Unix, s)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,9 @@ class Slots:
         self._bundle = {"CPU": num_cpus or LEAST_CPUS} | ({"GPU": num_gpus} if num_gpus else {})
         self._wanted = 0
         self._groups: dict[int, Any] = {}
-        self._held: dict[int, tuple[str, ...]] = {}
+        self._held: dict[int, HeldSlot] = {}
+        self._doubted: set[int] = set()
+        self._turns = count()
         self._already_held = already_held
         self._handed_on: deque[_HandedOn] = deque()
         self._is_over = False
@@ -99,15 +101,12 @@ class Slots:
         """Have so many slots in all, no more: from the next look on they are asked for."""
         self._wanted = num_slots
 
-    def take(self, group_id: str, by_unix_s: float) -> None:
-        """Hold what another run hands on, of which Ray need not know."""
-        if time.time() > by_unix_s:
-            return
-        number = self._unused()
-        self._groups[number] = _group_of(group_id)
-        self._look_at(number)
-        if number not in self._held:  # it was taken back since
-            del self._groups[number]
+    def take(self, slot: HeldSlot, by_unix_s: float) -> None:
+        """Hold what another run hands on, of which Ray need not know; until then nobody takes it back."""
+        if time.time() <= by_unix_s:
+            number = self._unused()
+            self._groups[number] = _group_of(slot.group)
+            self._hold(number, slot)
 
     def hurry(self) -> None:
         """Know that slots were given back: for a while looks have Ray look too.
@@ -141,29 +140,29 @@ class Slots:
         """
         num_too_many = max(0, len(self._held) - self._wanted)
         for number in sorted(self._held.keys() - used, reverse=True)[:num_too_many]:
-            del self._held[number]
+            slot = self._held.pop(number)
             group, released = self._groups.pop(number), SlotsReleased(holder=_holder(number))
             if hand_on is None:
                 self._context.emit(released)
                 remove_placement_group(group)
             else:  # nobody is told before the log has it: else two would hold it for a moment
-                self._context.emit(released, then=partial(self._hand_on, group, hand_on))
+                self._context.emit(released, then=partial(self._hand_on, group, partial(hand_on, slot)))
 
     def look(self) -> None:
-        """Ask for what is lacking; take note of slots that have come, and now and then of those that went with their node."""
+        """Ask for what is lacking; take note of slots that have come, and now and then of one that went with its node."""
         if not self._ask() and self.are_on_the_way and time.monotonic() >= self._nudges_at_s:
             self._nudge()
-        looks_at_held = time.monotonic() - self._looked_at_held_s > HELD_LOOK_S
-        if looks_at_held:
+        if self._held and time.monotonic() - self._looked_at_held_s > HELD_LOOK_S:
             self._looked_at_held_s = time.monotonic()
-        for number in self._groups:
-            if looks_at_held or number not in self._held:
-                self._look_at(number)
-        self._take_back(due_by_s=time.monotonic())
+            self._doubted.add(self.held[next(self._turns) % len(self._held)])
+        for number in (self._may_come | self._doubted) & self._groups.keys():
+            self._look_at(number)
+        self._doubted.clear()
+        self._take_back()
 
     def doubt(self) -> None:
-        """Know that a node is lost: the next look is at what is held, too."""
-        self._looked_at_held_s = 0.0
+        """Know that a node is lost: the next look is at all that is held, too."""
+        self._doubted.update(self._held)
 
     def place(self, number: int, bundle: int = 0, *, within: bool) -> dict[str, Any]:
         """Give the options of an actor in a slot that is held.
@@ -176,7 +175,7 @@ class Slots:
         """
         if within:
             return {"placement_group": self._groups[number], "placement_group_bundle_index": bundle}
-        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(self._held[number][bundle], soft=False)}
+        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(self._held[number].nodes[bundle], soft=False)}
 
     def release(self) -> None:
         """Give all slots back, also those that never came; it is the run's end that says so.
@@ -184,7 +183,6 @@ class Slots:
         A run that holds nothing and goes on would seem to want slots, and be lent some.
         """
         self._is_over = True
-        self._take_back(due_by_s=math.inf)
         deadline_s = time.monotonic() + LET_GO_S
         while self._may_come and self._room() and time.monotonic() < deadline_s:
             time.sleep(COME_LOOK_S)
@@ -193,6 +191,9 @@ class Slots:
         for number in sorted(self._groups, key=self._held.__contains__):
             remove_placement_group(self._groups[number])
         self._groups, self._held = {}, {}
+        while self._handed_on:  # who was told has its time, also when the run is over
+            time.sleep(max(0.0, self._handed_on[0].due_s - time.monotonic()))
+            self._take_back()
 
     @property
     def _may_come(self) -> set[int]:
@@ -231,42 +232,50 @@ class Slots:
 
     def _look_at(self, number: int) -> None:
         table = placement_group_table(self._groups[number])
-        is_there = table.get("state") == "CREATED"
-        nodes = tuple(table["bundles_to_node_id"][bundle] for bundle in range(self._group)) if is_there else ()
-        if number in self._held and self._held[number] != nodes:
+        slot = self._slot_of(self._groups[number], table) if table.get("state") == "CREATED" else None
+        if number in self._held and (slot is None or self._held[number].nodes != slot.nodes):
             del self._held[number]
             self._context.emit(SlotsReleased(holder=_holder(number)))
-        if is_there and number not in self._held:
-            self._held[number] = nodes
-            if _holder(number) not in self._already_held:
-                self._context.emit(self._held_event(number, table["bundles"].values()))
-            self._already_held -= {_holder(number)}
+        if slot is not None and number not in self._held:
+            self._hold(number, slot)
 
-    def _hand_on(self, group: Any, tell: HandOn, number: int) -> None:
+    def _hold(self, number: int, slot: HeldSlot) -> None:
+        self._held[number] = slot
+        holder = _holder(number)
+        if holder not in self._already_held:
+            self._context.emit(SlotsHeld(holder=holder, num_cpus=slot.num_cpus, num_gpus=slot.num_gpus, group=slot.group))
+        self._already_held -= {holder}
+
+    def _slot_of(self, group: Any, table: dict[str, Any]) -> HeldSlot:
+        """Give a slot as Ray tells of it: of one that was handed on it may have more CPUs than were asked for."""
+        bundles = table["bundles"].values()
+        return HeldSlot(
+            group=group.id.hex(),
+            nodes=tuple(table["bundles_to_node_id"][bundle] for bundle in range(self._group)),
+            num_cpus=sum(num_cpus for each in bundles if (num_cpus := each.get("CPU", 0.0)) > LEAST_CPUS),
+            num_gpus=sum(each.get("GPU", 0.0) for each in bundles),
+        )
+
+    def _hand_on(self, group: Any, tell: Callable[[float], None], number: int) -> None:
         if self._is_over:  # nobody would look whether it was taken
             remove_placement_group(group)
             return
         self._handed_on.append(_HandedOn(group=group, number=number, due_s=time.monotonic() + TAKEN_WITHIN_S))
-        tell(group.id.hex(), time.time() + TAKE_WITHIN_S)
+        tell(time.time() + TAKE_WITHIN_S)
 
-    def _take_back(self, due_by_s: float) -> None:
-        """Give back to Ray what was to be taken by then and was not: who was told may have died."""
-        if not self._handed_on or self._handed_on[0].due_s > due_by_s:
+    def _take_back(self) -> None:
+        """Give back to Ray what was to be taken by now and was not: who was told may have died."""
+        now_s = time.monotonic()
+        if not self._handed_on or self._handed_on[0].due_s > now_s:
             return
         taken = {each.group for _, each in _holds(self._context.cluster.log_path, after=self._handed_on[0].number)}
-        while self._handed_on and self._handed_on[0].due_s <= due_by_s:
+        while self._handed_on and self._handed_on[0].due_s <= now_s:
             group = self._handed_on.popleft().group
             if group.id.hex() not in taken:
                 remove_placement_group(group)
 
     def _unused(self) -> int:
         return next(number for number in count() if number not in self._groups)
-
-    def _held_event(self, number: int, bundles: Collection[dict[str, float]]) -> SlotsHeld:
-        """Say what is held: of what was handed on it may be more CPUs than were asked for."""
-        cpus = sum(num_cpus for each in bundles if (num_cpus := each.get("CPU", 0.0)) > LEAST_CPUS)
-        gpus = sum(each.get("GPU", 0.0) for each in bundles)
-        return SlotsHeld(holder=_holder(number), num_cpus=cpus, num_gpus=gpus, group=self._groups[number].id.hex())
 
 
 def _holds(log_path: Path, *, after: int = 0) -> Iterator[tuple[str, SlotsHeld]]:

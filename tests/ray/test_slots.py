@@ -145,6 +145,31 @@ def test_a_slot_that_is_handed_on_to_who_died_goes_back(on_node):
     assert on_node(hand_on_to_nobody) == (NUM_SLOTS, NUM_SLOTS)
 
 
+def test_a_slot_that_is_handed_on_as_the_lender_ends_is_the_borrower_s(on_node):
+    def end_just_then(slots_of, until, _):
+        import threading
+
+        first, second = slots_of("first"), slots_of("second")
+        first.want(NUM_SLOTS)
+        until(lambda: has(first, NUM_SLOTS))
+        first.want(NUM_SLOTS - 1)
+        told = []
+        first.give_back(used=frozenset(), hand_on=lambda *take: told.append(take))
+        ending = threading.Thread(target=first.release)
+        ending.start()
+        until(lambda: not first.held)
+        second.want(1)
+        second.take(*told[0])
+        ending.join()
+        second.doubt()
+        second.look()
+        num_held = len(second.held)
+        second.release()
+        return num_held
+
+    assert on_node(end_just_then) == 1
+
+
 def test_a_host_that_comes_back_writes_down_what_it_gives_back_and_has_again(on_node):
     def come_back(slots_of, until, log):
         first = slots_of("first")

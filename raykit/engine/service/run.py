@@ -188,7 +188,7 @@ class ServiceRun:
             slots.hurry()
         while not self._handed_on.empty():
             handed_on = self._handed_on.get()
-            slots.take(handed_on.group, handed_on.by_unix_s)
+            slots.take(handed_on.slot, handed_on.by_unix_s)
         slots.look()
         self._staff(slots)
         slots.give_back(used=self._replicas.slots_used)

@@ -239,7 +239,7 @@ class TrainingRun:
             if isinstance(command, Hurry):
                 slots.hurry()
             if isinstance(command, Take):
-                slots.take(command.group, command.by_unix_s)
+                slots.take(command.slot, command.by_unix_s)
         if self._context.stop_asked.is_set() and not self._stop_sent:
             self._stop_sent = True
             for hand in self._crew.hands:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from raykit.commands import Hurry, Lend, Take
+from raykit.commands import HeldSlot, Hurry, Lend, Take
 from raykit.engine.run import RunContext, find_host
 from raykit.engine.slots import HandOn
 from raykit.events import Resized, SlotsLent
@@ -82,5 +82,5 @@ class Size:
         return None if workers is None else workers // self._spec.group
 
 
-def _hand_on(host: Any, run: str, group: str, by_unix_s: float) -> None:
-    host.command.remote(Take(run=run, group=group, by_unix_s=by_unix_s))
+def _hand_on(host: Any, run: str, slot: HeldSlot, by_unix_s: float) -> None:
+    host.command.remote(Take(run=run, slot=slot, by_unix_s=by_unix_s))
