@@ -393,7 +393,8 @@ class TrainingRun:
 
     def _tell(self, generation: Generation) -> None:
         self._crew.invite(generation.workers, generation.number)
-        for hand in self._crew.hands:
+        leavers_first = sorted(self._crew.hands, key=lambda hand: hand.worker in generation.workers)
+        for hand in leavers_first:  # others wait for their slots
             hand.handle.assign.remote(generation)
 
     def _save(self) -> None:
