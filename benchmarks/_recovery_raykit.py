@@ -42,7 +42,9 @@ def ranks_lost(kind: str, num_kills: int = KILLS_A_RUN) -> list[Trial]:
             until(lambda workers=workers: run.refresh().world_size == workers)
             reached_s = time.time()
             until(lambda reached_s=reached_s: len(first_commits(marks, reached_s)) > 2)
-            trials.append({"what": f"resize to {workers}", "pause_s": longest_gap_s(marks, begun_s) - step_s})
+            longest_s, latest_step_s = longest_gap_s(marks, begun_s), median_step_s(marks)
+            pause = {"pause_s": longest_s - step_s, "longest_s": longest_s, "latest_step_s": latest_step_s}
+            trials.append({"what": f"resize to {workers}", **pause})
     return trials
 
 

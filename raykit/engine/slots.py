@@ -30,7 +30,7 @@ HURRY_S = 0.3
 # kilobyte of each group that there ever was: so each nudge is twice as far from the next.
 NUDGE_AFTER_S, NUDGE_AGAIN_S = 0.005, 0.012
 COME_S, COME_LOOK_S = 0.008, 0.002  # a slot that a nudge brings is there two milliseconds after it, or some more
-HELD_LOOK_S = 0.2  # a look at one takes Ray some milliseconds, in which the run's host does nothing else
+HELD_LOOK_S = 0.2  # a look at one is a call of Ray's, in which the run's host does nothing else
 TAKE_WITHIN_S, TAKEN_WITHIN_S = 0.5, 1.0  # who takes a slot in time has said so in the log when it is looked for there
 LET_GO_S = 1.0
 NOWHERE = {"raykit_nowhere": 1.0}

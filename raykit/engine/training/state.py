@@ -9,19 +9,21 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from raykit.engine.training.collective import Group
+from raykit.engine.training.collective import Group, OnItsWay
 from raykit.engine.training.shards import lay_out_model, lay_out_optimizer, parts_of
 from raykit.errors import InputError
 
 State = dict[str, Any]
 Tensors = dict[str, torch.Tensor]
 
+IN_FLIGHT = 8
 PARCEL_BYTES = 2**20  # smaller tensors travel put together, so that each costs no round trip; larger ones uncopied
 
 
@@ -111,7 +113,8 @@ def size_of(state: State) -> int:
 def given(group: Group, state: State | None, *, root: int = 0) -> State:
     """Give the state of one of the group's ranks to all of it: this rank's parts; blocking.
 
-    All tensors are on their way at once: to wait for each would cost, for each, the time in which a busy machine wakes both.
+    ``IN_FLIGHT`` tensors are on their way at once, since to wait for each would cost, for each, the time in which a busy
+    machine wakes both; no more, because those that do not lie in one piece are copied.
 
     Raises:
         BrokenWorldError: a peer is gone.
@@ -122,7 +125,7 @@ def given(group: Group, state: State | None, *, root: int = 0) -> State:
         structure, tensors = apart(parts_of(state))
         head = pickle.dumps((structure, {name: (each.shape, each.dtype, each.device.type) for name, each in tensors.items()}))
     structure, forms = pickle.loads(group.broadcast(head, root=root))  # noqa: S301  (came from a rank of this run)
-    on_their_way = []
+    on_their_way = deque[OnItsWay]()
     for names in _parcels(forms):
         shapes = [forms[name][0] for name in names]
         _, dtype, kind = forms[names[0]]
@@ -135,8 +138,10 @@ def given(group: Group, state: State | None, *, root: int = 0) -> State:
             parts = flat.split([shape.numel() for shape in shapes])
             tensors |= {name: part.view(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
         on_their_way.append(group.broadcast_tensor(flat, root=root))
-    for each in on_their_way:
-        group.wait(each)
+        if len(on_their_way) > IN_FLIGHT:
+            group.wait(on_their_way.popleft())
+    while on_their_way:
+        group.wait(on_their_way.popleft())
     filled: State = structure.filled(tensors)
     return filled
 
