@@ -23,7 +23,7 @@ PAUSE_S = 0.1
 
 @dataclass(slots=True, kw_only=True)
 class Claimant:
-    """A service or a training: what it asks for, and has."""
+    """A service or a training: what it asks for, and has; ``waits_s`` is how long it had less than it needed, each time."""
 
     run: str
     priority: int
@@ -32,6 +32,16 @@ class Claimant:
     held: int = 0
     need: int = 0
     steady: Steady = field(default_factory=Steady)
+    lacks: bool = False
+    waits_s: list[float] = field(default_factory=list)
+
+    def pass_time(self) -> None:
+        """Count ``STEP_S`` as waited if it has less than it needs."""
+        lacked, self.lacks = self.lacks, self.need > self.held
+        if self.lacks and lacked:
+            self.waits_s[-1] += STEP_S
+        elif self.lacks:
+            self.waits_s.append(STEP_S)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,6 +84,8 @@ class Cluster:
         told.trained += STEP_S * sum(training.held for training in self.trainings) - PAUSE_S * changed
         told.needed += STEP_S * sum(service.need for service in self.services)
         told.missed += STEP_S * sum(max(0, service.need - service.held) for service in self.services)
+        for service in self.services:
+            service.pass_time()
 
     def _decided(self, free: int) -> dict[str, int]:
         """Give how many slots each training may have that is to give way."""

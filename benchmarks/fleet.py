@@ -25,7 +25,7 @@ import statistics
 from collections import deque
 from collections.abc import Sequence
 
-from _fleet import STEP_S, Claimant, Cluster, Outcome, demands, need, services, trainings
+from _fleet import STEP_S, Claimant, Cluster, demands, need, services, trainings
 from _measure import Figure, report
 from _spot_trace import shares
 
@@ -52,7 +52,9 @@ def main() -> None:
         "ten clusters, queues": ten_clusters(for_s, seed=seed, has_queue=True),
     }
     figures: dict[str, Figure] = {}
-    for name, (bound, outcomes) in sides.items():
+    for name, (bound, clusters) in sides.items():
+        outcomes = [cluster.outcome for cluster in clusters]
+        waits_s = [wait_s for cluster in clusters for service in cluster.services for wait_s in service.waits_s]
         needed = sum(each.needed for each in outcomes)
         decision_ms = [ms for each in outcomes for ms in each.decision_ms]
         an_hour = 3600 / for_s
@@ -61,6 +63,9 @@ def main() -> None:
             f"share of what requests needed that was not there, {name}": Figure(
                 value=sum(each.missed for each in outcomes) / needed
             ),
+            f"times that a service had less than it needed, an hour, {name}": Figure(value=len(waits_s) * an_hour),
+            f"how long, median, s, {name}": Figure(value=statistics.median(waits_s)),
+            f"how long, worst, s, {name}": Figure(value=max(waits_s)),
             f"slots that trainings gave away, an hour, {name}": Figure(value=sum(each.num_given for each in outcomes) * an_hour),
             f"slots that vanished under trainings, an hour, {name}": Figure(
                 value=sum(each.num_vanished for each in outcomes) * an_hour
@@ -73,7 +78,7 @@ def main() -> None:
     report("fleet", {} if given.quick else figures)
 
 
-def one_cluster(for_s: float, every_s: float, patience: Patience, *, seed: int) -> tuple[float, list[Outcome]]:
+def one_cluster(for_s: float, every_s: float, patience: Patience, *, seed: int) -> tuple[float, list[Cluster]]:
     """Let the time pass over one cluster that has all slots, with a decision each ``every_s``; give the fluid bound, too."""
     demand, capacity, bound = demands(), shares(for_s, STEP_S), 0.0
     cluster = Cluster(services(NUM_SERVICES), trainings(NUM_TRAININGS, seed), patience, seed)
@@ -81,10 +86,10 @@ def one_cluster(for_s: float, every_s: float, patience: Patience, *, seed: int) 
         num_slots = int(NUM_SLOTS * share)
         bound += STEP_S * max(0, num_slots - need(cluster.services, demand, step))
         cluster.step(step * STEP_S, num_slots, decides=step % int(every_s / STEP_S) == 0)
-    return bound, [cluster.outcome]
+    return bound, [cluster]
 
 
-def ten_clusters(for_s: float, *, seed: int, has_queue: bool) -> tuple[float, list[Outcome]]:
+def ten_clusters(for_s: float, *, seed: int, has_queue: bool) -> tuple[float, list[Cluster]]:
     """Let the time pass over ten clusters; give the fluid bound, too."""
     demand, capacity, bound = demands(), shares(for_s, STEP_S), 0.0
     all_services = services(NUM_SERVICES)
@@ -103,7 +108,7 @@ def ten_clusters(for_s: float, *, seed: int, has_queue: bool) -> tuple[float, li
         for number, team in enumerate(teams):
             mine = queue.there(number, now_s) if has_queue else num_slots // NUM_TEAMS
             team.step(now_s, mine, decides=True)
-    return bound, [team.outcome for team in teams]
+    return bound, teams
 
 
 def divided(claimants: Sequence[Claimant], *, first: float) -> list[list[Claimant]]:
