@@ -19,6 +19,7 @@
         │   └── UpdateRefusedError    that of a service's new version; the one before goes on
         ├── RunStoppedError
         ├── RequestError          a service answered a request with an error
+        ├── WaitTimeoutError      it was not over in the time that was given to wait; it goes on
         └── RunLostError          its cluster went away under it
 
 Every error says what was wanted, what was found, and what to do. Facts are the constructor's arguments, so that an
@@ -131,6 +132,10 @@ class RunLostError(RunError):
 
 class RequestError(RunError):
     """A service answered a request with an error: the user's code raised, or too much waits."""
+
+
+class WaitTimeoutError(RunError, TimeoutError):
+    """What was waited for has not come in the time that was given; the run goes on."""
 
 
 class RunFailedError(RunError):

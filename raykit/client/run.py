@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import pickle
 import time
 import uuid
@@ -15,7 +16,16 @@ from raykit.client.capture import pack, with_extra
 from raykit.client.cluster import Cluster
 from raykit.client.near import NearFiles
 from raykit.commands import Apply, Command, Drill, Resize, Stop
-from raykit.errors import ClusterLostError, InputError, OptionError, RunFailedError, RunLostError, RunNotFoundError, RunStoppedError
+from raykit.errors import (
+    ClusterLostError,
+    InputError,
+    OptionError,
+    RunFailedError,
+    RunLostError,
+    RunNotFoundError,
+    RunStoppedError,
+    WaitTimeoutError,
+)
 from raykit.events import Record, RunAccepted, StepCommitted
 from raykit.spec import RunSpec, TaskSpec, TrainSpec
 from raykit.spec.priority import Priority
@@ -59,26 +69,36 @@ class Run:
                 raise RunLostError(f"The run {self.name} went down with its cluster: {exc.problem}", exc.remedy) from exc
         return self.view
 
-    def follow(self, *, poll_s: float = POLL_S) -> Iterator[RunView]:
+    def follow(self, *, poll_s: float = POLL_S, timeout_s: float | None = None) -> Iterator[RunView]:
         """Give the view when there is news, and every ``poll_s`` where there is none, until the run is over.
 
         Of a run that has gone on for some seconds news is taken four times a second, however often there is some.
+
+        Raises:
+            WaitTimeoutError: it was not over after ``timeout_s``; it goes on.
         """
         begun_s = time.monotonic()
+        left_s = timeout_s = math.inf if timeout_s is None else timeout_s
         yield self.refresh()
         while not self.view.ended:
-            time.sleep(min(REST_S, (time.monotonic() - begun_s) / 20))
-            yield self.refresh(wait_s=poll_s)
+            if left_s <= 0:
+                problem = f"The run {self.name} is {self.view.state} after {timeout_s:g} s of waiting, and goes on."
+                raise WaitTimeoutError(problem, f"Wait again, or see it: %ray watch {self.name}")
+            passed_s = time.monotonic() - begun_s
+            time.sleep(min(REST_S, passed_s / 20, left_s))
+            yield self.refresh(wait_s=min(poll_s, left_s))
+            left_s = timeout_s - (time.monotonic() - begun_s)
 
-    def wait(self) -> Run:
+    def wait(self, *, timeout_s: float | None = None) -> Run:
         """Wait for the end.
 
         Raises:
             RunFailedError: the user's code raised.
             RunStoppedError: it was stopped.
             RunLostError: the cluster went away.
+            WaitTimeoutError: it was not over after ``timeout_s``; it goes on.
         """
-        for _ in self.follow():
+        for _ in self.follow(timeout_s=timeout_s):
             pass
         self.raise_if_failed()
         return self

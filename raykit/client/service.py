@@ -59,15 +59,16 @@ class Service:
     def _is_here(self) -> bool:
         return self.run.cluster.record.spec.place == "local"
 
-    def wait(self) -> Service:
+    def wait(self, *, timeout_s: float | None = None) -> Service:
         """Wait until it takes requests; after an update, until all are answered by the new version.
 
         Raises:
             RunFailedError: the user's class could not be built.
             UpdateRefusedError: that of an update could not; the service goes on as it was.
             RunStoppedError: it was ended.
+            WaitTimeoutError: it did not come to that within ``timeout_s``; it goes on.
         """
-        for view in self.run.follow(poll_s=POLL_S):
+        for view in self.run.follow(poll_s=POLL_S, timeout_s=timeout_s):
             if view.started_at_unix_s is not None and view.service and view.service.has_answered(self._version):
                 break
         self.run.raise_if_failed()

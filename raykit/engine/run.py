@@ -15,6 +15,7 @@ import ray
 from raykit.commands import Command
 from raykit.engine.folder import RunFolder
 from raykit.engine.setting import NAMESPACE, ClusterSetting
+from raykit.errors import RaykitError
 from raykit.events import Event, OutputReady, RunAccepted
 from raykit.policy.failure import Pulse
 from raykit.store.log import Log
@@ -130,9 +131,10 @@ def outlive_node_loss() -> None:
 
 
 def describe(error: BaseException) -> str:
-    """Give an exception in one line, as Python's tracebacks end."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+    """Give an exception in one line, as Python's tracebacks end; of raykit's own also what to do."""
+    lines = str(error).strip().splitlines() or [""]
+    text = " ".join(lines) if isinstance(error, RaykitError) else lines[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def as_user_error(error: BaseException, payload: Payload, where: str) -> UserCodeError:

@@ -191,6 +191,22 @@ def test_a_class_that_cannot_be_built_is_told_with_its_lines(serve):
         serve(Broken).wait()
 
 
+def test_who_waits_for_a_service_that_takes_long_to_build_may_stop_waiting_and_it_comes(serve, tmp_path):
+    class Large:
+        def __init__(self):
+            while not (tmp_path / "weights").exists():
+                time.sleep(0.05)
+
+        def __call__(self, row):
+            return row
+
+    service = serve(Large)
+    with pytest.raises(TimeoutError, match=r"Large is \w+ after 0.5 s of waiting, and goes on"):
+        service.wait(timeout_s=0.5)
+    (tmp_path / "weights").touch()
+    assert service.wait(timeout_s=60)({"x": 1}) == {"x": 1}
+
+
 def test_a_replica_that_cannot_be_built_later_is_tried_again_while_the_others_answer(serve, until, tmp_path):
     class Picky:
         def __init__(self):

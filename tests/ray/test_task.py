@@ -131,6 +131,22 @@ def test_a_run_that_nobody_knows_names_those_that_are_there(cluster):
         rk.watch("unknown")
 
 
+def test_who_waits_for_a_while_is_told_that_the_run_goes_on_and_may_wait_again(cluster, tmp_path):
+    def sleep(until):
+        import time
+
+        while not until.exists():
+            time.sleep(0.05)
+        return "done"
+
+    run = rk.run(sleep, tmp_path / "ends", name="waited-for")
+    for timeout_s in (0, 0.5):
+        with pytest.raises(TimeoutError, match=rf"waited-for is \w+ after {timeout_s} s of waiting, and goes on"):
+            run.wait(timeout_s=timeout_s)
+    (tmp_path / "ends").touch()
+    assert run.wait(timeout_s=60).result == "done"
+
+
 def test_the_door_asks_for_its_token(cluster):
     import httpx
 

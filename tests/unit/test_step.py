@@ -249,6 +249,15 @@ def test_an_optimizer_that_steps_what_is_not_the_model_s_is_refused():
         Stateful(model=model, optimizers=[optimizer], schedulers=[], scaler=None)
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"), [(torch.optim.LBFGS, "cannot step a LBFGS: .* 'closure'"), (torch.optim.SparseAdam, "dense")]
+)
+def test_an_optimizer_that_commit_cannot_step_is_refused_before_the_first_batch(kind, words):
+    model = torch.nn.Linear(2, 1)
+    with pytest.raises(InputError, match=words):
+        Stateful(model=model, optimizers=[kind(list(model.parameters()))], schedulers=[], scaler=None)
+
+
 def test_a_scheduler_that_wants_to_be_told_something_is_refused_with_what_to_give_instead():
     model = torch.nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

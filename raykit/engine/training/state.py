@@ -10,8 +10,9 @@ import copy
 import inspect
 import pickle
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,20 +38,24 @@ class Stateful:
     scaler: Any
 
     def __post_init__(self) -> None:
-        """Check that the optimizers step what is the model's, and that ``commit`` can step the schedulers.
+        """Check that the optimizers step what is the model's, and that ``commit`` can step them and the schedulers.
 
         Raises:
-            InputError: there is more, which nobody would reduce; a scheduler wants to be told something.
+            InputError: there is more, which nobody would reduce; a ``step`` wants to be told something, or sparse gradients.
         """
+        for each in self.optimizers:
+            # The class's own: a scheduler has put another in the object's place, whose signature is wrong.
+            step = partial(type(each).step, each)
+            _check_step(each, step, "Take an optimizer that steps by gradients alone, such as Adam, and does not call the model.")
+            if isinstance(each, torch.optim.SparseAdam):
+                raise InputError("SparseAdam takes sparse gradients only, and the ranks sum them dense.", "Take Adam, or AdamW.")
         for each in self.schedulers:
-            try:
-                inspect.signature(each.step).bind()
-            except TypeError as exc:
-                raise InputError(
-                    f"job.commit cannot step a {type(each).__name__}: {exc}.",
-                    "Give rk.elastic an object whose step wants nothing, and whose state_dict and load_state_dict are the "
-                    "scheduler's; tell it on all ranks what it needs.",
-                ) from None
+            _check_step(
+                each,
+                each.step,
+                "Give rk.elastic an object whose step wants nothing, and whose state_dict and load_state_dict are the "
+                "scheduler's; tell it on all ranks what it needs.",
+            )
         known = {id(each) for each in self.model.parameters()}
         stepped = [each for optimizer in self.optimizers for group in optimizer.param_groups for each in group["params"]]
         if foreign := sum(id(each) not in known for each in stepped):
@@ -144,6 +149,13 @@ def given(group: Group, state: State | None, *, root: int = 0) -> State:
         group.wait(on_their_way.popleft())
     filled: State = structure.filled(tensors)
     return filled
+
+
+def _check_step(stepped: Any, step: Callable[..., Any], remedy: str) -> None:
+    try:
+        inspect.signature(step).bind()
+    except TypeError as exc:
+        raise InputError(f"job.commit cannot step a {type(stepped).__name__}: {exc}.", remedy) from None
 
 
 def _parcels(forms: dict[str, Any]) -> Iterator[list[str]]:
