@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from raykit.client.near import NearFiles
+from raykit.client.parts import UnlikePartsError, read, unified
 from raykit.client.quarantine import Quarantine
-from raykit.errors import RunNotFoundError
+from raykit.errors import RunError, RunNotFoundError
 from raykit.views import RunView
 
 HEAD_ROWS = 5
@@ -26,7 +27,16 @@ class Result:
 
         Raises:
             RunNotFoundError: the run has written nothing, or its folder is gone.
+            RunError: the parts have a column of types that do not go together; ``to_pandas`` reads them.
         """
+        try:
+            return unified(self._found())
+        except UnlikePartsError as exc:
+            raise RunError(
+                f"The parts of {self.run} have no schema in common: {exc}.", "Read them as they are: result.to_pandas()"
+            ) from exc
+
+    def _found(self) -> Any:
         import pyarrow.dataset
 
         path = self._near.path(self.path) if self.path else ""
@@ -35,12 +45,12 @@ class Result:
         return pyarrow.dataset.dataset(path, format="parquet")
 
     def to_pandas(self) -> Any:
-        """Read all rows into a pandas table."""
-        return self.dataset().to_table().to_pandas()
+        """Read all rows into a pandas table: tensors are arrays, and objects that Arrow does not know are themselves."""
+        return read(self._found())
 
     def count(self) -> int:
         """Give the number of rows."""
-        return int(self.dataset().count_rows())
+        return int(self._found().count_rows())
 
     @property
     def quarantine(self) -> Quarantine:
@@ -49,7 +59,7 @@ class Result:
 
     def head(self, rows: int = HEAD_ROWS) -> Any:
         """Read the first rows into a pandas table."""
-        return self.dataset().head(rows).to_pandas()
+        return read(self._found(), rows=rows)
 
     def __len__(self) -> int:
         return self.count()

@@ -126,6 +126,20 @@ def test_tables_and_files_are_sources_and_a_folder_is_a_sink(cluster, tmp_path):
     assert sorted(run.result.to_pandas()["x"]) == [2, 3]
 
 
+def test_tensors_of_any_shape_objects_and_columns_of_several_types_are_written_and_read_as_they_were_made(cluster):
+    @rk.stage(cpus=1)
+    def make(row):
+        import numpy as np
+
+        count = row["item"]
+        return {"image": np.full((count % 3 + 1, 2), count), "z": complex(count, 1), "mixed": count if count % 2 else str(count)}
+
+    frame = rk.Pipeline([make]).run(range(6)).wait().result.to_pandas()
+    assert sorted(image.shape for image in frame["image"]) == [(1, 2), (1, 2), (2, 2), (2, 2), (3, 2), (3, 2)]
+    assert sorted(z.real for z in frame["z"]) == list(range(6))
+    assert sorted(frame["mixed"], key=int) == ["0", 1, "2", 3, "4", 5]
+
+
 def test_a_function_may_make_the_dataset_in_the_cluster(cluster):
     def numbers():
         import ray.data

@@ -16,7 +16,9 @@ import ray.data
 from ray.actor import ActorMethod
 from ray._private.state import available_resources_per_node
 from ray.data import DataContext, Dataset
+from ray.data._internal.arrow_ops.transform_pyarrow import concat
 from ray.data._internal.delegating_block_builder import DelegatingBlockBuilder
+from ray.data._internal.tensor_extensions.arrow import ArrowConversionError
 from ray.data._internal.execution.interfaces.ref_bundle import BlockEntry, RefBundle
 from ray.data.block import BlockAccessor, BlockMetadata
 
@@ -34,6 +36,13 @@ builder.add({"x": 1, "image": __import__("numpy").zeros((2, 2))})
 accessor = BlockAccessor.for_block(builder.build())
 assert accessor.num_rows() == 1 and [row["x"] for row in accessor.iter_rows(public_row_format=True)] == [1]
 assert accessor.to_numpy()["image"].shape == (1, 2, 2)
+tables = [BlockAccessor.for_block(BlockAccessor.batch_to_block({"x": [x]})).to_arrow() for x in (1, "a")]
+try:
+    concat(tables, promote_types=True, preserve_order=True)
+except ArrowConversionError:
+    pass
+else:
+    raise AssertionError("a number and a text are one column")
 assert BlockAccessor.for_block(BlockAccessor.batch_to_block({"x": accessor.to_numpy()["x"]})).to_arrow().num_rows == 1
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

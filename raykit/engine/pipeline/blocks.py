@@ -17,6 +17,10 @@ Part = tuple[Any, int, int]
 """A block, and the rows of it that are meant: from, and up to."""
 
 
+class UnlikeTablesError(Exception):
+    """Tables have a column of types that do not go together."""
+
+
 def num_rows(block: Any) -> int:
     """Count a block's rows."""
     if isinstance(block, dict):
@@ -63,6 +67,24 @@ def table_of(block: Any) -> Any:
     elif isinstance(block, dict):
         block = _accessor_class().batch_to_block(block)
     return _accessor(block).to_arrow()
+
+
+def joined(tables: Sequence[Any]) -> Any:
+    """Give one ``pyarrow.Table``; tensors of unlike shapes become one column, and so do objects and what Arrow knows.
+
+    Raises:
+        UnlikeTablesError: they do not go together.
+    """
+    from ray.data._internal.arrow_ops.transform_pyarrow import concat
+    from ray.data._internal.tensor_extensions.arrow import ArrowConversionError
+
+    axes = {(field.name, len(field.type.shape)) for table in tables for field in table.schema if hasattr(field.type, "shape")}
+    if len(axes) > len(dict(axes)):  # Ray Data would give a tensor of fewer axes some of length 1
+        raise UnlikeTablesError
+    try:
+        return concat(list(tables), promote_types=True, preserve_order=True)
+    except (ArrowConversionError, TypeError, ValueError) as exc:
+        raise UnlikeTablesError from exc
 
 
 def stacked(values: list[Any]) -> np.ndarray:

@@ -11,9 +11,12 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from raykit.engine.pipeline.blocks import UnlikeTablesError, joined
 
 PART_BYTES = 128_000_000
 COMMIT_S = 1.0
@@ -103,20 +106,27 @@ class Sink:
 
 def _write(tables: Sequence[Any], folder: Path, stem: str) -> None:
     """Write tables into one file, or, where a column is of types that do not go together, into one for each schema."""
-    import pyarrow as pa
     import pyarrow.parquet
 
-    if not tables:
-        return
-    try:
-        whole = [pa.concat_tables(tables, promote_options="permissive")]
-    except (pa.ArrowTypeError, pa.ArrowInvalid):
-        by_schema: dict[str, list[Any]] = {}
-        for table in tables:
-            by_schema.setdefault(str(table.schema), []).append(table)
-        whole = [pa.concat_tables(alike) for alike in by_schema.values()]
-    for number, table in enumerate(whole):
-        pa.parquet.write_table(table, folder / f"{stem}{f'-{number}' if number else ''}.parquet")
+    for number, table in enumerate(_joined(tables) if tables else []):
+        pyarrow.parquet.write_table(table, folder / f"{stem}{f'-{number}' if number else ''}.parquet")
+
+
+def _joined(tables: Sequence[Any]) -> list[Any]:
+    import pyarrow as pa
+
+    with suppress(pa.ArrowTypeError, pa.ArrowInvalid):
+        return [pa.concat_tables(tables, promote_options="permissive")]
+    with suppress(UnlikeTablesError):
+        return [joined(tables)]
+    alike: list[list[Any]] = []
+    for table in tables:  # two types of tensors may have the same name
+        those = next((those for those in alike if those[0].schema.equals(table.schema)), None)
+        if those is None:
+            alike.append([table])
+        else:
+            those.append(table)
+    return [pa.concat_tables(those) for those in alike]
 
 
 def publish(draft: Path, target: str, *, prefix: str) -> None:
