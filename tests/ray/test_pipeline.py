@@ -126,6 +126,13 @@ def test_tables_and_files_are_sources_and_a_folder_is_a_sink(cluster, tmp_path):
     assert sorted(run.result.to_pandas()["x"]) == [2, 3]
 
 
+def test_a_file_that_cannot_be_read_is_told_with_what_to_do(cluster, tmp_path):
+    (tmp_path / "good.txt").write_text("good")
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RunFailedError, match=r"A file of .*txt cannot be read as text: UnicodeDecodeError: .* Leave it out"):
+        rk.Pipeline([twice]).run(str(tmp_path / "*.txt")).wait()
+
+
 def test_tensors_of_any_shape_objects_and_columns_of_several_types_are_written_and_read_as_they_were_made(cluster):
     @rk.stage(cpus=1)
     def make(row):
