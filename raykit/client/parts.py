@@ -34,7 +34,9 @@ def unified(found: Any) -> Any:
     """
     import pyarrow.dataset
 
-    schema = _schema_of([part.physical_schema for part in found.get_fragments()])
+    if not (schemas := [part.physical_schema for part in found.get_fragments()]):
+        return found
+    schema = _schema_of(schemas)
     # A schema that replaces another may not widen a type.
     return pyarrow.dataset.dataset(found.files, schema=schema, format=found.format, filesystem=found.filesystem)
 

@@ -69,12 +69,17 @@ def stage(
         max_bad: the run fails when more rows than this are put aside: a number, or a share below 1.
         runtime_env: Ray's runtime environment of the replicas.
         name: how it is called, if not by the name of the function.
+
+    Raises:
+        InputError: what is marked is neither a function nor a class whose objects can be called.
+        OptionError: a value that cannot be.
     """
     least, most = (replicas, replicas) if isinstance(replicas, int) else replicas
     if (cost is None) != (max_cost is None):
         raise OptionError("A stage has one of cost and max_cost.", 'Give both, as in cost="seconds", max_cost=60, or none.')
 
     def mark(work: Work) -> Work:
+        _check_is_stage(work)
         spec = StageSpec(
             name=str(name or getattr(work, "__name__", "stage")),
             num_cpus=cpus,
@@ -228,11 +233,15 @@ def stage_spec(work: Callable[..., Any]) -> StageSpec:
     marked: StageSpec | None = getattr(work, MARK, None)
     if marked is not None:
         return marked
+    _check_is_stage(work)
+    return StageSpec(name=getattr(work, "__name__", "stage"))
+
+
+def _check_is_stage(work: Any) -> None:
     if not callable(work):
         raise InputError(f"{work!r} is no stage.", "Give functions or classes marked with @rk.stage(...).")
-    if inspect.isclass(work) and "__call__" not in vars(work):
+    if inspect.isclass(work) and not any("__call__" in vars(each) for each in work.__mro__):
         raise InputError(f"The class {work.__name__} has no __call__.", "A stage's class takes a row or a batch in __call__.")
-    return StageSpec(name=getattr(work, "__name__", "stage"))
 
 
 def _absolute(output: str | None) -> str | None:

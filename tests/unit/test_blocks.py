@@ -30,6 +30,20 @@ def test_a_batch_may_be_a_table_or_a_list_of_rows():
         as_batch([1, 2])
 
 
+@pytest.mark.parametrize(("value", "kind"), [(3, "int"), ("three", "str"), (np.array(3), "ndarray"), (torch.tensor(3), "Tensor")])
+def test_a_column_of_a_batch_that_is_one_value_is_refused_by_its_name(value, kind):
+    with pytest.raises(TypeError, match=f"the column k of a batch is one {kind}, not an array"):
+        as_batch({"x": [1, 2, 3], "k": value})
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"), [([{}], "has no columns: return None"), ([{1: 2}], "a column is called 1"), ({1: np.ones(2)}, "is called 1")]
+)
+def test_rows_that_have_no_columns_or_a_column_without_a_name_are_refused(rows, words):
+    with pytest.raises(TypeError, match=words):
+        table_of(rows)
+
+
 def test_a_gradient_that_is_wanted_does_not_keep_a_tensor_from_being_an_array():
     tensor = torch.nn.Linear(2, 2)(torch.ones(3, 2))
     assert tensor.requires_grad

@@ -79,6 +79,10 @@ def test_what_one_part_has_and_another_has_not_is_empty_there(tmp_path):
     assert unified(found(folder)).schema.field("a").type == pa.float64()
 
 
+def test_what_left_no_row_is_an_empty_table(tmp_path):
+    assert read(found(written(tmp_path))).empty
+
+
 def test_columns_that_do_not_go_together_are_said_and_read_as_they_are(tmp_path):
     folder = written(tmp_path, [[{"x": 1}], [{"x": "one"}]], [[{"x": 2}]])
     with pytest.raises(UnlikePartsError, match="x"):

@@ -3,8 +3,9 @@ import itertools
 import pandas as pd
 import pytest
 
-from raykit.client.pipeline import Pipeline, describe_source
-from raykit.errors import OptionError, SourceError
+import raykit as rk
+from raykit.client.pipeline import Pipeline, describe_source, stage_name
+from raykit.errors import InputError, OptionError, SourceError
 from raykit.spec.rows import rows_in
 
 
@@ -53,3 +54,23 @@ def test_a_function_is_not_called_here():
 
     described, value = describe_source(source)
     assert (described.form, described.label, value) == ("function", "source", source)
+
+
+def test_a_class_whose_objects_cannot_be_called_is_no_stage_marked_or_not_and_one_that_inherits_it_is():
+    class Mute:
+        pass
+
+    class Doubles:
+        def __call__(self, row):
+            return {"x": 2 * row["x"]}
+
+    class AlsoDoubles(Doubles):
+        pass
+
+    for mark in (rk.stage(cpus=1), stage_name):
+        with pytest.raises(InputError, match="The class Mute has no __call__"):
+            mark(Mute)
+    with pytest.raises(InputError, match="3 is no stage"):
+        rk.stage(cpus=1)(3)
+    assert stage_name(AlsoDoubles) == "AlsoDoubles"
+    assert stage_name(rk.stage(name="twice")(AlsoDoubles)) == "twice"

@@ -56,17 +56,32 @@ def slice_of(batch: Batch, start: int, stop: int) -> Batch:
 
 
 def table_of(block: Any) -> Any:
-    """Give a ``pyarrow.Table``; tensors become Ray Data's tensor columns, what Arrow does not know is pickled."""
+    """Give a ``pyarrow.Table``; tensors become Ray Data's tensor columns, what Arrow does not know is pickled.
+
+    Raises:
+        TypeError: a row has no columns, or a column's name is no text.
+    """
     from ray.data._internal.delegating_block_builder import DelegatingBlockBuilder
 
     if isinstance(block, list):
+        for row in block:
+            _check_names(row)
         builder = DelegatingBlockBuilder()
         for row in block:
             builder.add({name: array_of(value) if is_tensor(value) else value for name, value in row.items()})
         block = builder.build()
     elif isinstance(block, dict):
+        if num_rows(block):
+            _check_names(block)
         block = _accessor_class().batch_to_block(block)
     return _accessor(block).to_arrow()
+
+
+def _check_names(columns: Iterable[Any]) -> None:
+    if (wrong := next((name for name in columns if not isinstance(name, str)), None)) is not None:
+        raise TypeError(f"a column is called {wrong!r}, and names of columns are texts")
+    if not columns:
+        raise TypeError("a row has no columns: return None to leave it out")
 
 
 def joined(tables: Sequence[Any]) -> Any:

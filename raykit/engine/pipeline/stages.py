@@ -295,7 +295,8 @@ def as_batch(made: Any) -> Batch:
     """Give what a batch stage returned as a dict of arrays of one length: a dict of columns, a table, or a list of rows.
 
     Raises:
-        TypeError: it is none of them.
+        TypeError: it is none of them, or a column is one value.
+        ValueError: its columns are of unlike lengths.
     """
     if hasattr(made, "to_dict") and hasattr(made, "columns"):
         return {name: made[name].to_numpy() for name in made.columns}
@@ -304,19 +305,20 @@ def as_batch(made: Any) -> Batch:
         return batch_of([(made, 0, num_rows(made))])
     if not isinstance(made, dict):
         raise TypeError(f"a stage with batch= returns a dict of arrays, not a {type(made).__name__}")
-    batch = {name: _as_array(column) for name, column in made.items()}
+    batch = {name: _as_array(name, column) for name, column in made.items()}
     lengths = {name: len(column) for name, column in batch.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"the columns of a batch have unlike lengths: {lengths}")
     return batch
 
 
-def _as_array(column: Any) -> Any:
-    if isinstance(column, np.ndarray):
-        return column
-    if is_tensor(column):
-        return array_of(column)
-    values = list(column)
+def _as_array(name: str, column: Any) -> Any:
+    array = array_of(column) if is_tensor(column) else column
+    if isinstance(array, dict | str | bytes) or not isinstance(array, Iterable) or getattr(array, "ndim", 1) == 0:
+        raise TypeError(f"the column {name} of a batch is one {type(column).__name__}, not an array or a list with a value a row")
+    if isinstance(array, np.ndarray):
+        return array
+    values = list(array)
     return stacked(values) if values else np.empty(0)
 
 
