@@ -15,7 +15,7 @@ from raykit.client import session
 from raykit.client.capture import pack
 from raykit.client.pipeline import stage_spec
 from raykit.client.run import Run, start
-from raykit.errors import ClusterLostError, RequestError, RunError, UpdateRefusedError, from_wire
+from raykit.errors import ClusterLostError, InputError, RequestError, RunError, UpdateRefusedError, from_wire
 from raykit.spec import ServiceSpec
 from raykit.spec.priority import Priority
 from raykit.spec.service import TOKEN_FILE
@@ -88,9 +88,10 @@ class Service:
         self.run.stop()
 
     def __call__(self, row: Any, *, timeout_s: float = ANSWER_S) -> Any:
-        """Give the answer of a row, or those of a list of rows, in their order.
+        """Give the answer of a row, or those of a list of rows, in their order; arrays and tensors travel as lists.
 
         Raises:
+            InputError: JSON has no word for a value of the row.
             RequestError: the user's code raised, or too many requests wait.
             RunFailedError: its class could not be built.
             RunError: it is over.
@@ -101,7 +102,7 @@ class Service:
                 raise RunError(f"The service {self.name} is {self.run.view.state}.", f"Start it again: %ray resume {self.name}")
             self._http = httpx.Client(headers={"Authorization": f"Bearer {self.token}"}, trust_env=False)
             weakref.finalize(self, self._http.close)
-        answer = self._post(self._http, json.dumps(row), time.monotonic() + timeout_s)
+        answer = self._post(self._http, json.dumps(row, default=_plain), time.monotonic() + timeout_s)
         said = answer.json()
         if answer.status_code == httpx.codes.CONFLICT:  # the door's own words
             raise from_wire(said)
@@ -196,3 +197,12 @@ def service(name: str, *, on: str | None = None) -> Service:
     if run.refresh().run_kind != "service":
         raise RunError(f"The run {run.name} is no service.", "See what runs: %ray runs")
     return Service(run)
+
+
+def _plain(value: Any) -> Any:
+    """Give an array, a number of numpy's or a tensor as JSON knows it."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise InputError(
+        f"A request has a {type(value).__name__}, which JSON has no word for.", "Give numbers, texts, lists, dicts and arrays."
+    )

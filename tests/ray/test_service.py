@@ -6,11 +6,13 @@ import threading
 import time
 
 import httpx
+import numpy as np
 import pytest
+import torch
 
 import raykit as rk
 from raykit.cluster.record import processes
-from raykit.errors import OptionError, RequestError, RunError, RunFailedError, RunNameTakenError, UpdateRefusedError
+from raykit.errors import InputError, OptionError, RequestError, RunError, RunFailedError, RunNameTakenError, UpdateRefusedError
 from tests.ray import loops
 
 pytestmark = pytest.mark.ray
@@ -177,6 +179,16 @@ def test_a_service_of_none_to_two_replicas_starts_with_its_first_request_and_gro
     until(lambda: service.run.refresh().stages[0].num_replicas == 2)
     done(threads)
     assert wrong == []
+
+
+def test_a_request_may_have_arrays_and_what_json_has_no_word_for_is_refused_here(serve):
+    def shape(row):
+        return {"sum": sum(row["x"][1])}
+
+    service = serve(shape).wait()
+    assert service({"x": np.ones((2, 3))}) == service({"x": torch.ones(2, 3)}) == {"sum": 3.0}
+    with pytest.raises(InputError, match="has a complex, which JSON has no word for"):
+        service({"x": 1j})
 
 
 def test_a_class_that_cannot_be_built_is_told_with_its_lines(serve):

@@ -52,6 +52,15 @@ def test_a_gradient_that_is_wanted_does_not_keep_a_tensor_from_being_an_array():
     assert batch_of([(rows, 0, 3)])["x"].shape == (3, 2)
 
 
+@pytest.mark.parametrize(
+    "values", [[1, "a"], ["a", 1], [1.5, None, "a"], [np.str_("a"), 2], [np.ones(2), np.ones(3)], [True, None], [[1], 2]], ids=str
+)
+def test_values_of_several_types_are_in_a_batch_what_they_were(values):
+    batch = batch_of([([{"x": value} for value in values], 0, len(values))])
+    assert list(map(str, batch["x"])) == list(map(str, values))
+    assert [type(value) for value in batch["x"]] == [type(value) for value in values]
+
+
 def test_rows_of_tensors_are_stacked_for_a_batch():
     rows = [{"x": torch.full((2,), float(at)), "name": str(at)} for at in range(3)]
     batch = batch_of([(rows, 0, 2), (rows, 2, 3)])
