@@ -19,7 +19,7 @@ from typing import Any
 import cloudpickle
 
 from raykit.errors import CaptureError, CellError
-from raykit.wire.payload import CellWork, ModuleText, Payload, SourceText
+from raykit.wire.payload import CellWork, ModuleText, Payload, SourceText, compiled
 
 MAX_CAPTURE_BYTES = 100_000_000
 
@@ -99,10 +99,14 @@ def free_names(text: str, title: str) -> set[str]:
         CellError: the text is no Python; line and mark are given.
     """
     try:
+        compiled(text, title)
         table = symtable.symtable(text, title, "exec")
     except SyntaxError as exc:
-        mark = f"{(exc.text or '').rstrip()}\n{' ' * max(0, (exc.offset or 1) - 1)}^"
-        raise CellError(f"{title}, line {exc.lineno}: {exc.msg}\n{mark}", "Nothing was started.") from exc
+        line = (exc.text or "").rstrip()
+        mark = f"{line}\n{' ' * max(0, (exc.offset or 1) - 1)}^"
+        is_ipython = line.lstrip().startswith(("!", "%"))
+        words = "Lines that begin with ! or % are for a cell of the notebook's own. " if is_ipython else ""
+        raise CellError(f"{title}, line {exc.lineno}: {exc.msg}\n{mark}", f"{words}Nothing was started.") from exc
     if re.search(r"^\s*from\s+\S+\s+import\s+\*", text, re.MULTILINE):
         return set()  # names may come from anywhere; a missing one shows when the cell runs
     own = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}

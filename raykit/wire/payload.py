@@ -6,8 +6,11 @@ importing a line of the user's. It is unpickled only where it runs.
 
 from __future__ import annotations
 
+import ast
+import asyncio
 import importlib.abc
 import importlib.util
+import inspect
 import linecache
 import pickle
 import sys
@@ -108,13 +111,10 @@ class CellWork:
     filename: str
     names: dict[str, Any]
 
-    def compiled(self) -> CodeType:
-        return compile(self.text, self.filename, "exec", dont_inherit=True)
-
     def run(self) -> dict[str, Any]:
         """Run the cell in a namespace of its own and give the namespace."""
         namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__, **self.names}
-        exec(self.compiled(), namespace)  # noqa: S102  (running the user's cell is the purpose)
+        _awaited(eval(compiled(self.text, self.filename), namespace))  # noqa: S307  (running the user's cell is the purpose)
         return namespace
 
 
@@ -127,7 +127,21 @@ class FunctionWork:
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     def run(self) -> dict[str, Any]:
-        return {"result": self.function(*self.args, **self.kwargs)}
+        return {"result": _awaited(self.function(*self.args, **self.kwargs))}
+
+
+def compiled(text: str, filename: str) -> CodeType:
+    """Compile a cell, which may ``await`` outside of a function, as in a notebook.
+
+    Raises:
+        SyntaxError: it is no Python.
+    """
+    code: CodeType = compile(text, filename, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    return code
+
+
+def _awaited(made: Any) -> Any:
+    return asyncio.run(made) if inspect.iscoroutine(made) else made
 
 
 class _ModuleFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
@@ -159,6 +173,6 @@ class _ModuleFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
 
 
 def _is_between(filename: str) -> bool:
-    """Say whether a frame is of what lies between the notebook and the user's code: raykit, ray, the interpreter's exec."""
+    """Say whether a frame is of what lies between the notebook and the user's code: raykit, ray, what runs a coroutine."""
     here = str(Path(__file__).parents[1])
-    return filename.startswith(here) or "/site-packages/ray/" in filename
+    return filename.startswith((here, asyncio.runners.__file__, asyncio.base_events.__file__)) or "/site-packages/ray/" in filename

@@ -8,7 +8,7 @@ import pytest
 from raykit.client import capture
 from raykit.client.capture import capture_cell, free_names
 from raykit.errors import CaptureError, CellError
-from raykit.wire.payload import Payload
+from raykit.wire.payload import FunctionWork, Payload
 
 TITLE = "Cell In[4]"
 
@@ -27,6 +27,35 @@ def test_names_of_inner_scopes_count_and_names_that_the_cell_sets_do_not():
 def test_a_syntax_error_is_told_with_its_line_before_anything_starts():
     with pytest.raises(CellError, match=r"Cell In\[4\], line 2"):
         capture_cell("x = 1\ny = = 2", {}, title=TITLE)
+
+
+@pytest.mark.parametrize("text", ["return 1", "x = 1\nbreak", "def f(a, a): pass"])
+def test_what_only_the_compiler_refuses_is_told_before_anything_starts_too(text):
+    with pytest.raises(CellError, match=r"Cell In\[4\], line \d"):
+        capture_cell(text, {}, title=TITLE)
+
+
+@pytest.mark.parametrize("text", ["!ls", "x = 1\n%time x"])
+def test_a_line_that_only_ipython_knows_is_said_to_be_one(text):
+    with pytest.raises(CellError, match="Lines that begin with ! or % are for a cell of the notebook's own"):
+        capture_cell(text, {}, title=TITLE)
+
+
+def test_a_cell_may_await_as_in_a_notebook_and_its_errors_have_no_frames_of_asyncio():
+    payload = capture_cell("import asyncio\nx = await asyncio.sleep(0, 5)", {}, title=TITLE)
+    assert payload.open().run()["x"] == 5
+    broken = capture_cell("import asyncio\nawait asyncio.sleep(0)\n1 / 0", {}, title=TITLE)
+    with pytest.raises(ZeroDivisionError) as caught:
+        broken.open().run()
+    frames = [line for line in broken.traceback_of(caught.value).splitlines() if line.startswith("  File")]
+    assert [line.partition(",")[0] for line in frames] == [f'  File "{__file__}"', '  File "Cell In[4]"']
+
+
+def test_a_coroutine_function_is_run_to_its_end():
+    async def five():
+        return 5
+
+    assert FunctionWork(function=five).run() == {"result": 5}
 
 
 def test_a_name_that_nobody_defines_is_named():
