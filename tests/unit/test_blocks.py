@@ -53,7 +53,20 @@ def test_a_gradient_that_is_wanted_does_not_keep_a_tensor_from_being_an_array():
 
 
 @pytest.mark.parametrize(
-    "values", [[1, "a"], ["a", 1], [1.5, None, "a"], [np.str_("a"), 2], [np.ones(2), np.ones(3)], [True, None], [[1], 2]], ids=str
+    "values",
+    [
+        [1, "a"],
+        ["a", 1],
+        [1.5, None, "a"],
+        [np.str_("a"), 2],
+        [np.ones(2), np.ones(3)],
+        [True, None],
+        [[1], 2],
+        [1, [1, [2]]],
+        [np.datetime64("2020-01-01"), 1],
+        [np.array(["a"]), np.array([1])],
+    ],
+    ids=str,
 )
 def test_values_of_several_types_are_in_a_batch_what_they_were(values):
     batch = batch_of([([{"x": value} for value in values], 0, len(values))])

@@ -7,6 +7,7 @@ written.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -104,14 +105,12 @@ def joined(tables: Sequence[Any]) -> Any:
 
 def stacked(values: list[Any]) -> np.ndarray:
     """Give values as an array whose first axis they are; those of unlike shapes, or numbers and texts, as one of objects."""
-    if is_tensor(values[0]):
-        values = [array_of(value) if is_tensor(value) else value for value in values]
-    first = values[0]
-    if isinstance(first, np.ndarray | np.generic | int | float | complex) and not isinstance(first, str):
+    values = [array_of(value) if is_tensor(value) else value for value in values]
+    if all(isinstance(value, np.ndarray | np.generic | int | float | complex) and not isinstance(value, str) for value in values):
         arrays = [np.asarray(value) for value in values]
-        has_texts = any(array.dtype.kind in "SU" for array in arrays)  # numpy would make texts of the numbers beside them
-        if not has_texts and len({array.shape for array in arrays}) == 1:
-            return np.stack(arrays)
+        if len({array.dtype.kind in "SU" for array in arrays}) == 1:  # numpy would make texts of the numbers beside them
+            with suppress(ValueError, TypeError):  # of unlike shapes
+                return np.stack(arrays)
     array = np.empty(len(values), dtype=object)
     for place, value in enumerate(values):  # a slice would be taken apart where values are lists
         array[place] = value
