@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import weakref
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from raykit.client.run import Run, start
 from raykit.errors import ClusterLostError, InputError, RequestError, RunError, UpdateRefusedError, from_wire
 from raykit.spec import ServiceSpec
 from raykit.spec.priority import Priority
+from raykit.spec.rows import as_json
 from raykit.spec.service import TOKEN_FILE
 
 POLL_S = 1.0
@@ -102,7 +102,11 @@ class Service:
                 raise RunError(f"The service {self.name} is {self.run.view.state}.", f"Start it again: %ray resume {self.name}")
             self._http = httpx.Client(headers={"Authorization": f"Bearer {self.token}"}, trust_env=False)
             weakref.finalize(self, self._http.close)
-        answer = self._post(self._http, json.dumps(row, default=_plain), time.monotonic() + timeout_s)
+        try:
+            text = as_json("a request", row)
+        except TypeError as exc:
+            raise InputError(str(exc)) from exc
+        answer = self._post(self._http, text, time.monotonic() + timeout_s)
         said = answer.json()
         if answer.status_code == httpx.codes.CONFLICT:  # the door's own words
             raise from_wire(said)
@@ -197,12 +201,3 @@ def service(name: str, *, on: str | None = None) -> Service:
     if run.refresh().run_kind != "service":
         raise RunError(f"The run {run.name} is no service.", "See what runs: %ray runs")
     return Service(run)
-
-
-def _plain(value: Any) -> Any:
-    """Give an array, a number of numpy's or a tensor as JSON knows it."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise InputError(
-        f"A request has a {type(value).__name__}, which JSON has no word for.", "Give numbers, texts, lists, dicts and arrays."
-    )

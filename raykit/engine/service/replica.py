@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from raykit.engine.threads import limit_threads
 from raykit.events import ReplicaSampled, ReplicaStarted
 from raykit.policy.serving import Calls
 from raykit.spec import StageSpec
+from raykit.spec.rows import as_json
 
 Row = dict[str, Any]
 
@@ -111,7 +111,7 @@ class ServiceReplica:
 
     def _written(self, made: Any) -> Answer:
         try:
-            return Answer(json=as_json(made))
+            return Answer(json=as_json("an answer", made))
         except Exception as exc:
             return self._failed(exc)
 
@@ -122,7 +122,7 @@ class ServiceReplica:
             made = self._call(batch)
             if num_rows(made) != count:
                 raise ValueError(f"{self._spec.name} made {num_rows(made)} answers of {count} requests")
-            return [Answer(json=as_json(row)) for row in rows_of([(made, 0, count)])]
+            return [Answer(json=as_json("an answer", row)) for row in rows_of([(made, 0, count)])]
         except Exception as exc:
             if count == 1:
                 return [self._failed(exc)]
@@ -136,18 +136,3 @@ class ServiceReplica:
 async def _gathered(call: Any, rows: Sequence[Row]) -> list[Any]:
     """Call an async function for all rows at once. No method: a class with one would be an async actor to Ray."""
     return await asyncio.gather(*map(call, rows), return_exceptions=True)
-
-
-def as_json(value: Any) -> str:
-    """Write an answer; arrays and tensors become lists, numbers of numpy plain ones.
-
-    Raises:
-        TypeError: it holds something that JSON has no word for.
-    """
-    return json.dumps(value, default=_plain)
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"an answer has a {type(value).__name__}, which JSON has no word for: give numbers, texts, lists and dicts")
