@@ -149,13 +149,13 @@ class _Widget:
         self._run = run
         self._widget: RunWidget | None = None
         self._handle: Any = None
-        self._begun_s, self._quiet_s = time.monotonic(), quiet_s if run.view.run_kind == "task" else 0.0
+        self._begun_s, self._quiet_s = time.monotonic(), quiet_s
         self._shown_s = self._saved_s = -math.inf
         self._printer = _Printer()
 
     def show(self, view: RunView) -> None:
         now_s = time.monotonic()
-        if now_s - self._begun_s >= self._quiet_s and now_s - self._shown_s >= WIDGET_S:
+        if not self._is_quiet(view) and now_s - self._shown_s >= WIDGET_S:
             self._shown_s = now_s
             self._draw(view, save=now_s - self._saved_s >= SAVED_S)
         if view.run_kind == "task":
@@ -163,10 +163,13 @@ class _Widget:
 
     def finish(self, view: RunView) -> None:
         went_well = view.state == "done" and all(card.good for card in view.cards)
-        if self._widget is not None or not went_well or time.monotonic() - self._begun_s >= self._quiet_s:
+        if self._widget is not None or not went_well or not self._is_quiet(view):
             self._draw(view, save=True)
         if view.run_kind == "task":
             self._printer.show(view)
+
+    def _is_quiet(self, view: RunView) -> bool:
+        return view.run_kind == "task" and time.monotonic() - self._begun_s < self._quiet_s
 
     def _draw(self, view: RunView, *, save: bool) -> None:
         if self._widget is None:

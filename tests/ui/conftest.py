@@ -15,15 +15,16 @@ from tests.ui.lab import Lab, Notebook, browser
 expect.set_options(timeout=30_000)  # an answer that comes late on a full machine is an answer
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lab(raykit_home: Any, tmp_path_factory: Any) -> Iterator[Lab]:
     """A JupyterLab whose kernels use the tests' clusters."""
     with Lab(tmp_path_factory.mktemp("lab")).served() as served:
         yield served
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chromium() -> Iterator[Browser]:
+    """A browser; Playwright holds the thread's event loop until it ends."""
     with browser() as found:
         yield found
 

@@ -122,6 +122,7 @@ def test_a_quick_task_with_a_card_that_is_not_good_shows_its_view(sent, door):
 @pytest.mark.parametrize("begun", [pipeline(), examples()["recovering"]], ids=["pipeline", "training"])
 def test_a_quick_pipeline_or_training_shows_its_view(sent, door, begun):
     run, _ = door
+    face = _Widget(run, quiet_s=math.inf)  # before a word was heard of the run, as in a cell
     run.view = fold(begun, Record(number=10**6, at_unix_s=0, run=begun.name, event=RunEnded(state="done")))
-    _Widget(run, quiet_s=math.inf).finish(run.view)
+    face.finish(run.view)
     assert sent
