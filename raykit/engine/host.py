@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-import queue
 import threading
 from collections.abc import Sequence
 
 import ray
 
-from raykit.commands import Command, Drill, Stop
-from raykit.engine.run import RunContext, RunKind, StoppedError, UserCodeError, Written, describe, outlive_node_loss
+from raykit.commands import Command, Drill, Resize, Stop
+from raykit.engine.journal import Journal
+from raykit.engine.run import RunContext, RunKind, StoppedError, UserCodeError, describe, outlive_node_loss
 from raykit.engine.setting import ClusterSetting
 from raykit.events import Event, HostStarted, RunAccepted, RunEnded, StopAsked, UserFailed
 from raykit.policy.failure import Pulse
@@ -28,7 +28,7 @@ class Host:
     """Owns a run from its acceptance to its end, and then ends itself."""
 
     def __init__(self, cluster: ClusterSetting, run: str, spec: RunSpec) -> None:
-        self._journal = _Journal(Log(cluster.log_path), run)
+        self._journal = Journal(Log(cluster.log_path), run)
         records = list(self._journal.log.read_all(run=run, kinds=(RunAccepted, HostStarted, RunEnded, StopAsked)))
         accepted = max(place for place, record in enumerate(records) if isinstance(record.event, RunAccepted))
         since = [record.event for record in records[accepted:]]
@@ -56,15 +56,18 @@ class Host:
         self._journal.emit(*self._kind.report(source, events, pulse))
 
     async def command(self, command: Command) -> None:
-        """Take a command; returns before it is carried out."""
+        """Take a command; returns before it is carried out, but not before a host that comes after this one would know of it."""
         if isinstance(command, Stop):
             self._context.emit(StopAsked())
+            await self._journal.written()  # a worker that is told to stop has ended when the next host looks
         if isinstance(command, Drill) and command.action == "kill-host":
             from raykit.engine.drills import kill_host
 
             kill_host(self._context, command)
             return
         self._kind.command(command)
+        if isinstance(command, Resize):
+            await self._journal.written()
 
     async def stored_dataset(self, number: int, make: bytes) -> str:
         """Store the rows of a Ray Dataset that training wants, once, and give where they lie in the run's folder."""
@@ -118,38 +121,3 @@ def _make(context: RunContext) -> RunKind:
     from raykit.engine.training.run import TrainingRun
 
     return TrainingRun(context)
-
-
-class _Journal:
-    """Writes a run's events in their order from one thread: a host's loop never waits for the disk."""
-
-    def __init__(self, log: Log, run: str) -> None:
-        self.log = log
-        self._run, self._number = run, 0
-        self._queue: queue.SimpleQueue[Event | Written | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._write, name="raykit-journal", daemon=True)
-        self._thread.start()
-
-    def emit(self, *events: Event, then: Written | None = None) -> None:
-        for event in events:
-            self._queue.put(event)
-        if then is not None:
-            self._queue.put(then)
-
-    def close(self) -> None:
-        """Write what waits."""
-        self._queue.put(None)
-        self._thread.join(30)
-
-    def _write(self) -> None:
-        open_ = True
-        while open_:
-            batch = [self._queue.get()]
-            while not self._queue.empty():
-                batch.append(self._queue.get())
-            open_ = None not in batch
-            told = [each for each in batch if callable(each)]
-            if events := [each for each in batch if each is not None and not callable(each)]:
-                self._number = self.log.append(self._run, events)
-            for tell in told:
-                tell(self._number)

@@ -2,7 +2,11 @@
 
 import os
 import signal
+import sqlite3
+import threading
 import time
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +34,11 @@ def _current(wide):
 def _kill(run, *ranks, number=signal.SIGKILL):
     for each in [rank for rank in run.refresh().ranks if rank.rank in ranks and not rank.lost]:
         os.kill(each.pid, number)
+
+
+def _host(run):
+    records = run.cluster.door.events(run.name, after=0, wait_s=0)
+    return next(record.event.pid for record in reversed(records) if isinstance(record.event, HostStarted))
 
 
 def _spare_is_ready(run):
@@ -202,14 +211,30 @@ def test_a_rank_that_hangs_after_the_host_came_back_is_found(until):
 def test_a_host_that_is_killed_while_it_stops_leaves_no_slot_held(until):
     run = rk.train(loops.linear, 400, 0.3, workers=2, name="stopping")
     until(lambda: run.refresh().step > 0)
-    records = run.cluster.door.events("stopping", after=0, wait_s=0)
-    host = next(record.event.pid for record in records if isinstance(record.event, HostStarted))
+    host = _host(run)
     run.stop()
     os.kill(host, signal.SIGKILL)
     with pytest.raises(RunStoppedError):
         run.wait()
     until(lambda: rk.status("wide").num_cpus_free == 4)
     assert run.view.checkpoint_step == run.view.step
+
+
+@pytest.mark.parametrize("ask", [lambda run: run.stop(), lambda run: run.resize((1, 2))], ids=["stop", "resize"])
+def test_what_was_asked_is_known_to_the_next_host_also_if_the_log_was_slow(until, ask):
+    run = rk.train(loops.linear, 10_000, 0.02, workers=1, name="asked")
+    until(lambda: run.refresh().step > 0)
+    asks = threading.Thread(target=ask, args=(run,))
+    with closing(sqlite3.connect(Path(run.view.folder).parents[1] / "log.sqlite")) as log:
+        log.execute("BEGIN IMMEDIATE")  # nobody else can write
+        asks.start()
+        asks.join(2)
+        os.kill(_host(run), signal.SIGKILL)
+    asks.join()
+    until(lambda: run.refresh().state == "stopped" or run.view.resized_to == (1, 2))
+    run.stop()
+    until(lambda: run.refresh().ended)
+    assert run.view.state == "stopped"
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ from raykit.events import (
     Decided,
     Event,
     LinesPrinted,
+    Resized,
     RunStarted,
     RunWaited,
     StepCommitted,
@@ -109,6 +110,8 @@ class TrainingRun:
                 "No rank is on another node than the run's host: to lose that node would be to lose the cluster.",
                 "Try it on a cluster of several nodes: %ray up NAME --nodes 2",
             )
+        if isinstance(command, Resize):
+            self._context.emit(Resized(min_workers=command.workers[0], max_workers=command.workers[1]))
         self._commands.put(command)
         self._crew.wake.set()
 
@@ -137,7 +140,8 @@ class TrainingRun:
         self._step = view.step
         self._size.take_up(view)
         if latest is not None:
-            self._worlds.take_up(latest, is_formed=is_formed)
+            ranks = sorted((rank.rank, rank.worker) for rank in view.ranks if rank.rank is not None and not rank.lost)
+            self._worlds.take_up(latest, is_formed=is_formed, stood=tuple(worker for _, worker in ranks))
             self._tell(latest)  # the earlier host may have died before it told all
             gone = [worker for worker in latest.workers if self._crew.find(worker) is None]
             if gone:

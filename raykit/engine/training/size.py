@@ -10,7 +10,7 @@ from typing import Any
 from raykit.commands import HeldSlot, Hurry, Lend, Take
 from raykit.engine.run import RunContext, find_host
 from raykit.engine.slots import HandOn
-from raykit.events import Resized, SlotsLent
+from raykit.events import SlotsLent
 from raykit.spec import TrainSpec
 from raykit.views import RunView
 
@@ -38,9 +38,7 @@ class Size:
 
     def resize(self, workers: tuple[int, int]) -> None:
         """Take other bounds, in workers."""
-        group = self._spec.group
-        self.least, self.asked = (each // group for each in workers)
-        self._context.emit(Resized(min_workers=self.least * group, max_workers=self.asked * group))
+        self.least, self.asked = (each // self._spec.group for each in workers)
 
     def lend(self, command: Lend) -> None:
         """Have fewer while another run needs slots."""

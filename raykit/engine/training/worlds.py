@@ -24,11 +24,17 @@ class Worlds:
         self._settles_until_s = 0.0
         self._standing_number: int | None = None  # not known where an earlier host saw it meet
 
-    def take_up(self, latest: Generation, *, is_formed: bool) -> None:
-        """Go on from the world that an earlier host asked for last."""
+    def take_up(self, latest: Generation, *, is_formed: bool, stood: tuple[str, ...]) -> None:
+        """Go on from the world that an earlier host asked for last.
+
+        Args:
+            latest: that world.
+            is_formed: whether its ranks are all in it.
+            stood: the workers of the one that the log tells of.
+        """
         self.asked = tuple(dict.fromkeys(map(replica_of, latest.workers)))
         self.number, self.is_formed, self._is_urgent = latest.number, is_formed, latest.urgent
-        self.standing = latest.workers
+        self.standing = latest.workers if is_formed else stood
 
     def ask(self, replicas: tuple[str, ...], *, urgent: bool) -> int:
         """Ask for the next one, and give its number; an urgent one is entered at once, another one after a commit."""
@@ -48,10 +54,10 @@ class Worlds:
             self._broken_at_s = self._broken_at_s or at_s
         elif isinstance(event, WorldBroken) and self._is_stuck(event.generation):
             self.must_hurry = True
-        elif isinstance(event, WorldFormed):
-            self._standing_number = event.generation
+        elif isinstance(event, WorldFormed) and event.generation > (self._standing_number or 0):
+            self._standing_number, self.standing = event.generation, event.workers
             if event.generation == self.number:
-                self._broken_at_s, self.is_formed, self.standing = None, True, event.workers
+                self._broken_at_s, self.is_formed = None, True
                 self._settles_until_s = at_s + SETTLE_S
         elif isinstance(event, StepCommitted):
             self._settles_until_s = 0.0
