@@ -42,6 +42,7 @@ from raykit.errors import RaykitError, RunError, RunNotFoundError, to_wire
 from raykit.events import RunEnded, record_to_json
 from raykit.spec import RunSpec, TrainSpec
 from raykit.spec.service import PORT_FILE, TOKEN_FILE
+from raykit.store.room import is_full
 from raykit.views import ClusterView, fold_cluster
 
 HUB = "hub"
@@ -128,6 +129,8 @@ class Hub:
         except Exception as exc:
             logger.exception("%s %s", request.method, request.path)
             facts = [f"The hub could not answer: {describe(exc)}", "This is a fault of raykit's: report it with %ray doctor."]
+            if is_full(exc):
+                facts = ["The disk of the cluster's head is full.", f"Free space at {self._setting.folder}, and ask again."]
             return web.json_response({"error": "RunError", "facts": facts}, status=500)
 
     async def _ping(self, _: web.Request) -> web.Response:

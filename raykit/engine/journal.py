@@ -15,6 +15,7 @@ from raykit.events import Event
 from raykit.store.log import Log, LogError
 
 RETRY_S = 1.0
+PATIENCE_S = 5.0
 
 
 class Journal:
@@ -34,10 +35,10 @@ class Journal:
             self._queue.put(then)
 
     async def written(self) -> None:
-        """Return when the log has all that was emitted."""
+        """Return when the log has all that was emitted, or after ``PATIENCE_S``: on a full disk a run must end, too."""
         written = concurrent.futures.Future[int]()
         self.emit(then=written.set_result)
-        await asyncio.wrap_future(written)
+        await asyncio.wait([asyncio.wrap_future(written)], timeout=PATIENCE_S)
 
     def close(self) -> None:
         """Return when the log has all that was emitted; nothing is to be emitted any more."""

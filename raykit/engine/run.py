@@ -146,7 +146,7 @@ def save_outputs(namespace: dict[str, Any], names: Sequence[str], folder: RunFol
     """Write the named values, on the CPU, as files of the run's folder, each in one move.
 
     Raises:
-        UserCodeError: the cell never set the name, or its value does not pickle.
+        UserCodeError: the cell never set the name, or its value does not pickle, or there is no room for it.
     """
     saved = []
     for name in names:
@@ -158,7 +158,10 @@ def save_outputs(namespace: dict[str, Any], names: Sequence[str], folder: RunFol
             kind = type(namespace[name]).__name__
             raise UserCodeError(where, f"-o {name}: a {kind} does not pickle ({describe(exc)})", "") from exc
         file = f"{name}.pkl"
-        folder.write(f"outputs/{file}", pickled)
+        try:
+            folder.write(f"outputs/{file}", pickled)
+        except OSError as exc:
+            raise UserCodeError(where, f"-o {name}: its {len(pickled):,} bytes cannot be written ({describe(exc)})", "") from exc
         saved.append(OutputReady(name=name, file=file, num_bytes=len(pickled)))
     return saved
 

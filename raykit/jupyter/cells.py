@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import linecache
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from raykit.spec import TaskSpec, TrainSpec
 from raykit.spec.lines import PipelineLine, ServeLine, Viewing
 from raykit.spec.training import ON_LOSS
 from raykit.wire.loop import check_cell
+from raykit.wire.payload import compiled
 
 if TYPE_CHECKING:
     from raykit.jupyter.widget import RunWidget
@@ -106,8 +108,11 @@ def _define(shell: Any, cell: str) -> list[Any]:
     """Run a pipeline's cell in the notebook, and give the stages that it defines, in their order."""
     title, text = _title(shell), _numbered(cell)
     check_names(text, shell.user_ns, title)
+    code = compiled(text, title)
+    if code.co_flags & inspect.CO_COROUTINE:  # the kernel's loop waits for this magic
+        raise CellError("A cell that defines stages cannot await.", "Await in a cell before it. Nothing was started.")
     linecache.cache[title] = (len(text), None, text.splitlines(keepends=True), title)
-    exec(compile(text, title, "exec"), shell.user_ns)  # noqa: S102  (a cell runs in its notebook)
+    exec(code, shell.user_ns)  # noqa: S102  (a cell runs in its notebook)
     names = [name for node in ast.parse(text).body for name in _bound(node)]
     made = [shell.user_ns.get(name) for name in dict.fromkeys(names)]
     return [each for each in made if hasattr(each, MARK)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from raykit import events as ev
 from raykit.views.values import CardView, LoanView, RankView, RunState, RunView, Samples, SeriesView, Step, changed
 
 MAX_CURVES = 8
 MAX_LOST = 20  # of those who are gone; all are in the cards and in the log
+CANNOT_WRITE, COULD_NOT_WRITE = "Checkpoints cannot be written", "Checkpoints could not be written"
 NOTHING = SeriesView()
 AT_WORK: tuple[RunState, ...] = ("running", "resizing")
 
@@ -129,14 +131,18 @@ def _recovered(view: RunView, event: ev.Recovered, at_unix_s: float) -> RunView:
 
 
 def _checkpoint_saved(view: RunView, event: ev.CheckpointSaved, _: float) -> RunView:
-    return changed(view, checkpoint_step=event.step, checkpoint_path=event.path)
+    again = ("written again", f"step {event.step}")
+    cards = tuple(
+        replace(each, title=COULD_NOT_WRITE, good=True, facts=(*each.facts, again)) if each.title == CANNOT_WRITE else each
+        for each in view.cards
+    )
+    return changed(view, checkpoint_step=event.step, checkpoint_path=event.path, cards=cards)
 
 
 def _checkpoint_failed(view: RunView, event: ev.CheckpointFailed, at_unix_s: float) -> RunView:
-    title = "Checkpoints cannot be written"
     facts = (("newest try", f"step {event.step}, to {event.path}"), ("reason", event.reason))
-    card = CardView(at_unix_s=at_unix_s, title=title, good=False, facts=facts)
-    return changed(view, cards=(*(each for each in view.cards if each.title != title), card))
+    card = CardView(at_unix_s=at_unix_s, title=CANNOT_WRITE, good=False, facts=facts)
+    return changed(view, cards=(*(each for each in view.cards if each.title != CANNOT_WRITE), card))
 
 
 STEPS: dict[type, Step] = {

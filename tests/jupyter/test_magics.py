@@ -118,6 +118,7 @@ BAD = [
     ("import numpy as np; big = np.zeros(15_000_000)", ""),
     ("%%ray run\nbig.sum()", "'big' (ndarray) is 120 MB"),
     ("%%ray pipeline --source big\nx = 1", "no stage"),
+    ("%%ray pipeline --source big\nimport asyncio\nawait asyncio.sleep(0)", "Await in a cell before it"),
     ("%%ray pipeline --source nothing.csv\n@rk.stage()\ndef f(row):\n    return row", "Nothing is at nothing.csv"),
     ("empty = []", ""),
     ("%%ray pipeline --source empty\n@rk.stage()\ndef f(row):\n    return row", "source is empty"),

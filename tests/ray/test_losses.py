@@ -1,6 +1,7 @@
 """What a training run does about a loss, by its policy and by its user's; and losses that come at the worst moment."""
 
 import os
+import resource
 import signal
 import sqlite3
 import threading
@@ -235,6 +236,21 @@ def test_what_was_asked_is_known_to_the_next_host_also_if_the_log_was_slow(until
     run.stop()
     until(lambda: run.refresh().ended)
     assert run.view.state == "stopped"
+
+
+def test_a_run_that_is_stopped_on_a_full_disk_ends_when_there_is_room_with_its_last_step(until):
+    run = rk.train(loops.linear, 10_000, 0.02, workers=1, name="full")
+    until(lambda: run.refresh().step > 0)
+    (pid,) = [rank.pid for rank in run.view.ranks if rank.rank == 0]
+    limits = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, limits[1]))  # no file may be longer
+    run.stop()
+    until(lambda: any(card.title == "Checkpoints cannot be written" for card in run.refresh().cards))
+    assert not run.view.ended
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
+    with pytest.raises(RunStoppedError):
+        run.wait()
+    assert run.view.checkpoint_step == run.view.step
 
 
 @pytest.mark.slow

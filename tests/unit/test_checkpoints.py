@@ -81,3 +81,14 @@ def test_a_place_that_cannot_be_written_is_told_and_ends_no_training(tmp_path):
     assert [type(event).__name__ for event in told] == ["CheckpointFailed"]
     assert "Not a directory" in told[0].reason
     assert checkpoints.newest() is None
+
+
+def test_a_step_whose_write_failed_is_written_when_it_is_asked_for_again_and_then_no_more(tmp_path):
+    (tmp_path / "file").touch()
+    checkpoints, told = _written(str(tmp_path / "file" / "inside"), [1])
+    (tmp_path / "file").unlink()
+    for _ in range(2):
+        checkpoints.save(1, _state(1))
+        checkpoints.finish()
+    assert [type(event).__name__ for event in told] == ["CheckpointFailed", "CheckpointSaved"]
+    assert checkpoints.newest()["step"] == 1

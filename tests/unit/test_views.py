@@ -324,6 +324,15 @@ def test_a_line_that_is_printed_again_and_again_stands_once_and_each_source_has_
     assert [(log.source, log.lines) for log in logs] == [(source, ("warning  (3 times)", "done")) for source in ("w1", "w2")]
 
 
+def test_a_checkpoint_that_could_not_be_written_is_a_bad_card_until_the_next_one_is():
+    failed = [ev.CheckpointFailed(step=step, path="p", reason="full") for step in (1, 2)]
+    (card,) = _after(EVENTS[0], *failed).cards
+    assert (card.title, card.good) == ("Checkpoints cannot be written", False)
+    (card,) = _after(EVENTS[0], *failed, ev.CheckpointSaved(step=3, path="p", save_s=0.1)).cards
+    assert (card.title, card.good) == ("Checkpoints could not be written", True)
+    assert ("written again", "step 3") in card.facts
+
+
 def test_a_metric_that_is_no_number_leaves_a_gap_that_json_can_carry():
     losses = [1.0, math.nan, math.inf, 0.5]
     steps = [

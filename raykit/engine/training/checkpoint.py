@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from raykit.engine.folder import on_head
 from raykit.engine.training.state import Structure, apart
 from raykit.events import CheckpointFailed, CheckpointSaved, Event
+from raykit.store.room import is_full
 
 COMPLETE = ".metadata"
 STRUCTURE = "_structure"  # closed, since torch.distributed.checkpoint forgets empty dicts and the type of keys
@@ -48,13 +49,16 @@ class Checkpoints:
         self._place, self._kept, self._told, self._group = place.rstrip("/"), kept, told, group
         self._writing: threading.Thread | None = None
         self.saved_step = -1
+        self.found_no_room = False
+        """The step that was written last, and whether the newest try failed for a full disk."""
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Copy a state as it is now and write it in the background; waits for a write that goes on."""
+        """Copy a state as it is now and write it in the background, unless that step is written; waits for a write that goes on."""
         self.finish()
+        if step == self.saved_step:
+            return
         structure, tensors = apart(state)
         copied = {name: each.detach().to("cpu", copy=True) for name, each in tensors.items()}
-        self.saved_step = step
         self._writing = threading.Thread(
             target=self._write, args=(step, {**copied, STRUCTURE: structure}), name="raykit-checkpoint", daemon=True
         )
@@ -83,9 +87,12 @@ class Checkpoints:
                 warnings.simplefilter("ignore")  # that one process writes alone is what is wanted
                 dcp.save(state, checkpoint_id=path, process_group=self._group, no_dist=self._group is None)
         except (Exception, CheckpointException) as exc:  # a full disk must not end the training: a card says it
+            causes = [failure[0] for failure in exc.failures.values()] if isinstance(exc, CheckpointException) else [exc]
+            self.found_no_room = any(map(is_full, causes))
             reason = str(exc).strip().splitlines()[-1]
             self._told(CheckpointFailed(step=step, path=on_head(path), reason=reason))
             return
+        self.saved_step, self.found_no_room = step, False
         if self._group is None or self._group.rank() == 0:
             self._forget_old(step)
             self._told(CheckpointSaved(step=step, path=on_head(path), save_s=time.monotonic() - begun_s))

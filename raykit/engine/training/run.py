@@ -17,7 +17,7 @@ from raykit.engine.losses import GONE
 from raykit.engine.run import RunContext, StoppedError, UserCodeError
 from raykit.engine.slots import Slots
 from raykit.engine.training.answer import Answer
-from raykit.engine.training.crew import Crew, Loss
+from raykit.engine.training.crew import Crew, Loss, Replica
 from raykit.engine.training.datasets import Datasets
 from raykit.engine.training.drills import Drills
 from raykit.engine.training.recovery import Recovery
@@ -46,6 +46,7 @@ from raykit.spec import TrainSpec
 TICK_S = 0.05
 SLOT_LOOK_S = 0.2
 SAVE_TIMEOUT_S = 120.0
+FULL_DISK_S, FULL_DISK_LOOK_S = 600.0, 2.0  # so long a run that ends waits for room to save in
 UNSEEN = "it died while the run had no host"
 _NOBODY = ReplicaState(replica="", lost=True)
 
@@ -408,7 +409,7 @@ class TrainingRun:
             if replica is None or replica.lost:
                 continue
             try:
-                ray.get([hand.handle.save_state.remote() for hand in replica.hands], timeout=SAVE_TIMEOUT_S)
+                self._save_state(replica)
                 self._save_outputs(replica.hands[0].handle)
             except GONE:
                 continue
@@ -419,6 +420,14 @@ class TrainingRun:
             return
         if self._worlds.asked and self._spec.outputs:
             raise UserCodeError("training", "All ranks died before they could save what -o names.", "")
+
+    def _save_state(self, replica: Replica) -> None:
+        """Have a replica write its state; while the disk is full it is in memory, and soon nowhere else."""
+        deadline_s = time.monotonic() + FULL_DISK_S
+        while not all(ray.get([hand.handle.save_state.remote() for hand in replica.hands], timeout=SAVE_TIMEOUT_S)):
+            if time.monotonic() > deadline_s:
+                return
+            time.sleep(FULL_DISK_LOOK_S)
 
     def _save_outputs(self, first: Any) -> None:
         """Keep the names that come back; of a run that was ended early those that were set."""

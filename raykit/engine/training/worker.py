@@ -126,14 +126,15 @@ class Worker:
         self._member.leave()
         await self._has_left.wait()
 
-    async def save_state(self) -> None:
-        """Keep the state as of the last commit; answers when it is on disk."""
+    async def save_state(self) -> bool:
+        """Keep the state as of the last commit; answers when it is on disk, and False where that is full."""
         from raykit.engine.training.elastic import job_here
 
         job = job_here()
-        if job is not None:
-            await asyncio.to_thread(job.save)
-            await asyncio.to_thread(job.saved)
+        if job is None:
+            return True
+        await asyncio.to_thread(job.save)
+        return await asyncio.to_thread(job.saved)
 
     async def save_outputs(self, names: tuple[str, ...]) -> list[OutputReady]:
         return await asyncio.to_thread(save_outputs, self._namespace, names, self._folder, "rank 0")
