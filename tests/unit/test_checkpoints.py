@@ -1,6 +1,7 @@
 """A checkpoint is whole or it is not there, wherever it lies."""
 
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def _written(place, steps, **options):
     told = []
     checkpoints = Checkpoints(place, kept=2, told=told.append, **options)
     for step in steps:
-        checkpoints.save(step, _state(step))
+        checkpoints.save(step, partial(_state, step))
     checkpoints.finish()
     return checkpoints, told
 
@@ -51,7 +52,7 @@ def test_only_so_many_are_kept_the_newest_ones(place):
 def test_what_is_saved_is_the_state_of_that_moment(tmp_path):
     checkpoints = Checkpoints(str(tmp_path), kept=1, told=lambda _: None)
     state = _state(1)
-    checkpoints.save(1, state)
+    checkpoints.save(1, lambda: state)
     state["model"]["weight"].zero_()
     checkpoints.finish()
     assert checkpoints.newest()["model"]["weight"].tolist() == [1.0] * 3
@@ -88,7 +89,7 @@ def test_a_step_whose_write_failed_is_written_when_it_is_asked_for_again_and_the
     checkpoints, told = _written(str(tmp_path / "file" / "inside"), [1])
     (tmp_path / "file").unlink()
     for _ in range(2):
-        checkpoints.save(1, _state(1))
+        checkpoints.save(1, partial(_state, 1))
         checkpoints.finish()
     assert [type(event).__name__ for event in told] == ["CheckpointFailed", "CheckpointSaved"]
     assert checkpoints.newest()["step"] == 1

@@ -44,3 +44,5 @@ def test_the_next_host_does_not_take_who_was_only_asked_for_as_one_who_stands(is
     worlds.take_up(latest, is_formed=is_formed, stood=("w1",))
     assert worlds.asked == ("w1", "w2")
     assert worlds.standing_replicas == stands
+    worlds.hear(_met(1, "w1"), 1.0)
+    assert worlds.standing_replicas == stands

@@ -48,26 +48,29 @@ class Checkpoints:
         """
         self._place, self._kept, self._told, self._group = place.rstrip("/"), kept, told, group
         self._writing: threading.Thread | None = None
-        self.saved_step = -1
-        self.found_no_room = False
-        """The step that was written last, and whether the newest try failed for a full disk."""
+        self._written_step = -1
+        self._found_no_room = False
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
-        """Copy a state as it is now and write it in the background, unless that step is written; waits for a write that goes on."""
+    def save(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
+        """Copy the state that ``state`` gives and write it in the background, unless that step is written already.
+
+        Waits for a write that goes on.
+        """
         self.finish()
-        if step == self.saved_step:
+        if step == self._written_step:
             return
-        structure, tensors = apart(state)
+        structure, tensors = apart(state())
         copied = {name: each.detach().to("cpu", copy=True) for name, each in tensors.items()}
         self._writing = threading.Thread(
             target=self._write, args=(step, {**copied, STRUCTURE: structure}), name="raykit-checkpoint", daemon=True
         )
         self._writing.start()
 
-    def finish(self) -> None:
-        """Wait for the write that goes on."""
+    def finish(self) -> bool:
+        """Wait for the write that goes on; False where the newest failed because the disk is full."""
         if self._writing is not None:
             self._writing.join()
+        return not self._found_no_room
 
     def newest(self) -> dict[str, Any] | None:
         """Give the newest state that is whole, with tensors on the CPU, or None."""
@@ -88,11 +91,11 @@ class Checkpoints:
                 dcp.save(state, checkpoint_id=path, process_group=self._group, no_dist=self._group is None)
         except (Exception, CheckpointException) as exc:  # a full disk must not end the training: a card says it
             causes = [failure[0] for failure in exc.failures.values()] if isinstance(exc, CheckpointException) else [exc]
-            self.found_no_room = any(map(is_full, causes))
+            self._found_no_room = any(map(is_full, causes))
             reason = str(exc).strip().splitlines()[-1]
             self._told(CheckpointFailed(step=step, path=on_head(path), reason=reason))
             return
-        self.saved_step, self.found_no_room = step, False
+        self._written_step, self._found_no_room = step, False
         if self._group is None or self._group.rank() == 0:
             self._forget_old(step)
             self._told(CheckpointSaved(step=step, path=on_head(path), save_s=time.monotonic() - begun_s))

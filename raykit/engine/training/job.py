@@ -302,14 +302,12 @@ class Job:
         if of_replica_0 and self.rank >= self._member.group_size:
             return
         self._saved_s, self._saved_step = time.monotonic(), self.step
-        self._around.checkpoints.finish()
-        if self.step and self._around.checkpoints.saved_step != self.step:
-            self._around.checkpoints.save(self.step, self.state())
+        if self.step:
+            self._around.checkpoints.save(self.step, self.state)
 
     def saved(self) -> bool:
-        """Wait until what was saved is on disk; False where that is full, and it is worth to try again."""
-        self._around.checkpoints.finish()
-        return not self._around.checkpoints.found_no_room
+        """Wait until what was saved is on disk; False where that is full."""
+        return self._around.checkpoints.finish()
 
     def _stored(self, dataset: Any) -> Any:
         """Have a function's Ray Dataset stored, once for all ranks, and give its path."""

@@ -22,7 +22,7 @@ class Worlds:
         self._is_urgent = False
         self._broken_at_s: float | None = None
         self._settles_until_s = 0.0
-        self._standing_number: int | None = None  # not known where an earlier host saw it meet
+        self._standing_number: int | None = None  # not known where an earlier host may have seen it meet
 
     def take_up(self, latest: Generation, *, is_formed: bool, stood: tuple[str, ...]) -> None:
         """Go on from the world that an earlier host asked for last.
@@ -35,6 +35,7 @@ class Worlds:
         self.asked = tuple(dict.fromkeys(map(replica_of, latest.workers)))
         self.number, self.is_formed, self._is_urgent = latest.number, is_formed, latest.urgent
         self.standing = latest.workers if is_formed else stood
+        self._standing_number = latest.number if is_formed else None
 
     def ask(self, replicas: tuple[str, ...], *, urgent: bool) -> int:
         """Ask for the next one, and give its number; an urgent one is entered at once, another one after a commit."""
