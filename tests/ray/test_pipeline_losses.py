@@ -196,8 +196,9 @@ def test_a_replica_that_looks_for_the_row_has_no_other_call_to_which_the_blame_c
     until(looks.exists)
     os.kill(until(lambda: _replicas(run))[0].pid, signal.SIGKILL)
     run.wait()
-    taken_again = [dict(card.facts)["rows taken again"] for card in run.view.cards if "was lost" in card.title]
-    assert taken_again == ["16", "8"]
+    of_two_calls_or_one, of_one = (dict(card.facts)["rows taken again"] for card in run.view.cards if "was lost" in card.title)
+    assert of_two_calls_or_one in ("16", "8")
+    assert of_one == "8"
 
 
 def test_without_quarantine_a_row_that_kills_its_replica_ends_the_run_and_is_named(cluster):
