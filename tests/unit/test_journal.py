@@ -1,35 +1,88 @@
-"""What a host's journal does while its log cannot be written."""
+"""The journal of a run that the kernel executes itself, and the words that make no sense for such a run."""
 
-import subprocess
-import sys
+from __future__ import annotations
 
-ON_A_FULL_DISK = """
-import os, resource, signal, sys
-from pathlib import Path
+import threading
 
-from raykit.engine.journal import Journal
-from raykit.events import RunEnded, RunStarted
-from raykit.store.log import Log
+import pytest
 
-log = Log(Path(sys.argv[1]))
-log.append("run", [RunStarted()])
-said, says = os.pipe()
-sys.stderr = os.fdopen(says, "w", buffering=1)
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit is an error, as on a full disk
-_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1, most))
-journal = Journal(log, "run")
-journal.emit(RunEnded(state="done"))
-print(os.fdopen(said).readline())
-resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-journal.close()
-print([type(record.event).__name__ for record in log.read_all()])
-"""
+from raykit import events as ev
+from raykit.client.observed import Journal, ObservedRun
+from raykit.errors import RunError, RunFailedError, RunLostError, RunStoppedError
+
+ACCEPTED = ev.RunAccepted(run_kind="observed", folder="", stages=("1. Read", "2. Map"))
 
 
-def test_what_cannot_be_written_waits_until_it_can(tmp_path):
-    command = [sys.executable, "-c", ON_A_FULL_DISK, tmp_path / "log"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert "log cannot be used" in done.stdout
-    assert "['RunStarted', 'RunEnded']" in done.stdout
+def test_records_are_numbered_and_given_after_a_number():
+    journal = Journal("dataset")
+    journal.tell(ACCEPTED)
+    journal.tell(ev.RunStarted())
+    assert [(record.number, record.run) for record in journal.events("dataset")] == [(1, "dataset"), (2, "dataset")]
+    assert [record.event for record in journal.events("dataset", after=1)] == [ev.RunStarted()]
+    assert journal.events("dataset", after=2) == []
+
+
+def test_who_waits_is_given_the_news_of_another_thread():
+    journal = Journal("dataset")
+    teller = threading.Timer(0.05, journal.tell, (ACCEPTED,))
+    teller.start()
+    assert [record.event for record in journal.events("dataset", wait_s=10)] == [ACCEPTED]
+    teller.join()
+
+
+def test_many_threads_lose_no_record():
+    journal = Journal("dataset")
+    threads = [threading.Thread(target=lambda: [journal.tell(ev.RunStarted()) for _ in range(200)]) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert [record.number for record in journal.events("dataset")] == list(range(1, 801))
+
+
+def _run(*events):
+    journal = Journal("dataset")
+    for each in (ACCEPTED, ev.RunStarted(), *events):
+        journal.tell(each)
+    run = ObservedRun("dataset", journal)
+    run.refresh()
+    return run
+
+
+def test_before_its_first_sample_an_observed_run_knows_nothing_of_its_operators():
+    stage = _run().view.stages[0]
+    assert (stage.num_replicas, stage.rows_in, stage.rows_waiting, stage.num_failed_tasks) == (None,) * 4
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda run: run.stop(),
+        lambda run: run.drill(),
+        lambda run: run.resize(2),
+        lambda run: run.apply(),
+        lambda run: run.logs(),
+        lambda run: run.result,
+        lambda run: run.output("x"),
+        lambda run: run.quarantine,
+        lambda run: run.state_dict(),
+    ],
+)
+def test_words_for_runs_of_a_cluster_are_refused_with_a_sentence(ask):
+    with pytest.raises(RunError, match="plain Ray Data code"):
+        ask(_run())
+
+
+def test_an_end_that_is_not_well_is_raised_without_a_word_of_resuming():
+    with pytest.raises(RunStoppedError) as stopped:
+        _run(ev.RunEnded(state="stopped")).wait()
+    assert "resume" not in str(stopped.value)
+    with pytest.raises(RunLostError) as lost:
+        _run(ev.RunEnded(state="lost", error="why")).wait()
+    assert "resume" not in str(lost.value)
+    with pytest.raises(RunFailedError, match="no good"):
+        _run(
+            ev.UserFailed(where="Ray Data", error="ValueError: no good", traceback_text="no good"),
+            ev.RunEnded(state="failed", error="ValueError: no good"),
+        ).wait()
+    assert _run(ev.RunEnded(state="done")).wait().view.state == "done"
