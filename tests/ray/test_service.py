@@ -271,12 +271,15 @@ def test_who_asks_a_service_whose_class_cannot_be_built_is_told_why_and_does_not
         service({"x": 1})
 
 
-def test_what_was_taken_is_answered_before_the_end(serve):
+def test_what_was_taken_is_answered_before_the_end(serve, until, tmp_path):
+    may_answer = tmp_path / "may answer"
+
     @rk.stage(cpus=0)
     def slow(row):
         import time
 
-        time.sleep(1)
+        while not may_answer.exists():
+            time.sleep(SAVE_S)
         return row
 
     service = serve(slow).wait()
@@ -285,9 +288,10 @@ def test_what_was_taken_is_answered_before_the_end(serve):
     thread.start()
     while httpx.get(service.url, headers={"Authorization": f"Bearer {service.token}"}).status_code != 200:
         time.sleep(SAVE_S)
-    while not service.run.refresh().service.num_open:
-        time.sleep(SAVE_S)
+    until(lambda: service.run.refresh().service.num_open)
     service.stop()
+    until(lambda: service.run.refresh().state == "stopping")
+    may_answer.touch()
     done([thread])
     assert answers == [{"x": 1}]
 
