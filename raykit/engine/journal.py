@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import queue
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from raykit.engine.run import Written
 from raykit.events import Event
 from raykit.store.log import Log, LogError
+
+logger = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 PATIENCE_S = 5.0
@@ -63,5 +65,5 @@ class Journal:
             try:
                 return self.log.append(self._run, events)
             except LogError as exc:
-                print(exc, file=sys.stderr)  # noqa: T201  (where it would be written is what cannot be written)
+                logger.warning("what %s tells has to wait: %s", self._run, exc)
                 time.sleep(RETRY_S)
