@@ -56,7 +56,7 @@ class Host:
         self._journal.emit(*self._kind.report(source, events, pulse))
 
     async def command(self, command: Command) -> None:
-        """Take a command; returns before it is carried out, but not before a host that comes after this one would know of it."""
+        """Take a command; returns before it is carried out. Of a stop and another size a host that comes after this one knows."""
         if isinstance(command, Stop):
             self._context.emit(StopAsked())
             await self._journal.written()  # a worker that is told to stop has ended when the next host looks
