@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raykit.views import RunView
+from raykit.wire.door import address_of
 
 if TYPE_CHECKING:
     from raykit.client.cluster import Cluster
@@ -38,7 +39,7 @@ class NearFiles:
             place = self._place or self._made()
             packed, near = place / "packed.tar", place / str(len(self._copied))
             within = str(Path(path).relative_to(self._folder))
-            self._cluster.ask(lambda door: door.fetch(self._run, within, packed))
+            self._cluster.ask(lambda door: door.fetch(address_of(self._run), within, packed))
             with tarfile.open(packed) as archive:
                 archive.extractall(near, filter="data")
             packed.unlink()

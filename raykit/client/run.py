@@ -26,13 +26,13 @@ from raykit.errors import (
     RunStoppedError,
     WaitTimeoutError,
 )
-from raykit.events import Record, RunAccepted, StepCommitted
+from raykit.events import Record, RunAccepted, StepCommitted, StepMeasured
 from raykit.spec import RunSpec, TaskSpec, TrainSpec
 from raykit.spec.priority import Priority
 from raykit.spec.training import ON_LOSS, interval
 from raykit.views import RunView, fold_all
 from raykit.views.why import WhyView
-from raykit.wire.door import DoorClosedError
+from raykit.wire.door import DoorClosedError, address_of
 from raykit.wire.loop import check_loop
 from raykit.wire.payload import FunctionWork, Payload
 
@@ -41,15 +41,26 @@ if TYPE_CHECKING:
 
 POLL_S = 10.0
 REST_S = 0.25
+NUM_COUNTS = 2  # epoch and rows, which a step has without metrics
 
 
 class Run:
-    """A run in a cluster. It goes on without this object."""
+    """A run in a cluster. It is running whether this object exists or not.
 
-    def __init__(self, cluster: Cluster, name: str) -> None:
+    A name means the newest run of that name until the first news of it; from then on the object speaks for that run alone.
+    """
+
+    def __init__(self, cluster: Cluster, name: str, *, is_full_name: bool = False) -> None:
+        """Store; ``is_full_name``: the name is that of one run, and not of all that were called so."""
         self.cluster = cluster
         self.name = name
         self.view = RunView(name=name)
+        self._is_full_name = is_full_name
+
+    @property
+    def _address(self) -> str:
+        """The name by which the cluster finds this run."""
+        return address_of(self.name) if self._is_full_name else self.name
 
     def refresh(self, *, wait_s: float = 0.0) -> RunView:
         """Take in what has happened; wait up to ``wait_s`` for the first news. An interrupt ends the wait.
@@ -58,8 +69,8 @@ class Run:
             RunLostError: the cluster is gone.
         """
         try:
-            while records := self.cluster.door.events(self.name, after=self.view.number, wait_s=wait_s):
-                self.name = records[-1].run
+            while records := self.cluster.door.events(self._address, after=self.view.number, wait_s=wait_s):
+                self.name, self._is_full_name = records[-1].run, True
                 self.view = fold_all(RunView(name=self.name) if not self.view.number else self.view, records)
                 wait_s = 0.0
         except DoorClosedError:
@@ -116,15 +127,15 @@ class Run:
 
     def stop(self) -> None:
         """Ask it to end at its next commit or batch; returns at once."""
-        self.cluster.ask(lambda door: door.command(Stop(run=self.name)))
+        self.cluster.ask(lambda door: door.command(Stop(run=self._address)))
 
     def drill(self, action: Any = "kill-worker", *, after_s: float = 0.0) -> None:
         """Break something on purpose; the verdict becomes a card of the view."""
-        self.command(Drill(run=self.name, action=action, after_s=after_s))
+        self.command(Drill(run=self._address, action=action, after_s=after_s))
 
     def resize(self, workers: int | tuple[int, int]) -> None:
         """Let a training run go on with another number of ranks, or (least, most); no step is lost."""
-        self.command(Resize(run=self.name, workers=(workers, workers) if isinstance(workers, int) else workers))
+        self.command(Resize(run=self._address, workers=(workers, workers) if isinstance(workers, int) else workers))
 
     def why(self) -> WhyView:
         """Give what it lacks of what it asks for, what is free, and who holds the rest.
@@ -132,7 +143,7 @@ class Run:
         Raises:
             RunError: it is over.
         """
-        return self.cluster.ask(lambda door: door.why(self.name))
+        return self.cluster.ask(lambda door: door.why(self._address))
 
     def advise(self) -> str:
         """Say what would make this pipeline faster, and what it would bring."""
@@ -147,7 +158,7 @@ class Run:
         Raises:
             RunError: there is none that can be carried out.
         """
-        self.command(Apply(run=self.name))
+        self.command(Apply(run=self._address))
 
     def command(self, command: Command) -> None:
         self.cluster.tell(lambda door: door.command(command))
@@ -158,7 +169,7 @@ class Run:
         Raises:
             RunNotFoundError: the run has no output of that name.
         """
-        value = self.cluster.ask(lambda door: door.output(self.name, name))
+        value = self.cluster.ask(lambda door: door.output(self._address, name))
         return pickle.loads(value)  # noqa: S301  (our own cluster's, behind its token)
 
     @property
@@ -198,7 +209,7 @@ class Run:
         return model
 
     def metrics(self) -> Any:
-        """Give the metrics of the committed steps that were told (at most ten a second) as a ``pandas.DataFrame`` by step."""
+        """Return the metrics of committed steps as a ``pandas.DataFrame`` by step: of each, or of ten a second where they are quick."""
         import pandas as pd
 
         rows: dict[int, dict[str, Any]] = {}
@@ -208,16 +219,18 @@ class Run:
             for each in (record.event for record in records):
                 if isinstance(each, RunAccepted) and not each.resumed:
                     rows.clear()
-                if isinstance(each, StepCommitted):
-                    rows[each.step] = {"epoch": each.epoch, "rows": each.num_rows, **each.metrics}
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("step").sort_index()
+                if isinstance(each, StepCommitted | StepMeasured):
+                    row = {"epoch": each.epoch, "rows": each.num_rows, **each.metrics}
+                    rows[each.step] = rows.get(each.step, {}) | row
+        measured = {step: row for step, row in rows.items() if len(row) > NUM_COUNTS}
+        return pd.DataFrame.from_dict(measured or rows, orient="index").rename_axis("step").sort_index()
 
     def logs(self, *, source: str = "", tail: int = 200) -> str:
         """Give the last lines that its workers printed."""
-        return self.cluster.ask(lambda door: door.logs(self.name, source=source, tail=tail))
+        return self.cluster.ask(lambda door: door.logs(self._address, source=source, tail=tail))
 
     def _events(self, after: int) -> list[Record]:
-        return self.cluster.ask(lambda door: door.events(self.name, after=after, wait_s=0))
+        return self.cluster.ask(lambda door: door.events(self._address, after=after, wait_s=0))
 
     def _near(self) -> NearFiles:
         return NearFiles(self.cluster, self.view)
@@ -237,7 +250,7 @@ def start(spec: RunSpec, payload: Payload, *, on: str | None = None) -> Run:
     """Start a run in the cluster ``on`` (the current one if not given) and give its viewer."""
     cluster = session.get(on)
     packed, key = payload.to_bytes(), uuid.uuid4().hex
-    return Run(cluster, cluster.ask(lambda door: door.start(spec, packed, key=key)))
+    return Run(cluster, cluster.ask(lambda door: door.start(spec, packed, key=key)), is_full_name=True)
 
 
 def run(
@@ -277,6 +290,7 @@ def train(
     checkpoint_every: str | float = "60s",
     checkpoint_to: str = "",
     checkpoints_kept: int = 2,
+    from_checkpoint: str = "",
     hang_after_s: float = 300.0,
     lend_within_s: float = 30.0,
     engine: Any = "raykit",
@@ -302,8 +316,11 @@ def train(
             (save and end), or a function that is given the run's view and answers with one of these.
         max_losses: give up after more losses; a number, or numbers by cause (``died``, ``hung``, ``node``, ``memory``).
         checkpoint_every: ``"60s"``, ``"500steps"``, or a number of seconds.
-        checkpoint_to: folder or fsspec URL of the checkpoints; the run's own folder if not given.
+        checkpoint_to: folder or fsspec URL of the checkpoints; the run's own folder if not given. One that has another run's
+            checkpoints is refused.
         checkpoints_kept: how many checkpoints are kept.
+        from_checkpoint: begin with the model of another run's checkpoint (``run.view.checkpoint_path``, or a folder of them: the
+            newest). Optimizer, schedulers and the number of steps are this run's own.
         hang_after_s: end a rank that works, but keeps the others waiting for so long.
         lend_within_s: end a rank that has not come to a commit so long after a run that comes first wanted its slot; the
             others do the step again without it.
@@ -331,6 +348,7 @@ def train(
         checkpoint_every=interval(checkpoint_every),
         checkpoint_to=checkpoint_to,
         checkpoints_kept=checkpoints_kept,
+        from_checkpoint=from_checkpoint,
         hang_after_s=hang_after_s,
         lend_within_s=lend_within_s,
         engine=engine,

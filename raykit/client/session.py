@@ -253,12 +253,12 @@ def resume(name: str, *, on: str | None = None) -> Run:
 
     cluster = get(on)
     try:
-        return Run(cluster, cluster.tell(lambda door: door.resume(name)))
+        return Run(cluster, cluster.tell(lambda door: door.resume(name)), is_full_name=True)
     except RunNotFoundError:
         folder = _folder_elsewhere(name, cluster.name)
         if folder is None:
             raise
-        return Run(cluster, cluster.tell(lambda door: door.resume(name, folder=folder)))
+        return Run(cluster, cluster.tell(lambda door: door.resume(name, folder=folder)), is_full_name=True)
 
 
 def _folder_elsewhere(name: str, here: str) -> str | None:

@@ -18,6 +18,8 @@ from raykit.spec import PipelineSpec, RunSpec, ServiceSpec, TaskSpec, TrainSpec
 from raykit.store.log import Log
 from raykit.views import RunView, WaitingView, fold
 
+FIRST = "#1"  # at the end of a name: the first run of that name, whose full name has no number
+
 Check = Callable[[RunSpec], None]
 
 RUN_KINDS = {TaskSpec: "task", PipelineSpec: "pipeline", TrainSpec: "training", ServiceSpec: "service"}
@@ -61,12 +63,14 @@ class Registry:
                 self._views, self._sampled, self._number = views, sampled, records[-1].number
 
     def newest(self, name: str) -> str:
-        """Give the full name: ``digits`` means the newest of ``digits``, ``digits#2``, ...
+        """Return the full name: ``digits`` means the newest of ``digits``, ``digits#2``, ..., and ``digits#1`` the first of them.
 
         Raises:
             RunNotFoundError: there is none; those that are there are named.
         """
         views = self.views()
+        if name.endswith(FIRST) and any(view.name == name.removesuffix(FIRST) for view in views):
+            return name.removesuffix(FIRST)
         for view in views:
             if name in (view.name, _base(view.name)):
                 return view.name

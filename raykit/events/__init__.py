@@ -61,6 +61,7 @@ from raykit.events.training import (
     Resized,
     SlotsLent,
     StepCommitted,
+    StepMeasured,
     WorkerAside,
     WorkerBusy,
     WorkerEnded,
@@ -120,6 +121,7 @@ __all__ = [
     "StageSampled",
     "StageWord",
     "StepCommitted",
+    "StepMeasured",
     "StopAsked",
     "UpdateAsked",
     "UpdateRefused",
@@ -174,6 +176,7 @@ Event = (
     | WorldBroken
     | WorkerAside
     | StepCommitted
+    | StepMeasured
     | WorkerBusy
     | WorkerLost
     | WorkerEnded
@@ -191,7 +194,7 @@ Event = (
     | DrillEnded
 )
 
-SAMPLES = (ReplicaSampled, StageSampled, RequestsSampled, StepCommitted, NodeSampled, UseSampled)
+SAMPLES = (ReplicaSampled, StageSampled, RequestsSampled, StepCommitted, StepMeasured, NodeSampled, UseSampled)
 """Events of which a reader may miss some: a later one says more. All others are written through."""
 
 

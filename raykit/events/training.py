@@ -54,7 +54,7 @@ class WorldBroken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCommitted:
-    """A step is in the model. ``metrics`` are means over the global batch, or what rank 0 reported to Ray Train.
+    """A step is in the model. ``metrics`` are what is known of it at once; see also :class:`StepMeasured`.
 
     ``epoch`` and ``num_rows`` are None where the loop is Ray Train's: it does not say them.
     """
@@ -65,6 +65,16 @@ class StepCommitted:
     total_steps: int | None
     metrics: dict[str, float] = field(default_factory=dict)
     step_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepMeasured:
+    """The metrics of a committed step: means over its global batch, which ranks sum with their next step."""
+
+    step: int
+    epoch: int
+    num_rows: int
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

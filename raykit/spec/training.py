@@ -89,6 +89,10 @@ class TrainSpec:
         metavar="PATH",
     )  # fmt: skip
     checkpoints_kept: int = option("--checkpoints-kept", default=2, help="how many checkpoints are kept", read=count, metavar="N")
+    from_checkpoint: str = option(
+        "--from-checkpoint", default="", read=str, metavar="PATH",
+        help="begin with the model of this checkpoint of another run, or of the newest in a folder of them, at step 0",
+    )  # fmt: skip
     hang_after_s: float = option(
         "--hang-after", default=300.0, help="end a rank that works but keeps the others waiting for so long", read=seconds,
         metavar="5m",

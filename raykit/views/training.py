@@ -71,9 +71,18 @@ def _steps_committed(view: RunView, commits: Sequence[tuple[float, ev.StepCommit
         total_steps=newest.total_steps,
         rate=rate,
         work=work,
-        metrics=tuple(newest.metrics.items()),
+        metrics=tuple(newest.metrics.items()) or view.metrics,
         curves=tuple(curves.items()),
     )
+
+
+def _steps_measured(view: RunView, measured: Sequence[tuple[float, ev.StepMeasured]]) -> RunView:
+    curves = dict(view.curves)
+    for at_unix_s, event in measured:
+        for name, value in event.metrics.items():
+            if name in curves or len(curves) < MAX_CURVES:
+                curves[name] = curves.get(name, NOTHING).at(at_unix_s, value)
+    return changed(view, metrics=tuple(measured[-1][1].metrics.items()), curves=tuple(curves.items()))
 
 
 def _worker_busy(view: RunView, event: ev.WorkerBusy, _: float) -> RunView:
@@ -161,4 +170,4 @@ STEPS: dict[type, Step] = {
     ev.CheckpointFailed: _checkpoint_failed,
 }
 
-SAMPLES: dict[type, Samples] = {ev.StepCommitted: _steps_committed}
+SAMPLES: dict[type, Samples] = {ev.StepCommitted: _steps_committed, ev.StepMeasured: _steps_measured}

@@ -37,6 +37,11 @@ REQUEST_TIMEOUT_S = 30.0
 FETCH_TIMEOUT_S = 600.0
 
 
+def address_of(run: str) -> str:
+    """Return the name by which a cluster finds this one run by its full name: ``digits`` alone is the newest so called."""
+    return run if "#" in run else f"{run}#1"
+
+
 class DoorClosedError(ClusterLostError):
     """Nobody answers at the door's address: the hub restarts (a second or two), or the cluster is gone."""
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from raykit.engine.training.checkpoint import Checkpoints
-from raykit.engine.training.job import Job, Surroundings
+from raykit.engine.training.job import Job
+from raykit.engine.training.loop_state import LoopState, Surroundings
 from raykit.engine.training.rendezvous import BrokenWorldError
 from raykit.engine.training.state import Stateful
 from raykit.errors import InputError
@@ -194,51 +195,52 @@ def test_learning_rates_that_differ_between_ranks_are_refused(tmp_path):
         assert "Give the scheduler to rk.elastic" in each.remedy
 
 
-def test_a_world_that_breaks_after_the_sum_and_before_the_vote_leaves_the_step_undone(tmp_path, until):
+def test_a_world_that_breaks_in_the_vote_behind_a_step_keeps_it(tmp_path, until):
     world = World("w1", "w2")
     world.publish(1, ("w1", "w2"))
-    told, weights = {}, {}
+    steps, weights, lost, propose = {}, {}, [], world.members["w2"].propose
 
-    def is_lost():
-        world.broke("w2")
-        raise BrokenWorldError("w2 is gone")
+    def is_lost_once():
+        if not lost:
+            lost.append("w2")
+            world.broke("w2")
+            raise BrokenWorldError("w2 is gone")
+        return propose()
 
-    world.members["w2"].propose = is_lost
+    world.members["w2"].propose = is_lost_once
 
     def learn(name):
-        model = torch.nn.Linear(1, 1, dtype=torch.float64)
+        model = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        torch.nn.init.zeros_(model.weight)
         job = _job(world, name, model, tmp_path)
-        for batch in job.batches({"x": torch.ones(4, 1, dtype=torch.float64)}, batch_size=4):
-            before = model.weight.item()
-            if name == "w1":
-                world.publish(2, ("w1", "w2"), urgent=False)
-            until(lambda: world.members[name].may_enter_next)
-            model(batch["x"]).sum().backward()
-            told[name] = job.sync(), job.commit(), job.step
-            weights[name] = model.weight.item() == before
-            return
+        for batch in job.batches({"x": torch.ones(8, 1, dtype=torch.float64)}, batch_size=4):
+            if job.step == 0:
+                world.publish(2, ("w1", "w2"), to=[name], urgent=False)
+                until(lambda: world.members[name].may_enter_next)
+            model(batch["x"]).mean().backward()
+            steps[name] = job.commit(), job.step
+            weights[name] = model.weight.item()
 
     threads = [threading.Thread(target=learn, args=(name,), daemon=True) for name in world.members]
     for thread in threads:
         thread.start()
     joined(threads)
-    assert told == {"w1": (False, False, 0), "w2": (False, False, 0)}
-    assert weights == {"w1": True, "w2": True}
+    assert lost
+    assert steps == {"w1": (True, 2), "w2": (True, 2)}
+    assert weights == {"w1": pytest.approx(-0.2), "w2": pytest.approx(-0.2)}
 
 
 def _job(world, name, model, folder, optimizer=None):
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1)
-    return Job(
-        Surroundings(
-            member=world.members[name],
-            checkpoints=Checkpoints(str(folder / name), kept=1, told=lambda _: None),
-            checkpoint_every=interval("60s"),
-            reporter=_Untold(),
-            group_size=1,
-            stored_dataset=lambda *_: "",
-        ),
-        Stateful(model=model, optimizers=[optimizer], schedulers=[], scaler=None),
+    surroundings = Surroundings(
+        member=world.members[name],
+        checkpoints=Checkpoints(str(folder / name), kept=1, told=lambda _: None),
+        checkpoint_every=interval("60s"),
+        reporter=_Untold(),
+        group_size=1,
+        stored_dataset=lambda *_: "",
     )
+    return Job(LoopState(surroundings, Stateful(model=model, optimizers=[optimizer], schedulers=[], scaler=None)))
 
 
 def _learn(world, folder, hear, *, first=None, num_parts=4, num_steps=6, of="w1", has_hub=True):

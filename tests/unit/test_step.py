@@ -9,7 +9,7 @@ import torch
 from raykit.engine.training.collective import Group
 from raykit.engine.training.feed import Cut
 from raykit.engine.training.rendezvous import open_store
-from raykit.engine.training.state import Stateful
+from raykit.engine.training.state import Stateful, check_steps_by_itself
 from raykit.engine.training.step import Step
 from raykit.engine.training.tally import Tally
 from raykit.errors import InputError
@@ -108,6 +108,11 @@ def _summed(group, step):
     return total, step.average(group, total)
 
 
+def _keep(step):
+    step.keep(clear_gradients=True)
+    step.end_unit()
+
+
 def test_parts_of_unequal_rows_come_to_the_mean_over_all_though_each_pass_clears_the_gradients(on_all):
     def work(group, model, step):
         step.begin(group, Cut(rank=group.rank, world_size=2), range(NUM_ROWS), in_parts=True)
@@ -154,7 +159,7 @@ def test_one_rank_holds_what_all_did_and_the_step_goes_on(on_all):
 
 def test_what_is_left_of_one_step_is_not_in_the_next(on_all):
     def work(group, model, step):
-        for end in (step.discard, step.keep):
+        for end in (step.discard, lambda: _keep(step)):
             for in_parts in (True, False):
                 step.begin(group, Cut(rank=group.rank, world_size=2), range(NUM_ROWS), in_parts=in_parts)
                 step.runs_body = True
@@ -165,7 +170,7 @@ def test_what_is_left_of_one_step_is_not_in_the_next(on_all):
                     gradients = _gradients(model)
                 else:
                     model(X[mine]).pow(2).mean().backward()
-                    _summed(group, step)
+                    step.reduce(group, Tally())
                     assert _is_same(_gradients(model), gradients)
                 end()
         return gradients
@@ -181,10 +186,10 @@ def test_a_parameter_that_some_ranks_use_is_averaged_and_one_that_none_uses_has_
         rows = slice(0, 5) if group.rank == 0 else slice(5, 10)
         if in_parts:
             _do(step, model, rows, head=group.rank)
+            _summed(group, step)
         else:
-            step.runs_body = True
             model(X[rows], group.rank).pow(2).mean().backward()
-        _summed(group, step)
+            step.reduce(group, Tally())
         return _gradients(model)
 
     alone = _alone((slice(0, 5), 0), (slice(5, 10), 1))
@@ -196,11 +201,10 @@ def test_a_parameter_that_some_ranks_use_is_averaged_and_one_that_none_uses_has_
 def test_a_rank_that_counts_for_nothing_uses_nothing(on_all):
     def work(group, model, step):
         step.begin(group, Cut(rank=group.rank, world_size=2), range(NUM_ROWS), in_parts=False)
-        step.runs_body = True
         if group.rank == 1:
             step.weigh(0.0)
         model(X[slice(0, 5)], group.rank).pow(2).mean().backward()
-        _summed(group, step)
+        step.reduce(group, Tally())
         return _gradients(model)
 
     model = _fresh()
@@ -222,24 +226,33 @@ def test_gradients_of_a_sparse_embedding_are_summed(on_all):
             model(torch.tensor([group.rank, 3])).sum().div(2).backward()
             if in_parts:
                 step.end_part({})
-            _summed(group, step)
-            given.append(model.weight.grad.clone())
-            step.keep()
+                _summed(group, step)
+            else:
+                step.reduce(group, Tally())
+            given.append(model.weight.grad.to_dense())
+            _keep(step)
         return given
 
     for whole, parts in on_all(work):
         assert whole.tolist() == parts.tolist() == [[0.25] * 2, [0.25] * 2, [0.0] * 2, [0.5] * 2, [0.0] * 2, [0.0] * 2]
 
 
-def test_a_parameter_that_is_unfrozen_later_is_refused():
-    model = _fresh()
-    model.body.requires_grad_(requires_grad=False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    step = Step(Stateful(model=model, optimizers=[optimizer], schedulers=[], scaler=None), group_size=1)
-    model.body.requires_grad_()
-    model(X).sum().backward()
-    with pytest.raises(InputError, match=r"body\.weight has a gradient"):
-        step.sum(None, {}, Tally())
+def test_a_parameter_unfrozen_later_is_averaged(on_all):
+    def work(group, model, _):
+        model.body.requires_grad_(requires_grad=False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        step = Step(Stateful(model=model, optimizers=[optimizer], schedulers=[], scaler=None), group_size=1)
+        for _ in range(2):
+            step.begin(group, Cut(rank=group.rank, world_size=2), range(NUM_ROWS), in_parts=False)
+            model(X[group.rank :: 2]).pow(2).mean().backward()
+            step.reduce(group, Tally())
+            gradients = _gradients(model)
+            _keep(step)
+            model.body.requires_grad_()
+        return gradients
+
+    for gradients in on_all(work):
+        assert _is_same(gradients, _alone((slice(None), 0)))
 
 
 def test_an_optimizer_that_steps_what_is_not_the_model_s_is_refused():
@@ -249,20 +262,16 @@ def test_an_optimizer_that_steps_what_is_not_the_model_s_is_refused():
         Stateful(model=model, optimizers=[optimizer], schedulers=[], scaler=None)
 
 
-@pytest.mark.parametrize(
-    ("kind", "words"), [(torch.optim.LBFGS, "cannot step a LBFGS: .* 'closure'"), (torch.optim.SparseAdam, "dense")]
-)
-def test_an_optimizer_that_commit_cannot_step_is_refused_before_the_first_batch(kind, words):
+def test_an_optimizer_that_needs_a_closure_is_refused_before_the_first_batch():
     model = torch.nn.Linear(2, 1)
-    with pytest.raises(InputError, match=words):
-        Stateful(model=model, optimizers=[kind(list(model.parameters()))], schedulers=[], scaler=None)
+    with pytest.raises(InputError, match=r"cannot step a LBFGS: .* 'closure'"):
+        Stateful(model=model, optimizers=[torch.optim.LBFGS(list(model.parameters()))], schedulers=[], scaler=None)
 
 
-def test_a_scheduler_that_wants_to_be_told_something_is_refused_with_what_to_give_instead():
-    model = torch.nn.Linear(2, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+def test_a_scheduler_that_needs_a_metric_is_refused_with_what_to_do():
+    optimizer = torch.optim.SGD(torch.nn.Linear(2, 1).parameters(), lr=0.1)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
     with pytest.raises(InputError, match="cannot step a ReduceLROnPlateau: missing a required argument: 'metrics'"):
-        Stateful(model=model, optimizers=[optimizer], schedulers=[plateau], scaler=None)
+        check_steps_by_itself(plateau, plateau.step)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=3)
-    Stateful(model=model, optimizers=[optimizer], schedulers=[cosine], scaler=None)
+    check_steps_by_itself(cosine, cosine.step)

@@ -55,6 +55,7 @@ EVENTS = [
     ev.WorkerReady(worker="w1"),
     ev.WorldFormed(generation=1, workers=("w1", "w2"), step=0),
     ev.StepCommitted(step=1, epoch=0, num_rows=32, total_steps=10, metrics={"loss": 0.5}),
+    ev.StepMeasured(step=1, epoch=0, num_rows=32, metrics={"loss": 0.5}),
     ev.WorkerBusy(worker="w1", what="evaluate"),
     ev.WorkerAside(worker="w1", generation=1),
     ev.WorkerLost(worker="w2", rank=1, cause="killed"),

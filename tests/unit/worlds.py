@@ -20,6 +20,14 @@ class NumberJob:
     def __init__(self, value, step=0):
         self.value, self.step, self.prepared = torch.tensor([float(value)]), step, False
 
+    @property
+    def position(self):
+        return self.step
+
+    @property
+    def next_position(self):
+        return self.step + 1
+
     def roll_forward(self):
         self.step, self.prepared = self.step + 1, False
 

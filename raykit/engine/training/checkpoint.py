@@ -1,7 +1,6 @@
 """Checkpoints by torch.distributed.checkpoint: written beside training, complete or never loaded.
 
-A checkpoint is a folder ``step-N``. Its ``.metadata`` file is written last, so that a folder without one is torn. The
-tensors in it have the names of the state's own keys; ranks of a replica write their parts, and whoever reads puts whole
+A checkpoint is a folder ``step-N`` (``checkpoint_folder.py``). The tensors in it have the names of the state's own keys; ranks of a replica write their parts, and whoever reads puts whole
 tensors together, so that a run can be taken up with replicas of another size.
 """
 
@@ -24,11 +23,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from raykit.engine.folder import on_head
+from raykit.engine.training.checkpoint_folder import complete, folders
 from raykit.engine.training.state import Structure, apart
 from raykit.events import CheckpointFailed, CheckpointSaved, Event
 from raykit.store.room import is_full
 
-COMPLETE = ".metadata"
 STRUCTURE = "_structure"  # closed, since torch.distributed.checkpoint forgets empty dicts and the type of keys
 
 logger = logging.getLogger(__name__)
@@ -73,14 +72,8 @@ class Checkpoints:
         return not self._found_no_room
 
     def newest(self) -> dict[str, Any] | None:
-        """Give the newest state that is whole, with tensors on the CPU, or None."""
-        filesystem, root = fsspec.core.url_to_fs(self._place)
-        for folder in reversed(_complete(filesystem, root)):
-            try:
-                return _loaded(filesystem, folder)
-            except (Exception, CheckpointException):  # whatever tore it, an older one is better than none
-                logger.exception("the checkpoint %s cannot be read", folder)
-        return None
+        """Return the newest state that is whole, with tensors on the CPU, or None."""
+        return newest_state(self._place)
 
     def _write(self, step: int, state: dict[str, Any]) -> None:
         begun_s = time.monotonic()
@@ -103,22 +96,11 @@ class Checkpoints:
     def _forget_old(self, newest: int) -> None:
         """Keep the newest complete ones, and drop what is older, torn ones among them."""
         filesystem, root = fsspec.core.url_to_fs(self._place)
-        kept = _complete(filesystem, root)[-self._kept :]
-        for folder in _folders(filesystem, root):
+        kept = complete(filesystem, root)[-self._kept :]
+        for folder in folders(filesystem, root):
             if folder not in kept and _step_of(folder) < newest:
                 with suppress(FileNotFoundError):
                     filesystem.rm(folder, recursive=True)
-
-
-def _folders(filesystem: Any, root: str) -> list[str]:
-    if not filesystem.isdir(root):
-        return []
-    filesystem.invalidate_cache()
-    return sorted(path for path in filesystem.ls(root, detail=False) if path.rstrip("/").rpartition("/")[2].startswith("step-"))
-
-
-def _complete(filesystem: Any, root: str) -> list[str]:
-    return [folder for folder in _folders(filesystem, root) if filesystem.exists(f"{folder}/{COMPLETE}")]
 
 
 def _step_of(folder: str) -> int:
@@ -138,3 +120,14 @@ def _loaded(filesystem: Any, folder: str) -> dict[str, Any]:
         tensors = torch.load(whole, map_location="cpu", weights_only=False)
     structure: Structure = tensors.pop(STRUCTURE)
     return structure.filled(tensors)
+
+
+def newest_state(place: str) -> dict[str, Any] | None:
+    """Return the newest state that is whole in a folder of checkpoints, with tensors on the CPU, or None."""
+    filesystem, root = fsspec.core.url_to_fs(place.rstrip("/"))
+    for folder in reversed(complete(filesystem, root)):
+        try:
+            return _loaded(filesystem, folder)
+        except (Exception, CheckpointException):  # whatever tore it, an older one is better than none
+            logger.exception("the checkpoint %s cannot be read", folder)
+    return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,11 +17,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from raykit.engine.training import sockets
 from raykit.engine.training.rendezvous import FORM_TIMEOUT, MEET_S, WAIT_LOOK, BrokenWorldError, Number, join_store
 from raykit.engine.training.shards import local_of, with_local
 from raykit.engine.training.world import Address
+from raykit.errors import InputError
 
 OPERATION_TIMEOUT = timedelta(minutes=30)  # a dead peer closes its sockets; a slow one is waited for
 EXCHANGED_BYTES = 2**16  # so much at most a rank is given where all tell all
@@ -221,38 +223,55 @@ class Reducer:
     """Sums weighted gradients over the ranks, in buckets whose layout is a function of the model alone.
 
     A newcomer therefore has the survivors' layout; DDP rebuilds its buckets after the first step and would not.
+    A step may have several backward passes. What earlier ones left in ``parameter.grad`` is equal on all ranks, so that its
+    weighted mean is the same again, and each pass is reduced with all that is there.
     """
 
-    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
-        self._buckets = _bucketed(parameters)
+    def __init__(self, parameters: list[torch.nn.Parameter], *, sparse: Collection[torch.Tensor] = ()) -> None:
+        """Look at parameters from now on; the gradients of ``sparse`` ones name the rows that they are of."""
+        self.num_parameters = len(parameters)
+        self._buckets = _bucketed(parameters, {id(each) for each in sparse})
         self._group: Group | None = None
         self._weight = 0.0
         self._works: list[Any] = []
         self._beside: Any = None
         self._ready: list[int] = []
         self._error: BrokenWorldError | None = None
-        self._torn = self._in_parts = False
+        self._torn = self._in_parts = self._is_stale = False
+        self._overlaps = True
         self.enabled = True
-        for place, bucket in enumerate(self._buckets):
-            for parameter in bucket.parameters:
-                parameter.register_post_accumulate_grad_hook(self._hook(place))
+        self.has_arrived = False
+        """Whether backward has given a gradient since this was set to False."""
+        self._hooks = [
+            _hook_behind(parameter, self._hook(place))
+            for place, bucket in enumerate(self._buckets)
+            for parameter in bucket.parameters
+        ]
 
     def begin(self, group: Group, weight: float, *, in_parts: bool = False) -> None:
-        """Be ready for a backward pass whose gradients count ``weight`` rows, or for several that are added up first."""
+        """Be ready for backward passes whose gradients count ``weight`` rows, or for several that are added up first."""
         if self._torn:
             for bucket in self._buckets:
                 bucket.renew()
-        self._group, self._weight, self._error, self._torn = group, weight, None, False
-        self._works, self._ready = [], [len(bucket.parameters) for bucket in self._buckets]
+        self._group, self._weight, self._torn = group, weight, False
         self._in_parts = in_parts
         self.enabled = not in_parts
+        self._await_gradients()
+
+    def detach(self) -> None:
+        """Look at no parameter any more: another reducer takes its place."""
+        for each in self._hooks:
+            each.remove()
 
     def set_weight(self, weight: float) -> None:
         """Count the step's gradients as so many rows; before backward."""
         self._weight = weight
 
     def add(self, weight: float) -> None:
-        """Add up a pass's gradients, as so many rows, and take them away: what the loop does to them then is not of the sum."""
+        """Accumulate this pass's gradients with the given weight and clear ``parameter.grad``.
+
+        Later changes to ``.grad`` do not affect the sum.
+        """
         for bucket in self._buckets:
             bucket.add(weight)
 
@@ -266,11 +285,31 @@ class Reducer:
 
         Args:
             group: of all ranks.
-            signs: summed over it, in place, while the last buckets still travel.
+            signs: summed over it, in place, while the last buckets still travel. Its first number is set here: on how many
+                ranks a gradient came after its bucket had been sent, which is then sent once more.
 
         Raises:
             BrokenWorldError: a peer is gone. The gradients are then void.
         """
+        signs[0] = float(self._is_stale)
+        self._send_and_wait(group, signs)
+        if signs[0] > 0:
+            self._overlaps = False
+            self._await_gradients()
+            self._send_and_wait(group, torch.zeros(1))
+        self._torn = False
+        self._await_gradients()
+
+    def let_go(self) -> None:
+        """Give up what is in flight: a work that is held keeps the group's sockets open, and peers would wait on."""
+        self._works, self._beside, self._group = [], None, None
+
+    def write_back(self, total_weight: float) -> None:
+        """Make the gradients means over ``total_weight`` rows; a parameter that no rank has used has none, as without ranks."""
+        for bucket in self._buckets:
+            bucket.write_back(1.0 / total_weight, counts_here=self._in_parts or self._weight != 0)
+
+    def _send_and_wait(self, group: Group, signs: torch.Tensor) -> None:
         while len(self._works) < len(self._buckets) and self._error is None:
             self._launch()
         if self._error is not None:
@@ -280,24 +319,22 @@ class Reducer:
         for work in self._works:
             self._group.wait(work)
         group.wait(self._beside)
-        self._torn = False
 
-    def let_go(self) -> None:
-        """Give up what is in flight: a work that is held keeps the group's sockets open, and peers would wait on."""
-        self._works, self._beside = [], None
+    def _await_gradients(self) -> None:
+        self._error, self._is_stale = None, False
+        self._works, self._ready = [], [len(bucket.parameters) for bucket in self._buckets]
 
-    def write_back(self, total_weight: float) -> None:
-        """Make the gradients means over ``total_weight`` rows; a parameter that no rank has used has none, as without ranks."""
-        for bucket in self._buckets:
-            bucket.write_back(1.0 / total_weight)
-
-    def _hook(self, place: int) -> Any:
-        def arrived(_: torch.Tensor) -> None:
+    def _hook(self, place: int) -> Callable[..., None]:
+        def arrived(*_: Any) -> None:
+            self.has_arrived = True
             if not self.enabled or self._group is None:
                 return
+            self._is_stale = self._is_stale or place < len(self._works)
             self._ready[place] -= 1
             # All ranks must launch in one order: a bucket that is ready early waits for those before it.
-            while self._error is None and len(self._works) < len(self._buckets) and self._ready[len(self._works)] <= 0:
+            while self._overlaps and self._error is None and len(self._works) < len(self._buckets):
+                if self._ready[len(self._works)] > 0:
+                    return
                 self._launch()
 
         return arrived
@@ -314,53 +351,101 @@ class Reducer:
             self._error = exc
 
 
-class _Bucket:
-    """Gradients of some parameters side by side, and of each parameter how often it was given one."""
+def _hook_behind(parameter: torch.nn.Parameter, hook: Callable[..., None]) -> Any:
+    """Call a hook when backward has accumulated into ``parameter.grad``, behind the hooks that a user has put there."""
+    if isinstance(parameter, DTensor):  # FSDP sets the gradient itself, and calls hooks of this kind only
+        return parameter.register_post_accumulate_grad_hook(hook)
+    node = parameter.view_as(parameter).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+    return _Kept(node, node.register_hook(hook))  # type: ignore[union-attr]
 
-    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
-        self.parameters = parameters
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A hook of a node of the graph, which lives as long as somebody holds it."""
+
+    node: Any
+    handle: Any
+
+    def remove(self) -> None:
+        self.handle.remove()
+
+
+class _Bucket:
+    """Gradients of some parameters next to each other, and of each parameter how often it was given one.
+
+    Of a sparse gradient also how often each of its rows was given: an optimizer leaves the other rows alone.
+    """
+
+    def __init__(self, parameters: list[torch.nn.Parameter], sparse: set[int]) -> None:
+        self.parameters, self._sparse = parameters, sparse
         self.renew()
 
     def renew(self) -> None:
         """Take new memory: what a broken step left in flight may still write to the old."""
         mine = [local_of(each) for each in self.parameters]
         sizes = [each.numel() for each in mine]
+        rows = [each.shape[0] if id(each) in self._sparse else 0 for each in self.parameters]
         # Filled, so that its pages are there before the step that needs them.
-        self.flat = torch.empty(sum(sizes) + len(sizes), dtype=mine[0].dtype, device=mine[0].device).zero_()
-        *parts, self._times_given = self.flat.split([*sizes, len(sizes)])
-        self._parts = [part.view_as(each) for part, each in zip(parts, mine, strict=True)]
+        self.flat = torch.empty(sum(sizes) + sum(rows) + len(sizes), dtype=mine[0].dtype, device=mine[0].device).zero_()
+        *parts, self._times_given = self.flat.split([*sizes, *rows, len(sizes)])
+        self._parts = [part.view_as(each) for part, each in zip(parts, mine, strict=False)]
+        self._rows_given = parts[len(sizes) :]
 
     def clear_and_add(self, weight: float) -> None:
-        """Have the gradients, weighed; they stay where they are, unless they count for nothing."""
+        """Copy the gradients, weighted; they stay where they are."""
         with torch.no_grad():
             self._times_given.zero_()
             self._count(weight)
-            for part, parameter in zip(self._parts, self.parameters, strict=True):
-                if weight == 0:
-                    parameter.grad = None
-                if parameter.grad is None:
+            for part, rows, parameter in zip(self._parts, self._rows_given, self.parameters, strict=True):
+                rows.zero_()
+                if parameter.grad is None or weight == 0:
                     part.zero_()
+                elif parameter.grad.is_sparse:
+                    part.zero_()
+                    _add_sparse(part, rows, parameter.grad, weight)
                 else:
-                    torch.mul(_dense(parameter.grad), weight, out=part)
+                    torch.mul(local_of(parameter.grad), weight, out=part)
 
     def add(self, weight: float) -> None:
-        """Add the gradients, weighed, and take them away."""
+        """Add the gradients, weighted, and clear ``parameter.grad``."""
         with torch.no_grad():
             self._count(weight)
-            for part, parameter in zip(self._parts, self.parameters, strict=True):
+            for part, rows, parameter in zip(self._parts, self._rows_given, self.parameters, strict=True):
                 if parameter.grad is not None and weight != 0:
-                    part.add_(_dense(parameter.grad), alpha=weight)
+                    if parameter.grad.is_sparse:
+                        _add_sparse(part, rows, parameter.grad, weight)
+                    else:
+                        part.add_(local_of(parameter.grad), alpha=weight)
                 parameter.grad = None
 
-    def write_back(self, scale: float) -> None:
+    def write_back(self, scale: float, *, counts_here: bool) -> None:
+        """Set the gradients to the sums times ``scale``; one that no rank was given that counts is None.
+
+        Raises:
+            InputError: a gradient is part of a graph.
+        """
         times_given: list[float] = []
         with torch.no_grad():
-            for place, (part, parameter) in enumerate(zip(self._parts, self.parameters, strict=True)):
-                if parameter.grad is not None and not parameter.grad.is_sparse:
+            for place, (part, rows, parameter) in enumerate(zip(self._parts, self._rows_given, self.parameters, strict=True)):
+                if parameter.grad is not None and parameter.grad.requires_grad:
+                    raise InputError(
+                        "backward was called with create_graph=True: what is reduced over the ranks is no part of a rank's graph.",
+                        "Take torch.autograd.grad(loss, parameters, create_graph=True), and one backward of the whole loss.",
+                    )
+                if counts_here and parameter.grad is not None and not parameter.grad.is_sparse:
                     torch.mul(part, scale, out=local_of(parameter.grad))
                     continue
+                is_dense = parameter.grad is not None and not parameter.grad.is_sparse
+                parameter.grad = None
                 times_given = times_given or self._times_given.tolist()
-                if times_given[place]:
+                if not times_given[place]:
+                    continue
+                if len(rows) and not is_dense:
+                    given = rows.real.nonzero().flatten()
+                    parameter.grad = torch.sparse_coo_tensor(
+                        given[None], part[given] * scale, part.shape, is_coalesced=True, check_invariants=False
+                    )
+                else:
                     parameter.grad = with_local(parameter, part * scale)
 
     def _count(self, weight: float) -> None:
@@ -371,13 +456,15 @@ class _Bucket:
             self._times_given.add_(torch.tensor(given, dtype=self.flat.dtype, device=self.flat.device))
 
 
-def _dense(gradient: torch.Tensor) -> torch.Tensor:
-    """Give this rank's part of a gradient; that of a sparse embedding is laid out."""
-    ours = local_of(gradient)
-    return ours.to_dense() if ours.is_sparse else ours
+def _add_sparse(part: torch.Tensor, rows: torch.Tensor, gradient: torch.Tensor, weight: float) -> None:
+    """Add a sparse gradient, weighted, and count the rows that it has."""
+    gradient = gradient.coalesce()
+    if len(rows):
+        rows[gradient.indices()[0]] += 1
+    part.add_(gradient, alpha=weight)
 
 
-def _bucketed(parameters: list[torch.nn.Parameter]) -> list[_Bucket]:
+def _bucketed(parameters: list[torch.nn.Parameter], sparse: set[int]) -> list[_Bucket]:
     """Cut the parameters, last first as backward reaches them, by size, dtype and device."""
     buckets: list[list[torch.nn.Parameter]] = []
     size = limit = 0
@@ -389,4 +476,4 @@ def _bucketed(parameters: list[torch.nn.Parameter]) -> list[_Bucket]:
             size = 0
         buckets[-1].append(parameter)
         size += local_of(parameter).numel() * parameter.element_size()
-    return [_Bucket(bucket) for bucket in buckets]
+    return [_Bucket(bucket, sparse) for bucket in buckets]

@@ -13,6 +13,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykit.engine.losses import GONE, cause_of
+from raykit.engine.main_thread import SETUP
 from raykit.engine.run import RunContext, UserCodeError, wake_at
 from raykit.engine.setting import NAMESPACE
 from raykit.engine.slots import Slots
@@ -184,6 +185,7 @@ class Crew:
             worker = name if size == 1 else f"{name}.{place}"
             leader = replica.hands[0].handle if place else None
             options |= {"name": name_of(self._context.name, worker), "namespace": NAMESPACE, "lifetime": "detached"}
+            options["runtime_env"] = SETUP
             handle = Worker.options(**options).remote(  # type: ignore[attr-defined]
                 self._context.host, self._context.run_folder, self._spec, worker, slot=slot, leader=leader
             )

@@ -38,15 +38,20 @@ LEAVES = Proposal(-1, 0)
 class Adoptable(Protocol):
     """What a member carries from one to another: the job's state.
 
-    ``prepared`` says that the next step is reduced and only its confirmation was missed: it can be rolled forward, when
-    another has committed it, or discarded, when nobody has. Of the next step ``num_parts_done`` micro-batches are done, and
+    ``position`` is how far the state is. ``prepared`` says that the next step is reduced and only its confirmation was missed:
+    it can be rolled forward to ``next_position``, when another has committed it, or discarded, when nobody has. Of the next step ``num_parts_done`` micro-batches are done, and
     ``num_parts_held`` of them are in this one's gradients; as many as are done, all together hold, or somebody was lost.
     """
 
-    step: int
     prepared: bool
     num_parts_done: int
 
+    @property
+    def step(self) -> int: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def next_position(self) -> int: ...
     @property
     def num_parts_held(self) -> int: ...
 
@@ -330,13 +335,14 @@ class Member:
     def _enter(self, generation: Generation, job: Adoptable) -> None:
         self.groups = self._met(generation)
         column = generation.column_of(self.worker)
-        mine = [int(self._adopted), job.step, int(job.prepared), size_of(job.state()), job.num_parts_done, job.num_parts_held]
+        ahead = job.next_position if job.prepared else job.position
+        mine = [int(self._adopted), job.position, ahead, size_of(job.state()), job.num_parts_done, job.num_parts_held]
         told = self.groups.everyone.gather(mine)
-        furthest = max((adopted, step) for adopted, step, *_ in told)
+        furthest = max((adopted, position) for adopted, position, *_ in told)
         if job.prepared:
-            (job.roll_forward if furthest == (1, job.step + 1) else job.discard)()
+            (job.roll_forward if furthest == (1, ahead) else job.discard)()
         # Where anybody has committed a step, all the others of the world had prepared it.
-        stands = [(adopted, step + int(bool(prepared) and furthest == (1, step + 1))) for adopted, step, prepared, *_ in told]
+        stands = [(adopted, ahead if furthest == (1, ahead) else position) for adopted, position, ahead, *_ in told]
         root = next(rank for rank in column if stands[rank] == furthest)
         if not furthest[0] and self.rank == root:
             job.adopt_kept()

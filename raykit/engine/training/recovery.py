@@ -28,7 +28,7 @@ class Recovery:
             self.broken = True
         elif isinstance(event, WorldFormed) and not set(event.workers) & set(self.lost):
             self.formed = event
-        elif isinstance(event, StepCommitted) and self.formed is not None:
+        elif isinstance(event, StepCommitted) and self.formed is not None and event.step > self.formed.step:
             return self._ended(self.formed, at_s)
         return []
 

@@ -6,6 +6,7 @@ All give rows as ``default_collate`` makes a batch of them: dicts or tuples whos
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import islice
@@ -38,27 +39,89 @@ class Source(Protocol):
 Collate = Callable[[list[Any]], Any]
 
 
-def source_of(data: Any, *, batch_size: int, epochs: int, seed: int, collate: Collate = default_collate) -> Source:
+def source_of(
+    data: Any,
+    *,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    collate: Collate = default_collate,
+    drop_last: bool = False,
+    first_epoch: int = 0,
+) -> Source:
     """Make the source of a loop.
+
+    Args:
+        data: what ``job.batches`` takes, but for a ``DataLoader``.
+        batch_size: of the global batch.
+        epochs: how often each row is given.
+        seed: of the order of rows.
+        collate: makes a batch of a list of rows.
+        drop_last: leave out the last batch of an epoch if it is short.
+        first_epoch: the number of the first epoch: each has an order of its own.
 
     Raises:
         InputError: ``data`` is of no known form, or has no rows.
     """
-    if isinstance(data, DataLoader):
-        raise InputError(
-            "A DataLoader was given, and who makes the batches is raykit: they are divided anew when the world changes.",
-            "Give what it loads from: job.batches(loader.dataset, batch_size=..., collate_fn=...).",
-        )
     if isinstance(data, str | os.PathLike):
-        return Indexed(ParquetRows(os.fspath(data)), batch_size, epochs, seed, collate)
+        rows: Rows | ParquetRows = ParquetRows(os.fspath(data))
+        return Indexed(rows, batch_size, epochs, seed, collate, drop_last=drop_last, first_epoch=first_epoch)
     if isinstance(data, IterableDataset) or (isinstance(data, Iterable) and not hasattr(data, "__getitem__")):
         if isinstance(data, Iterator):
             raise InputError(
                 f"A {type(data).__name__} can be gone through only once, and a rank that joins has to begin anew.",
                 "Give something whose iter() begins from the first row each time: a list, a dataset, or a class with __iter__.",
             )
-        return Streamed(data, batch_size, epochs, collate)
-    return Indexed(Rows(data), batch_size, epochs, seed, collate)
+        return Streamed(data, batch_size, epochs, collate, drop_last=drop_last)
+    return Indexed(Rows(data), batch_size, epochs, seed, collate, drop_last=drop_last, first_epoch=first_epoch)
+
+
+def loaded(
+    loader: DataLoader[Any], *, epochs: int, seed: int, first_epoch: int, num_workers: int, prefetch: int
+) -> tuple[Source, int, int, int]:
+    """Take a DataLoader apart.
+
+    Returns:
+        The source, the size of the global batch, and how many processes take so many batches ahead.
+
+    Raises:
+        InputError: it makes no batches, or has no rows.
+    """
+    if isinstance(loader.dataset, IterableDataset):
+        if loader.batch_size is None:
+            raise InputError(_NO_BATCHES, "Give it a batch_size, and have the dataset yield rows.")
+        rows: Any = loader.dataset
+        return (
+            Streamed(rows, loader.batch_size, epochs, loader.collate_fn, drop_last=loader.drop_last),
+            loader.batch_size,
+            0,
+            prefetch,
+        )
+    if loader.batch_sampler is None:
+        raise InputError(_NO_BATCHES, "Give it a batch_size, or a batch_sampler.")
+    source = Sampled(loader, epochs, seed, first_epoch)
+    first = source.batch(0)
+    if first is None:
+        raise InputError("The DataLoader gave no batches.", "Give at least one row, and with drop_last one whole batch.")
+    workers, ahead = num_workers or loader.num_workers, loader.prefetch_factor or prefetch
+    return source, loader.batch_size or len(first), workers, ahead
+
+
+_NO_BATCHES = "A DataLoader without batches was given (batch_size=None): its rows cannot be divided among ranks."
+
+
+def prefetched(source: Source, num_workers: int, prefetch: int, dataset: Any) -> Ahead | None:
+    """Return what takes rows ahead of their step in processes, None where nothing shall.
+
+    Raises:
+        InputError: the source can only be gone through.
+    """
+    if not num_workers:
+        return None
+    if isinstance(source, Streamed | Counted):
+        raise InputError("num_workers was given for an iterable, which is gone through in its order.", "Leave num_workers out.")
+    worker_init = dataset.worker_init_fn if isinstance(dataset, DataLoader) else None
+    return Ahead(source, num_workers, prefetch, worker_init)
 
 
 class Rows:
@@ -122,15 +185,23 @@ class ParquetRows:
         self._columns = lru_cache(maxsize=WINDOW_BLOCKS + 1)(self._read)
 
     def take(self, indices: Indices) -> Any:
-        """Give the rows of these indices: a dict of tensors, and of lists where a column holds no numbers."""
+        """Return the rows of these indices: a dict of tensors, and of lists where a column holds no numbers.
+
+        Raises:
+            InputError: a column's rows have several shapes.
+        """
+        return {name: _batched(name, values) for name, values in self._gathered(indices).items()}
+
+    def rows(self, indices: Indices) -> list[Any]:
+        """Return the rows of these indices, one by one: of lists of numbers each a tensor, whatever the others' lengths."""
+        columns = {name: _row_by_row(values) for name, values in self._gathered(indices).items()}
+        return [{name: values[place] for name, values in columns.items()} for place in range(len(indices))]
+
+    def _gathered(self, indices: Indices) -> dict[str, np.ndarray[Any, Any]]:
         blocks = np.searchsorted(self._begins, indices, side="right") - 1
         parts = [(self._columns(int(block)), indices[blocks == block] - self._begins[block]) for block in np.unique(blocks)]
         place = np.argsort(np.argsort(blocks, kind="stable"), kind="stable")
-        return {name: _gathered([columns[name][at] for columns, at in parts], place) for name in parts[0][0]}
-
-    def rows(self, indices: Indices) -> list[Any]:
-        """Give the rows of these indices, one by one."""
-        return _one_by_one(self.take(indices), len(indices))
+        return {name: np.concatenate([columns[name][at] for columns, at in parts])[place] for name in parts[0][0]}
 
     def _read(self, block: int) -> dict[str, np.ndarray[Any, Any]]:
         import pyarrow.parquet as pq
@@ -144,19 +215,37 @@ class ParquetRows:
 class Indexed:
     """A source whose rows have an index: which rows a step sees is known without reading any."""
 
-    def __init__(self, rows: Rows | ParquetRows, batch_size: int, epochs: int, seed: int, collate: Collate) -> None:
+    def __init__(
+        self,
+        rows: Rows | ParquetRows,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        collate: Collate = default_collate,
+        *,
+        drop_last: bool = False,
+        first_epoch: int = 0,
+    ) -> None:
         self._rows, self._batch_size, self._epochs, self._seed, self._collate = rows, batch_size, epochs, seed, collate
+        self._drop_last, self._first_epoch = drop_last, first_epoch
+        self._steps_per_epoch = steps_per_epoch(rows.num_rows, batch_size, drop_last=drop_last)
+        if not self._steps_per_epoch:
+            raise InputError(
+                f"{rows.num_rows} rows are no whole batch of {batch_size}, and drop_last leaves out what is none.",
+                "Give a smaller batch_size, or leave drop_last out.",
+            )
 
     def num_steps(self) -> int:
-        return steps_per_epoch(self._rows.num_rows, self._batch_size) * self._epochs
+        return self._steps_per_epoch * self._epochs
 
     def epoch_of(self, step: int) -> int:
-        return step // steps_per_epoch(self._rows.num_rows, self._batch_size)
+        return self._first_epoch + step // self._steps_per_epoch
 
     def batch(self, step: int) -> Indices | None:
         if step >= self.num_steps():
             return None
-        return global_batch(self._rows.num_rows, self._batch_size, self._seed, step, self._rows.blocks)
+        rows, step = self._rows, step + self._first_epoch * self._steps_per_epoch
+        return global_batch(rows.num_rows, self._batch_size, self._seed, step, rows.blocks, drop_last=self._drop_last)
 
     def take(self, mine: Indices) -> Any:
         return self._rows.take(mine) if self._collate is default_collate else self._collate(self._rows.rows(mine))
@@ -169,8 +258,11 @@ class Streamed:
     rows in the same order, in every process. A rank that joins goes through what it has missed; nothing is shuffled.
     """
 
-    def __init__(self, data: Iterable[Any], batch_size: int, epochs: int, collate: Collate) -> None:
+    def __init__(
+        self, data: Iterable[Any], batch_size: int, epochs: int, collate: Collate = default_collate, *, drop_last: bool = False
+    ) -> None:
         self._data, self._batch_size, self._epochs, self._collate = data, batch_size, epochs, collate
+        self._drop_last = drop_last
         self._steps: Iterator[tuple[int, list[Any]]] = iter(())
         self._step, self._epoch, self._rows = -1, 0, []  # type: ignore[var-annotated]
         self._num_steps: int | None = None
@@ -199,14 +291,98 @@ class Streamed:
         for epoch in range(self._epochs):
             rows = iter(self._data)
             while batch := list(islice(rows, self._batch_size)):
-                yield epoch, batch
+                if len(batch) == self._batch_size or not self._drop_last:
+                    yield epoch, batch
+
+
+class Sampled:
+    """A source whose batches a DataLoader's own sampler makes.
+
+    Every rank asks its copy of the sampler for all batches, an epoch at a time and in the order of epochs, so that all have the
+    same: what the sampler draws from the global generators is drawn from (seed, epoch), and a generator of its own is in the
+    same state everywhere. With such a generator the order is that of the DataLoader in one process.
+    """
+
+    def __init__(self, loader: DataLoader[Any], epochs: int, seed: int, first_epoch: int) -> None:
+        self._loader, self._epochs, self._seed, self._first_epoch = loader, epochs, seed, first_epoch
+        self._ends: list[int] = []
+        self._batches: dict[int, list[Any]] = {}
+
+    def num_steps(self) -> int | None:
+        if len(self._ends) == self._epochs:
+            return self._ends[-1]
+        try:
+            return len(self._loader.batch_sampler) * self._epochs  # type: ignore[arg-type]
+        except TypeError:
+            return None
+
+    def epoch_of(self, step: int) -> int:
+        return self._first_epoch + self._place_of(step)[0]
+
+    def batch(self, step: int) -> list[Any] | None:
+        epoch, place = self._place_of(step)
+        return self._batches[epoch][place] if epoch < self._epochs else None
+
+    def take(self, mine: list[Any]) -> Any:
+        dataset = self._loader.dataset
+        if hasattr(dataset, "__getitems__"):
+            return self._loader.collate_fn(dataset.__getitems__(mine))
+        return self._loader.collate_fn([dataset[index] for index in mine])
+
+    def _place_of(self, step: int) -> tuple[int, int]:
+        """Return the epoch, from zero on, and the place in it; the epoch behind the last where there is no such step."""
+        while (not self._ends or step >= self._ends[-1]) and len(self._ends) < self._epochs:
+            self._draw(len(self._ends))
+        for epoch, end in enumerate(self._ends):
+            if step < end:
+                return epoch, step - (self._ends[epoch - 1] if epoch else 0)
+        return self._epochs, 0
+
+    def _draw(self, epoch: int) -> None:
+        """Ask the sampler for the batches of the next epoch. Two epochs are kept: the last step of one may be redone."""
+        number = self._first_epoch + epoch
+        for each in (self._loader.sampler, self._loader.batch_sampler):
+            if callable(getattr(each, "set_epoch", None)):
+                each.set_epoch(number)  # type: ignore[union-attr]
+        drawn, python_state, numpy_state = hash((self._seed, number)) % 2**32, random.getstate(), np.random.get_state()  # noqa: NPY002
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(drawn)
+            random.seed(drawn)
+            np.random.seed(drawn)  # noqa: NPY002
+            if self._loader.generator is not None:  # a DataLoader draws the seed of its workers first
+                torch.empty((), dtype=torch.int64).random_(generator=self._loader.generator)
+            assert self._loader.batch_sampler is not None
+            self._batches[epoch] = [list(each) for each in self._loader.batch_sampler]
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        self._batches.pop(epoch - 2, None)
+        self._ends.append((self._ends[-1] if self._ends else 0) + len(self._batches[epoch]))
+
+
+class Counted:
+    """A source of the numbers of steps, for loops that make their own data: a batch of step 7 is 7 on every rank."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def num_steps(self) -> int:
+        return self._number
+
+    def epoch_of(self, step: int) -> int:  # noqa: ARG002
+        return 0
+
+    def batch(self, step: int) -> list[int] | None:
+        return [step] if step < self._number else None
+
+    def take(self, mine: list[int]) -> int:
+        return mine[0]
 
 
 class Ahead:
     """Takes a rank's parts ahead of their steps, in processes beside it, as ``torch.utils.data.DataLoader`` does."""
 
-    def __init__(self, source: Source, num_workers: int, prefetch: int) -> None:
-        self._source, self._num_workers, self._prefetch = source, num_workers, prefetch
+    def __init__(self, source: Source, num_workers: int, prefetch: int, worker_init: Callable[[int], None] | None = None) -> None:
+        self._source, self._num_workers, self._prefetch, self._worker_init = source, num_workers, prefetch, worker_init
         self._next: tuple[int, Cut] | None = None
         self._parts: Iterator[Any] = iter(())
 
@@ -219,6 +395,7 @@ class Ahead:
                 batch_size=None,
                 num_workers=self._num_workers,
                 prefetch_factor=self._prefetch,
+                worker_init_fn=self._worker_init,
             )
             self._parts = iter(loader)
         self._next = step + 1, cut
@@ -235,8 +412,7 @@ class _Parts(torch.utils.data.Dataset[Any]):
 
 def _parts_from(source: Source, step: int, cut: Cut) -> Iterator[Any]:
     while (batch := source.batch(step)) is not None:
-        if len(mine := cut.of(batch)):
-            yield mine
+        yield cut.of(batch)
         step += 1
 
 
@@ -244,11 +420,11 @@ def _columns_of(data: Any) -> dict[Any, Any]:
     if isinstance(data, TensorDataset):
         return dict(enumerate(data.tensors))
     if hasattr(data, "iloc"):  # a DataFrame
-        return {name: column.to_numpy() for name, column in data.items()}
+        return {name: _stacked(column.to_numpy()) for name, column in data.items()}
     if hasattr(data, "combine_chunks") and hasattr(data, "column_names"):  # a table of Arrow
-        return {name: _column_of(data.column(name)) for name in data.column_names}
+        return {name: _stacked(_column_of(data.column(name))) for name in data.column_names}
     if isinstance(data, Mapping):
-        return {name: _as_array(column) for name, column in data.items()}
+        return {name: _stacked(_as_array(column)) for name, column in data.items()}
     if isinstance(data, tuple) and all(isinstance(column, np.ndarray | torch.Tensor) for column in data):
         return dict(enumerate(data))
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
@@ -279,7 +455,7 @@ def _one_by_one(batch: Any, num_rows: int) -> list[Any]:
 
 
 def _column_of(column: Any) -> np.ndarray[Any, Any]:
-    """Give a Parquet column as an array of its rows; lists and tensors of one size become further axes."""
+    """Return a Parquet column as an array of its rows; rows that are lists stay arrays of their own."""
     import pyarrow as pa
 
     chunk = column.combine_chunks()
@@ -288,14 +464,53 @@ def _column_of(column: Any) -> np.ndarray[Any, Any]:
     if isinstance(chunk.type, pa.FixedShapeTensorType):
         tensors: np.ndarray[Any, Any] = chunk.to_numpy_ndarray()
         return tensors
-    values = chunk.to_numpy(zero_copy_only=False)
-    if values.dtype == object and len({np.shape(each) for each in values}) == 1 and np.ndim(values[0]):
-        return np.stack(values)
-    return np.asarray(values)
+    values = np.asarray(chunk.to_numpy(zero_copy_only=False))
+    return _in_one_axis([_numbers(each) for each in values]) if values.dtype == object else values
 
 
-def _gathered(parts: list[np.ndarray[Any, Any]], place: Indices) -> Any:
-    return _as_tensor(np.concatenate(parts)[place])
+def _in_one_axis(values: list[Any]) -> np.ndarray[Any, Any]:
+    """Return an array of objects, however alike they are."""
+    array = np.empty(len(values), dtype=object)
+    for place, each in enumerate(values):
+        array[place] = each
+    return array
+
+
+def _numbers(value: Any) -> Any:
+    """Return nested arrays of one shape as one array, and anything else as it is."""
+    if not isinstance(value, np.ndarray) or value.dtype != object:
+        return value
+    parts = [_numbers(each) for each in value]
+    is_regular = parts and all(isinstance(each, np.ndarray) and _is_numeric(each) for each in parts)
+    return np.stack(parts) if is_regular and len({each.shape for each in parts}) == 1 else value
+
+
+def _is_numeric(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biufc"
+
+
+def _stacked(values: Any) -> Any:
+    """Return a column of arrays or tensors of one shape as one array, and any other as it is."""
+    if not isinstance(values, np.ndarray) or values.dtype != object or not len(values):
+        return values
+    rows = [each.numpy(force=True) if isinstance(each, torch.Tensor) else each for each in values]
+    return np.stack(rows) if all(map(_is_numeric, rows)) and len({each.shape for each in rows}) == 1 else values
+
+
+def _batched(name: str, values: np.ndarray[Any, Any]) -> Any:
+    stacked = _stacked(values)
+    if stacked.dtype == object and any(_is_numeric(each) and each.ndim for each in stacked):
+        raise InputError(
+            f"The rows of column {name!r} have several shapes, and no one batch can hold them.",
+            "Give job.batches a collate_fn that pads them; it gets the rows of a batch as a list.",
+        )
+    return _as_tensor(stacked)
+
+
+def _row_by_row(values: np.ndarray[Any, Any]) -> Any:
+    if values.dtype != object:
+        return _as_tensor(values)
+    return [torch.from_numpy(each.copy()) if _is_numeric(each) else each for each in values]
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from raykit.engine.losses import GONE
 from raykit.engine.run import RunContext, StoppedError, UserCodeError
 from raykit.engine.slots import Slots
 from raykit.engine.training.answer import Answer
+from raykit.engine.training.checkpoint_folder import check_readable, claim
 from raykit.engine.training.crew import Crew, Loss, Replica
 from raykit.engine.training.datasets import Datasets
 from raykit.engine.training.drills import Drills
@@ -74,6 +76,7 @@ class TrainingRun:
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
 
     def execute(self) -> None:
+        self._claim_checkpoints()
         slots = Slots(
             self._context,
             num_cpus=self._spec.cpus_per_worker,
@@ -92,6 +95,9 @@ class TrainingRun:
                     self._context.emit(_as_event(decision))
                     self._act(decision, slots)
             self._save()
+        except UserCodeError:
+            self._save_of_failed()
+            raise
         finally:
             self._drills.end()
             self._crew.end_all()
@@ -102,6 +108,14 @@ class TrainingRun:
             raise StoppedError(self._concluding.reason)
         if self._context.stop_asked.is_set():
             raise StoppedError
+
+    def _claim_checkpoints(self) -> None:
+        """Refuse a folder with another run's checkpoints, before anything is started."""
+        if self._spec.from_checkpoint:
+            check_readable(self._spec.from_checkpoint)
+        if self._spec.checkpoint_to:
+            key = (self._context.folder / "key").read_text()
+            claim(self._spec.checkpoint_to, run=self._context.name, key=key)
 
     def command(self, command: Command) -> None:
         if isinstance(command, Stop):
@@ -420,6 +434,16 @@ class TrainingRun:
             return
         if self._worlds.asked and self._spec.outputs:
             raise UserCodeError("training", "All ranks died before they could save what -o names.", "")
+
+    def _save_of_failed(self) -> None:
+        """Keep the committed steps of a run whose user code has failed, as far as a replica still has them."""
+        for name in self._worlds.asked:
+            replica = self._crew.replicas.get(name)
+            if replica is None or replica.lost:
+                continue
+            with suppress(*GONE, ray.exceptions.RayTaskError, ray.exceptions.GetTimeoutError):
+                self._save_state(replica)
+                return
 
     def _save_state(self, replica: Replica) -> None:
         """Have a replica write its state; while the disk is full it is in memory, and soon nowhere else."""

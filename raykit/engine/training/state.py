@@ -11,7 +11,7 @@ import inspect
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -36,26 +36,29 @@ class Stateful:
     optimizers: list[Any]
     schedulers: list[Any]
     scaler: Any
+    extras: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Check that the optimizers step what is the model's, and that ``commit`` can step them and the schedulers.
+        """Check that the optimizers step what is the model's, by gradients alone, and that all else has a state.
 
         Raises:
-            InputError: there is more, which nobody would reduce; a ``step`` wants to be told something, or sparse gradients.
+            InputError: there is more, which nobody would reduce; a ``step`` needs an argument; something has no state.
         """
         for each in self.optimizers:
             # The class's own: a scheduler has put another in the object's place, whose signature is wrong.
             step = partial(type(each).step, each)
-            _check_step(each, step, "Take an optimizer that steps by gradients alone, such as Adam, and does not call the model.")
-            if isinstance(each, torch.optim.SparseAdam):
-                raise InputError("SparseAdam takes sparse gradients only, and the ranks sum them dense.", "Take Adam, or AdamW.")
-        for each in self.schedulers:
             _check_step(
                 each,
-                each.step,
-                "Give rk.elastic an object whose step wants nothing, and whose state_dict and load_state_dict are the "
-                "scheduler's; tell it on all ranks what it needs.",
+                step,
+                "Take an optimizer that steps by gradients alone, such as Adam: one that calls a closure as often as it likes "
+                "would see the loss of each rank's rows only.",
             )
+        for each in (*self.schedulers, *self.extras):
+            if not (callable(getattr(each, "state_dict", None)) and callable(getattr(each, "load_state_dict", None))):
+                raise InputError(
+                    f"A {type(each).__name__} was given to rk.elastic, and has no state_dict and load_state_dict.",
+                    "Give it both: by them a rank that joins learns what the others have.",
+                )
         known = {id(each) for each in self.model.parameters()}
         stepped = [each for optimizer in self.optimizers for group in optimizer.param_groups for each in group["params"]]
         if foreign := sum(id(each) not in known for each in stepped):
@@ -69,20 +72,38 @@ class Stateful:
         """Give the state as it is, sharing memory with what it describes."""
         return {
             "model": self.model.state_dict(),
+            "buffers": [name for name, _ in self.model.named_buffers()],
             "optimizers": [each.state_dict() for each in self.optimizers],
             "schedulers": [each.state_dict() for each in self.schedulers],
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "extras": [each.state_dict() for each in self.extras],
         }
 
     def adopt(self, state: State) -> None:
         """Take over a state, of whole tensors or of this rank's parts."""
-        self.model.load_state_dict(lay_out_model(state["model"], self.model))
+        self.adopt_model(state)
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(lay_out_optimizer(kept, optimizer))
         for scheduler, kept in zip(self.schedulers, state["schedulers"], strict=True):
             scheduler.load_state_dict(kept)
+        for extra, kept in zip(self.extras, state.get("extras", []), strict=True):
+            extra.load_state_dict(kept)
         if self.scaler is not None and state["scaler"] is not None:
             self.scaler.load_state_dict(state["scaler"])
+
+    def adopt_model(self, state: State) -> None:
+        """Take over the model of a state alone."""
+        self._make_buffers(state)
+        self.model.load_state_dict(lay_out_model(state["model"], self.model))
+
+    def _make_buffers(self, state: State) -> None:
+        """Make the buffers that a module makes in its first forward pass, which this rank may not have run yet."""
+        mine = dict(self.model.named_buffers())
+        device = next((each.device for each in self.model.parameters()), None)
+        for name in state.get("buffers", ()):
+            if name in state["model"] and name not in mine:
+                owner, _, key = name.rpartition(".")
+                self.model.get_submodule(owner).register_buffer(key, torch.empty_like(state["model"][name], device=device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +170,15 @@ def given(group: Group, state: State | None, *, root: int = 0) -> State:
         group.wait(on_their_way.popleft())
     filled: State = structure.filled(tensors)
     return filled
+
+
+def check_steps_by_itself(scheduler: Any, step: Callable[..., Any]) -> None:
+    """Raise InputError if ``job.commit`` cannot step a scheduler because its ``step`` needs an argument."""
+    _check_step(
+        scheduler,
+        step,
+        "Call optimizer.step() in the loop instead of job.commit(), and scheduler.step(...) with what it needs.",
+    )
 
 
 def _check_step(stepped: Any, step: Callable[..., Any], remedy: str) -> None:

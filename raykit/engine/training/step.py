@@ -15,39 +15,52 @@ from torch.utils._pytree import tree_map_only
 from raykit.engine.training.buffers import Buffers
 from raykit.engine.training.collective import Group, Reducer
 from raykit.engine.training.feed import Cut
+from raykit.engine.training.gradients import Gradients
 from raykit.engine.training.parts import Accumulated
 from raykit.engine.training.state import Stateful
-from raykit.engine.training.tally import Tally, names_of
+from raykit.engine.training.tally import Tally, is_one_value, names_of
 from raykit.errors import InputError
 
 RATES_EQUAL = 1e-6  # beyond what a sum over ranks may round
 
 
 class Step:
-    """Gradients, metrics and buffers, weighed by the rows that they are of, and summed over the ranks.
+    """Gradients, metrics and buffers, weighted by the rows that they are of, and reduced over the ranks.
 
-    A step is one pass, reduced while backward still runs, or comes in parts that are added up first.
+    A step is reduced at the end of each of its backward passes, most of it while backward still runs; or it comes in
+    micro-batches ("parts"), of which nobody knows which is the last: these are added up first.
     """
 
     def __init__(self, cared_for: Stateful, *, group_size: int) -> None:
         model = cared_for.model
-        parameters = [each for each in model.parameters() if each.requires_grad]
         self._optimizers, self._group_size = cared_for.optimizers, group_size
-        self._reducer, self._accumulated, self._buffers = Reducer(parameters), Accumulated(), Buffers(model)
-        self._untrained = [(name, each) for name, each in model.named_parameters() if not each.requires_grad]
+        self.gradients = Gradients(model)
+        self._reducer, self._accumulated, self._buffers = self._new_reducer(), Accumulated(), Buffers(model)
         self._gradient_scale = 1.0
         if group_size > 1:  # a plain model stays one that can be copied and pickled
             model.register_forward_hook(self._scale_gradients)
         self._cut = Cut(rank=0, world_size=1)
         self._weight = self._replica_weight = 0.0
+        self._stands_in = False
         self._names: tuple[str, ...] = ()
         self._is_begun = self._is_in_parts = False
         self.runs_body = False
         self.num_rows = 0
+        self.num_reductions = 0
+        """How often the batch was reduced."""
         self.begun_s = time.monotonic()
 
+    def begin_unit(self) -> None:
+        """Remember gradients and buffers as the last commit and the user's code since then have left them."""
+        self.gradients.begin()
+        if len(self.gradients.parameters) != self._reducer.num_parameters:
+            self._reducer.detach()
+            self._reducer = self._new_reducer()
+        self._buffers.begin()
+        self._is_begun, self.begun_s = True, time.monotonic()
+
     def begin(self, column: Group, cut: Cut, rows: Any, *, in_parts: bool) -> None:
-        """Be ready for the step's passes, or for those that are left of it in another world.
+        """Be ready for the passes over a batch, or for those that are left of a step in another world.
 
         Args:
             column: of the ranks that hold the same part of the model.
@@ -55,24 +68,30 @@ class Step:
             rows: of the global batch.
             in_parts: which pass is the last is not known before it is over.
         """
-        self._cut, self._is_in_parts, self.runs_body, self.num_rows = cut, in_parts, False, len(rows)
-        self._weight, self._replica_weight = cut.weight(rows), float(len(cut.of_replica(rows)))
-        self._reducer.begin(column, self._replica_weight, in_parts=in_parts)
-        self._set_weights()
         if not self._is_begun:
-            self._is_begun, self.begun_s = True, time.monotonic()
-            self._buffers.begin()
+            self.begin_unit()
             if in_parts:
                 self._reducer.clear()
+        self._cut, self._is_in_parts, self.runs_body, self.num_rows = cut, in_parts, False, len(rows)
+        self._weight, self._replica_weight = cut.weight(rows), cut.replica_weight(rows)
+        self._stands_in = self._replica_weight == 0
+        self.num_reductions = 0
+        self._reducer.has_arrived = False
+        self._reducer.begin(column, self._replica_weight, in_parts=in_parts)
+        self._set_weights()
 
     def weigh(self, rows: float) -> None:
         """Count the pass as a mean over so many rows; before backward, and in a replica of several ranks by all of them.
+
+        A rank that runs the body on another's rows counts for nothing all the same.
 
         Raises:
             InputError: it is negative.
         """
         if rows < 0:
             raise InputError(f"The weight of a pass is {rows:g}.", "Give over how many rows its loss is a mean.")
+        if self._stands_in and not self._is_in_parts:
+            rows = 0.0
         self._weight = self._replica_weight = rows
         if self._is_in_parts:
             return
@@ -97,10 +116,71 @@ class Step:
         finally:
             self._reducer.enabled = True
 
+    @property
+    def awaits_reduction(self) -> bool:
+        """Whether a backward pass has ended whose gradients have to be reduced now."""
+        return self._reducer.has_arrived and self._reducer.enabled
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether backward has given gradients since they were reduced."""
+        return self._reducer.has_arrived
+
+    def reduce(self, group: Group, told: Tally) -> Tally:
+        """Make the gradients means over the rows of all ranks, and the buffers equal; blocking.
+
+        Args:
+            group: of all ranks.
+            told: of this rank, summed beside the gradients. With ``skipped`` the rank takes part and gives nothing.
+
+        Returns:
+            The sums. If no rank gave anything nothing is changed here.
+
+        Raises:
+            BrokenWorldError: a peer is gone; the gradients are void.
+        """
+        if told.skipped:
+            self._reducer.set_weight(0.0)
+        ours = 0.0 if told.skipped else self._weight
+        signature = float(self._buffers.signature)
+        told = replace(told, weight=ours, rates=self._rates(), buffers=signature, buffers_squared=signature**2)
+        total = self._sum(group, told)
+        self._reducer.has_arrived = False
+        self.num_reductions += 1
+        if total.weight:
+            self._average(group, ours, total)
+            self.gradients.note_reduced()
+        return total
+
+    def reduce_unfrozen(self, group: Group, column: Group, total: Tally) -> None:
+        """Reduce the gradients of parameters that are trained since the step began; blocking.
+
+        Raises:
+            BrokenWorldError: a peer is gone.
+        """
+        if not (unfrozen := self.gradients.unfrozen()) or not total.weight:
+            return
+        reducer = Reducer(unfrozen, sparse=self.gradients.sparse)
+        reducer.begin(column, self._replica_weight)
+        reducer.finish(group, torch.zeros(1))
+        reducer.write_back(total.weight)
+        reducer.detach()
+        self.gradients.note_reduced()
+
     def end_part(self, metrics: Mapping[str, Any]) -> None:
-        """Add up what a pass has given."""
-        self._accumulated.add(self._weight, {name: _number(value) for name, value in metrics.items()})
+        """Add up what a pass over a micro-batch has given.
+
+        Raises:
+            InputError: the body has changed its gradients, which are only a part of the step's.
+        """
+        self.gradients.check_untouched()
+        self._accumulated.add(self._weight, numbers_of(metrics))
         self._reducer.add(self._weight)
+
+    def pass_ended(self) -> None:
+        """Note that a backward pass over a micro-batch has ended."""
+        self._reducer.has_arrived = False
+        self.gradients.note_reduced()
 
     @property
     def num_parts_held(self) -> int:
@@ -108,48 +188,47 @@ class Step:
         return self._accumulated.num_parts
 
     def sum(self, group: Group, metrics: Mapping[str, Any], told: Tally) -> Tally:
-        """Have what all ranks have given; blocking.
+        """Sum what the micro-batches of all ranks have given; blocking.
 
         Args:
             group: of all ranks.
-            metrics: of this rank's pass; those of parts are added up already.
+            metrics: of this rank's pass; only their names matter here.
             told: to be summed beside what this step knows itself.
 
         Raises:
             BrokenWorldError: a peer is gone.
-            InputError: a parameter has a gradient that is not reduced.
         """
-        if woken := [name for name, each in self._untrained if each.grad is not None]:
-            raise InputError(
-                f"{woken[0]} has a gradient, and did not want one when rk.elastic was called: the ranks would drift apart.",
-                "Call rk.elastic while all that is ever trained has requires_grad; freeze afterwards what is to rest.",
-            )
-        if self._is_in_parts:
-            self._names, weight, sums = self._accumulated.names, self._accumulated.weight, self._accumulated.sums
-        else:
-            self._names, weight = names_of(metrics), self._weight
-            sums = [_number(value) * weight if weight else 0.0 for value in metrics.values()]
-        rates = self._rates() if self.runs_body else 0.0
-        vector = replace(told, weight=weight, bodiless=float(not self.runs_body), rates=rates, sums=sums).vector()
-        self._reducer.finish(group, vector)
-        return Tally.of(vector)
+        self._names, weight = self._accumulated.names or names_of(metrics), self._accumulated.weight
+        signature = float(self._buffers.signature)
+        ours = replace(
+            told,
+            weight=weight,
+            metric_weight=weight,
+            bodiless=float(not self.runs_body),
+            rates=self._rates() if self.runs_body else 0.0,
+            buffers=signature,
+            buffers_squared=signature**2,
+            sums=self._accumulated.sums,
+        )
+        return self._sum(group, ours)
 
     def has_rates_of(self, group: Group, total: Tally) -> bool:
-        """Say whether the learning rates are here what they are on all ranks on which the body ran."""
+        """Return whether the optimizers' settings are here what they are on all ranks on which the body ran."""
         num_ranks = group.world_size - total.bodiless
-        return not self.runs_body or math.isclose(total.rates / num_ranks, self._rates(), rel_tol=RATES_EQUAL)
+        return (self._is_in_parts and not self.runs_body) or math.isclose(
+            total.rates / num_ranks, self._rates(), rel_tol=RATES_EQUAL
+        )
 
     def average(self, group: Group, total: Tally) -> dict[str, float]:
-        """Make the gradients means over the rows of all ranks, and give those of the metrics; blocking.
+        """Make the gradients of micro-batches means over the rows of all ranks; blocking.
 
-        Those of the buffers wait for ``keep``.
+        Returns:
+            The means of the metrics.
 
         Raises:
             BrokenWorldError: a peer is gone.
         """
-        ours = self._accumulated.weight if self._is_in_parts else self._weight
-        self._buffers.reduce(group, ours, total.weight)
-        self._reducer.write_back(total.weight)
+        self._average(group, self._accumulated.weight, total)
         return total.means(self._names)
 
     def leave_with(self, group: Group, heir: int, num_parts: int) -> None:
@@ -169,29 +248,60 @@ class Step:
         """Give up what is on its way in a world that is broken."""
         self._reducer.let_go()
 
-    def keep(self) -> None:
-        """The optimizers have stepped."""
-        self._buffers.keep()
-        self._end()
+    def keep(self, *, clear_gradients: bool) -> None:
+        """Note that the optimizers have stepped."""
+        self._buffers.begin()
+        if clear_gradients:
+            for optimizer in self._optimizers:
+                optimizer.zero_grad(set_to_none=True)
+
+    def restore_buffers(self) -> None:
+        """Put the buffers back as the last commit left them."""
+        self._buffers.restore()
+
+    def end_unit(self) -> None:
+        """Note that the step is committed: the next pass begins another."""
+        self._accumulated.hold(0, 0.0, ())
+        self._is_begun = False
 
     def discard(self) -> None:
         """Be as before the step."""
         self._buffers.restore()
-        self._end()
+        if self._is_begun:
+            self.gradients.restore()
+        self.end_unit()
 
     def buffers_before(self) -> dict[str, torch.Tensor]:
-        """Give the buffers as the step found them, by name; none where there is no step."""
+        """Return the buffers as the last commit left them, by name; none before the first step."""
         return self._buffers.as_committed()
 
-    def _end(self) -> None:
-        for optimizer in self._optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        self._accumulated.hold(0, 0.0, ())
-        self._is_begun = False
+    @property
+    def weight(self) -> float:
+        """How many rows the pass counts for."""
+        return self._weight
+
+    def _new_reducer(self) -> Reducer:
+        return Reducer(self.gradients.parameters, sparse=self.gradients.sparse)
+
+    def _sum(self, group: Group, told: Tally) -> Tally:
+        vector = told.vector()
+        self._reducer.finish(group, vector)
+        return Tally.of(vector)
+
+    def _average(self, group: Group, weight: float, total: Tally) -> None:
+        is_same = is_one_value(total.buffers, total.buffers_squared, group.world_size)
+        self._buffers.reduce(group, weight, total.weight, is_same_everywhere=is_same)
+        self._reducer.write_back(total.weight)
 
     def _rates(self) -> float:
-        rates = (group["lr"] for optimizer in self._optimizers for group in optimizer.param_groups if "lr" in group)
-        return math.fsum(each for each in rates if isinstance(each, int | float))
+        settings = (
+            value
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for name, value in group.items()
+            if name not in {"params", "initial_lr"}
+        )
+        return math.fsum(each for each in settings if isinstance(each, int | float))
 
     def _set_weights(self) -> None:
         self._reducer.set_weight(self._replica_weight)
@@ -205,5 +315,24 @@ class Step:
             tree_map_only(torch.Tensor, lambda each: each.requires_grad and each.register_hook(lambda grad: grad * scale), output)
 
 
-def _number(value: Any) -> float:
-    return float(value.detach()) if isinstance(value, torch.Tensor) else float(value)
+def numbers_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return metrics as floats: of numbers of any kind, and of tensors and arrays of one element.
+
+    Raises:
+        InputError: one is something else; it is named.
+    """
+    return {name: _number(name, value) for name, value in metrics.items()}
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        if isinstance(value, torch.Tensor):
+            value = value.detach().item()
+        elif hasattr(value, "item") and getattr(value, "size", 1) == 1:  # numpy's
+            value = value.item()
+        if not isinstance(value, str | bytes):
+            return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    kind = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"{type(value).__name__} {value!r:.60}"
+    raise InputError(f"The metric {name!r} is {kind}.", "Give a number, or a tensor of one element.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 
 import torch
 
@@ -14,40 +14,68 @@ MAX_METRICS = 16
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """One rank's, or the sum of all; metrics are summed over rows, by their places.
+    """One rank's numbers, or their sums over all ranks.
 
-    ``synced`` counts ranks whose body made the gradients final itself, ``bodiless`` those on which no body ran; ``rates`` are
-    the learning rates of the others.
+    Attributes:
+        stale: ranks on which a gradient came too late for its bucket; set while it is reduced, so it stands first.
+        weight: rows that the gradients count for.
+        may_enter_next: ranks that can enter the next world.
+        stops: ranks that want the loop to end.
+        saves: 1 where rank 0 wants a checkpoint.
+        skipped: ranks whose body ended without a backward pass.
+        synced: in a step of micro-batches, ranks whose body made the gradients final itself.
+        bodiless: in a step of micro-batches, ranks on which no body ran.
+        rates: settings of the optimizers (learning rates and the like) of ranks on which a body ran.
+        place: where in the loop the rank is; ``place_squared`` its square, by which all see whether it is one place.
+        buffers: which buffers were written to; ``buffers_squared`` likewise.
+        num_made: ranks whose loop changed the gradients of the last step after they were reduced; ``made`` are numbers that
+            tell what they have made of them, equal on all ranks if the gradients were.
+        metric_weight: rows that the metrics are of.
+        sums: of metrics over rows, by their places.
     """
 
+    stale: float = 0.0
     weight: float = 0.0
     may_enter_next: float = 0.0
     stops: float = 0.0
     saves: float = 0.0
+    skipped: float = 0.0
     synced: float = 0.0
     bodiless: float = 0.0
     rates: float = 0.0
+    place: float = 0.0
+    place_squared: float = 0.0
+    buffers: float = 0.0
+    buffers_squared: float = 0.0
+    num_made: float = 0.0
+    made: float = 0.0
+    metric_weight: float = 0.0
     sums: Sequence[float] = ()
 
     def vector(self) -> torch.Tensor:
-        """Give it to be summed over the ranks, float64."""
-        counts = [self.weight, self.may_enter_next, self.stops, self.saves, self.synced, self.bodiless, self.rates]
-        none = [0.0] * (MAX_METRICS - len(self.sums))
-        return torch.tensor([*counts, *self.sums, *none], dtype=torch.float64)
+        """Return it to be summed over the ranks, float64."""
+        *counts, sums = astuple(self)
+        none = [0.0] * (MAX_METRICS - len(sums))
+        return torch.tensor([*counts, *sums, *none], dtype=torch.float64)
 
     @classmethod
     def of(cls, vector: torch.Tensor) -> Tally:
         """Read what was summed."""
-        weight, may_enter_next, stops, saves, synced, bodiless, rates, *sums = vector.tolist()
-        return cls(weight, may_enter_next, stops, saves, synced, bodiless, rates, sums)
+        numbers = vector.tolist()
+        return replace(cls(*numbers[:-MAX_METRICS]), sums=numbers[-MAX_METRICS:])
 
     def means(self, names: Iterable[str]) -> dict[str, float]:
-        """Give the metrics' means over all rows, of which there are some."""
-        return {name: total / self.weight for name, total in zip(names, self.sums, strict=False)}
+        """Return the metrics' means over the rows that they are of, of which there are some."""
+        return {name: total / self.metric_weight for name, total in zip(names, self.sums, strict=False)}
+
+
+def is_one_value(total: float, total_of_squares: float, num_ranks: int) -> bool:
+    """Return whether all ranks had the same number, a whole one below 2**20, by its sum and the sum of its square."""
+    return total * total == total_of_squares * num_ranks
 
 
 def names_of(metrics: Iterable[str], *, before: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Give the places of metrics: first of those named before, then of the others.
+    """Return the places of metrics: first of those named before, then of the others.
 
     Raises:
         InputError: they are too many.

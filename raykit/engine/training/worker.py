@@ -21,6 +21,7 @@ import ray
 
 from raykit.engine.folder import RunFolder
 from raykit.engine.imports import uncollected
+from raykit.engine.main_thread import run_in_main_thread
 from raykit.engine.reporter import Reporter, captured
 from raykit.engine.run import UserCodeError, as_user_error, save_outputs
 from raykit.engine.setting import NAMESPACE
@@ -48,7 +49,10 @@ class Description:
 
 @ray.remote(num_cpus=0, max_restarts=0, max_concurrency=100)
 class Worker:
-    """Runs the user's code from its constructor on. Torch is imported here, not where the host imports this class."""
+    """Runs the user's code from its constructor on, in its process's main thread, for which it is started with ``SETUP``.
+
+    Torch is imported here, not where the host imports this class.
+    """
 
     def __init__(self, host: Any, folder: RunFolder, spec: TrainSpec, worker: str, *, slot: int | None, leader: Any = None) -> None:
         """Begin.
@@ -70,8 +74,8 @@ class Worker:
         self._leader, self._payload = leader, folder.payload()
         self._node_id = ray.get_runtime_context().get_node_id()
         address = ray.util.get_node_ip_address()
-        self._thread = threading.Thread(target=self._train, name="raykit-train", daemon=True)
         self._member = Member(worker, device(), address, self)
+        self._thread: threading.Thread | None = None
         self._reporter = Reporter(host, worker, folder, pulse=self._pulse).start()
         self._store, self._store_address = open_store(address)  # it serves as long as it is held
         self._loop = asyncio.get_event_loop()
@@ -88,7 +92,7 @@ class Worker:
             num_gpus=spec.gpus_per_worker,
         )
         self._reporter.emit(started)
-        self._thread.start()
+        self._thread = run_in_main_thread(self._train)
 
     async def describe(self) -> Description:
         return Description(
@@ -128,13 +132,13 @@ class Worker:
 
     async def save_state(self) -> bool:
         """Keep the state as of the last commit; answers when it is on disk, and False where that is full."""
-        from raykit.engine.training.elastic import job_here
+        from raykit.engine.training.elastic import loop_here
 
-        job = job_here()
-        if job is None:
+        loop = loop_here()
+        if loop is None:
             return True
-        await asyncio.to_thread(job.save)
-        return await asyncio.to_thread(job.saved)
+        await asyncio.to_thread(loop.save)
+        return await asyncio.to_thread(loop.around.checkpoints.finish)
 
     async def save_outputs(self, names: tuple[str, ...]) -> list[OutputReady]:
         return await asyncio.to_thread(save_outputs, self._namespace, names, self._folder, "rank 0")
@@ -171,12 +175,13 @@ class Worker:
     def _pulse(self) -> Pulse:
         """Say where the training thread is, from the reporter's thread."""
         member = self._member
-        frame = sys._current_frames().get(self._thread.ident or 0)  # noqa: SLF001  (the only way to see another thread)
+        thread = self._thread or threading.main_thread()
+        frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001  (the only way to see another thread)
         at = hash((frame.f_code, frame.f_lasti)) if frame else 0
         return Pulse(
             phase=member.phase,
             phase_s=time.monotonic() - member.phase_since_s,
-            progress=(at, _cpu_time_ns(self._thread.native_id)),
+            progress=(at, _cpu_time_ns(thread.native_id)),
             busy_with=member.busy_with,
         )
 
@@ -195,7 +200,7 @@ class Worker:
     def _surround(self) -> None:
         from raykit.engine.training.checkpoint import Checkpoints
         from raykit.engine.training.elastic import surround
-        from raykit.engine.training.job import Surroundings
+        from raykit.engine.training.loop_state import Surroundings
         from raykit.engine.training.replica import join_replica
 
         together = None
@@ -210,6 +215,7 @@ class Worker:
             reporter=self._reporter,
             group_size=self._spec.group,
             stored_dataset=self._stored_dataset,
+            from_checkpoint=self._spec.from_checkpoint,
         )
         surround(surroundings)
 
