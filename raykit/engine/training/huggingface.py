@@ -41,9 +41,8 @@ def elastic_trainer(trainer: Any, surroundings: Surroundings, made: Any) -> None
 class _Loader:
     """Looks like the Trainer's DataLoader, and gives out this rank's parts of an epoch's batches, unit by unit."""
 
-    def __init__(self, loader: Any) -> None:
-        self.loader = loader
-        self.dataset, self.batch_size = loader.dataset, loader.batch_size
+    def __init__(self, loader: Any, batch_size: int) -> None:
+        self.loader, self.dataset, self.batch_size = loader, loader.dataset, batch_size
         self.units: FrameworkUnits | None = None
         self.unit_size = 1
 
@@ -56,19 +55,19 @@ class _Loader:
         end = (units.position // length + 1) * length  # of the epoch
         while units.position < end and (batches := units.begin(min(self.unit_size, end - units.position))):
             yield from batches
-        units.end()
+            units.end()
 
 
 class _Elastic:
     """What an elastic Trainer does otherwise."""
 
-    def get_train_dataloader(self) -> Any:
+    def get_train_dataloader(self: Any) -> Any:
         loader = super().get_train_dataloader()  # type: ignore[misc]
         if not hasattr(loader, "batch_sampler") or loader.batch_sampler is None or not hasattr(loader.dataset, "__len__"):
             raise InputError(
                 "The Trainer's data is an iterable, whose epochs have no known length.", "Give it a dataset that has a length."
             )
-        self._raykit_loader = _Loader(loader)
+        self._raykit_loader = _Loader(loader, self._train_batch_size)
         return self._raykit_loader
 
     def _prepare_for_training(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -131,6 +130,10 @@ class _Elastic:
         self._raykit_loss = float(loss) + (self._raykit_loss if number else 0.0)
         loop.show({"loss": self._raykit_loss})
         return loss
+
+    def _finalize_training(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self._raykit_units.end()
+        return super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
 
     def is_world_process_zero(self: Any) -> bool:
         return bool(self._raykit_units is None or self._raykit_loop.member.rank == 0)

@@ -48,6 +48,7 @@ class _Elastic:
         optimization = epoch.automatic_optimization
         fit.setup_data = partial(self._setup_data, fit.setup_data)
         fit.on_run_start = partial(self._on_run_start, fit.on_run_start)
+        fit.on_run_end = partial(self._on_run_end, fit.on_run_end)
         epoch.reset = partial(self._reset, epoch.reset)
         optimization._make_closure = partial(self._make_closure, optimization._make_closure)  # noqa: SLF001
         strategy = self._trainer.strategy
@@ -96,6 +97,11 @@ class _Elastic:
         self._go_to(self._units.position)
         original()
 
+    def _on_run_end(self, original: Callable[[], None]) -> None:
+        assert self._units is not None
+        self._units.end()
+        original()
+
     def _go_to(self, position: int) -> None:
         """Count the epochs, batches and steps before a position as done."""
         trainer = self._trainer
@@ -134,6 +140,7 @@ class _Elastic:
         """Give out this rank's parts of the batches that are left of an epoch."""
         units, loop = self._units, self.loop
         assert units is not None
+        units.end()
         end = (units.position // self.length + 1) * self.length
         while True:
             if units.is_closed:
