@@ -15,6 +15,7 @@ from raykit.client import session
 from raykit.client.capture import pack, with_extra
 from raykit.client.cluster import Cluster
 from raykit.client.near import NearFiles
+from raykit.client.ray_train import is_trainer, parts_of
 from raykit.commands import Apply, Command, Drill, Resize, Stop
 from raykit.errors import (
     ClusterLostError,
@@ -34,7 +35,7 @@ from raykit.views import RunView, fold_all
 from raykit.views.why import WhyView
 from raykit.wire.door import DoorClosedError, address_of
 from raykit.wire.loop import check_loop
-from raykit.wire.payload import FunctionWork, Payload
+from raykit.wire.payload import RAY_TRAIN, FunctionWork, Payload
 
 if TYPE_CHECKING:
     from raykit.client.quarantine import Quarantine
@@ -294,6 +295,7 @@ def train(
     hang_after_s: float = 300.0,
     lend_within_s: float = 30.0,
     engine: Any = "raykit",
+    datasets: Mapping[str, Any] | None = None,
     priority: Priority = "normal",
     **kwargs: Any,
 ) -> Run:
@@ -301,7 +303,7 @@ def train(
 
     With ``engine="ray-train"`` the function is a ``train_loop_per_worker`` of Ray Train, unchanged, and takes its config
     or nothing. ``.wait().result`` is then what it reported last, ``.output("checkpoint")`` the path of its newest
-    checkpoint, or None.
+    checkpoint, or None. The same for a whole ``TorchTrainer`` in place of the function.
 
     Args:
         function: a loop over ``rk.elastic(...).batches(...)``, as in a ``%%ray train`` cell.
@@ -325,6 +327,8 @@ def train(
         lend_within_s: end a rank that has not come to a commit so long after a run that comes first wanted its slot; the
             others do the step again without it.
         engine: ``raykit``, or ``ray-train``.
+        datasets: what Ray Train's ``get_dataset_shard`` gives to the loop, by name: functions that make a Ray Dataset, Datasets,
+            DataFrames, lists of rows, or paths of Parquet files.
         priority: ``"low"``, ``"normal"`` or ``"high"``: it lends what it can spare to runs of a higher one that wait, and
             takes what it asks for from elastic training of a lower one.
         kwargs: see ``args``.
@@ -334,6 +338,13 @@ def train(
         InputError: the function cannot be called so; Ray Train's loop is given more than a config.
         OptionError: a value that cannot be, with those that can.
     """
+    run_config = None
+    if is_trainer(function):
+        parts = parts_of(function)
+        engine, workers, cpus, gpus = "ray-train", parts.workers, parts.cpus, parts.gpus
+        function, args, datasets, run_config = parts.loop, (parts.config,) if parts.config else (), parts.datasets, parts.run_config
+    if datasets and engine != "ray-train":
+        raise OptionError("datasets were given to raykit's own engine.", "Give them to job.batches, or engine='ray-train'.")
     if not callable(on_loss) and on_loss not in ON_LOSS:
         raise OptionError(f"on_loss is {on_loss!r}.", f"Give {', '.join(ON_LOSS)}, or a function.")
     spec = TrainSpec(
@@ -363,7 +374,11 @@ def train(
         _check_call(train, function, args, kwargs)
     work = FunctionWork(function=function, args=args, kwargs=kwargs)
     payload = pack(work, {getattr(function, "__name__", "function"): function, **kwargs}, {})
-    return start(spec, with_extra(payload, "on_loss", on_loss) if callable(on_loss) else payload)
+    if callable(on_loss):
+        payload = with_extra(payload, "on_loss", on_loss)
+    if datasets or run_config:
+        payload = with_extra(payload, RAY_TRAIN, {"datasets": dict(datasets or {}), "run_config": run_config}, called="datasets")
+    return start(spec, payload)
 
 
 def _check_call(caller: Callable[..., Any], function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

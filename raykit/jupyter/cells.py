@@ -17,7 +17,7 @@ from raykit.spec import TaskSpec, TrainSpec
 from raykit.spec.lines import PipelineLine, ServeLine, Viewing
 from raykit.spec.training import ON_LOSS
 from raykit.wire.loop import check_cell
-from raykit.wire.payload import compiled
+from raykit.wire.payload import RAY_TRAIN, compiled
 
 if TYPE_CHECKING:
     from raykit.jupyter.widget import RunWidget
@@ -40,6 +40,10 @@ def train_cell(shell: Any, cell: str, spec: TrainSpec, viewing: Viewing) -> Show
         if not callable(function := shell.user_ns.get(spec.on_loss)):
             raise OptionError(f"--on-loss is {spec.on_loss!r}.", f"Give {', '.join(ON_LOSS)}, or a function of the notebook.")
         payload = with_extra(payload, "on_loss", function)
+    if spec.datasets:
+        if not isinstance(datasets := shell.user_ns.get(spec.datasets), dict):
+            raise OptionError(f"--datasets {spec.datasets!r} is no dict of the notebook.", "Give the name of one: {'train': rows}.")
+        payload = with_extra(payload, RAY_TRAIN, {"datasets": datasets, "run_config": None}, called=spec.datasets)
     return view(shell, start(spec, payload, on=viewing.on), detach=viewing.detach)
 
 

@@ -14,7 +14,7 @@ LossCause = Literal["died", "hung", "node", "memory", "reclaimed"]
 
 ON_LOSS = ("shrink", "wait", "stop")
 
-OF_BOTH_ENGINES = ("name", "workers", "cpus_per_worker", "gpus_per_worker", "outputs", "engine", "priority")
+OF_BOTH_ENGINES = ("name", "workers", "cpus_per_worker", "gpus_per_worker", "outputs", "engine", "priority", "datasets")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +103,10 @@ class TrainSpec:
     )  # fmt: skip
     outputs: tuple[str, ...] = option("-o", default=(), help="names that come back, from the first rank", read=names)
     priority: Priority = priority_option()  # noqa: RUF009  (it makes a field)
+    datasets: str = option(
+        "--datasets", default="", read=str, metavar="NAME",
+        help="a dict of the notebook with the datasets of a loop of Ray Train, by name (with --engine ray-train)",
+    )  # fmt: skip
     engine: Literal["raykit", "ray-train"] = option(
         "--engine", default="raykit", help="raykit, or ray-train for a train_loop_per_worker of Ray Train", read=str
     )
@@ -112,6 +116,8 @@ class TrainSpec:
             raise OptionError(f"--engine is {self.engine!r}.", "There are two: raykit and ray-train.")
         if self.engine == "ray-train":
             self._refuse_options_of_raykit()
+        elif self.datasets:
+            raise OptionError("--datasets are for Ray Train.", "Add --engine ray-train, or give the data to job.batches.")
         check_range("--workers", *self.workers, least=1)
         check_priority(self.priority)
         if self.group < 1 or any(workers % self.group for workers in self.workers):

@@ -26,6 +26,10 @@ SOURCE = "source"
 """The extra of a pipeline that is its source's items, or its function; the body is the callables of its stages, in their order."""
 
 
+RAY_TRAIN = "ray_train"
+"""The extra of a run of Ray Train with what it is given besides the loop: a dict with ``datasets`` and ``run_config``."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceText:
     """The text of a cell or of a file beside the notebook, and how a person calls it."""

@@ -115,7 +115,7 @@ def ranks(request, tmp_path):
     world = World(*("w1", "w2", "w3")[: request.param])
     world.publish_next(tuple(world.members))
 
-    return lambda function: _run(world, {name: function for name in world.members}, tmp_path).values()
+    return lambda function: _run(world, dict.fromkeys(world.members, function), tmp_path).values()
 
 
 @pytest.fixture(params=["before forward", "in backward"])
@@ -134,7 +134,7 @@ def survivors(request, tmp_path):
     world.publish_next(("w1", "w2"))
 
     def run(function):
-        results = _run(world, {name: function for name in world.members}, tmp_path, w2=request.param)
+        results = _run(world, dict.fromkeys(world.members, function), tmp_path, w2=request.param)
         assert isinstance(results.pop("w2"), _DiedError), "the rank has not died"
         return results.values()
 

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import ray
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import ScalingConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from raykit.commands import Command, Hurry, Stop
 from raykit.engine.run import RunContext, StoppedError, UserCodeError, describe, outlive_node_loss, save_outputs
+from raykit.engine.training.raytrain.given import MAX_FAILURES, Given
 from raykit.engine.training.raytrain.loop import FIRST, LoopFailedError, loop_of
 from raykit.engine.training.raytrain.reported import Earlier, last_report
 from raykit.engine.training.raytrain.trainer import Trainer, clear, controller_name
@@ -28,8 +29,6 @@ from raykit.policy.failure import Pulse
 from raykit.spec import TrainSpec
 
 SLOT_LOOK_S = 0.2
-MAX_FAILURES = 3  # restarts after the loss of ranks, over the whole run; Ray Train's own default is none
-MAX_FAILED_STARTS = 3  # Ray Train's own default is no limit: a run whose ranks cannot start would never end
 WHERE = "Ray Train"
 
 
@@ -52,9 +51,10 @@ class RayTrainRun:
         context.emit(*earlier.farewell)
         if context.stop_asked.is_set():
             raise StoppedError
-        self._wait_for_slots()
+        given = Given(context)
+        self._wait_for_slots(given.num_further_cpus)
         try:
-            self._fit(earlier)
+            self._fit(earlier, given)
         except StoppedError:
             self._save_outputs(all_of_them=False)
             raise
@@ -82,9 +82,21 @@ class RayTrainRun:
                 self._held.discard(event.holder)
         return [_folded(event) if isinstance(event, LinesPrinted) and source != FIRST else event for event in events]
 
-    def _wait_for_slots(self) -> None:
-        """Wait as other runs wait: Ray Train itself gives up when its slots do not come free within minutes."""
+    def _wait_for_slots(self, num_further_cpus: int) -> None:
+        """Wait as other runs wait: Ray Train itself gives up when its slots do not come free within minutes.
+
+        Raises:
+            UserCodeError: the cluster has not the further CPUs, and Ray Data would wait for them for ever.
+        """
         least_cpus, least_gpus = (sum(amounts) for amounts in zip(*self._spec.demand, strict=True))
+        least_cpus += num_further_cpus
+        if num_further_cpus and ray.cluster_resources().get("CPU", 0) < least_cpus and not self._context.cluster.further_node:
+            raise UserCodeError(
+                WHERE,
+                f"Ray Data needs a CPU besides those of the {self._spec.min_workers} workers, and the cluster has "
+                f"{ray.cluster_resources().get('CPU', 0):g}. Give fewer --workers, or a larger cluster (%ray up NAME --cpus N).",
+                "",
+            )
         told = False
         while True:
             free = ray.available_resources()
@@ -99,19 +111,17 @@ class RayTrainRun:
             if self._context.stop_asked.wait(SLOT_LOOK_S):
                 raise StoppedError
 
-    def _fit(self, earlier: Earlier) -> None:
+    def _fit(self, earlier: Earlier, given: Given) -> None:
         context = self._context
         trainer = Trainer(
             loop_of(context.host, context.run_folder),
             scaling_config=_scaling(self._spec),
-            run_config=RunConfig(
-                # The same name and path each time: there Ray Train finds the checkpoints that it kept.
+            run_config=given.run_config(
                 name=context.folder.name,
                 storage_path=str(_storage(context)),
-                failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILED_STARTS),
-                logging_config=LoggingConfig(log_level="WARNING"),  # of what Ray Train says itself; the view says it too
                 callbacks=[Watch(context.host, _storage(context), earlier), Quiet()],
             ),
+            datasets=given.datasets(),
         )
         trainer.controlled(controller_name(context.name), _storage(context), context.stop_asked)
         try:
