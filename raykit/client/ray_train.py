@@ -12,7 +12,6 @@ from typing import Any
 
 from raykit.errors import InputError
 
-
 DEFAULT_STORAGE = str(Path("~/ray_results").expanduser())  # what Ray Train's RunConfig has where nothing was given
 
 

@@ -19,16 +19,26 @@ class Gradients:
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
         self._names = {name for name, each in model.named_parameters() if each.requires_grad}
-        self._every = [(name, each) for name, each in model.named_parameters()]
-        self.parameters = self._trained()
-        self.sparse = [
-            each.weight for each in model.modules() if isinstance(each, torch.nn.Embedding | torch.nn.EmbeddingBag) and each.sparse
-        ]
+        self.look_for_new()
         self._at_begin: list[torch.Tensor | None] = []
         self._loop_zeroes_first = self._was_zeroed = False
         self._is_begun = False
         self._reduced: list[tuple[int, int]] = []
         self._are_reduced = False
+
+    def look_for_new(self) -> None:
+        """Look at the model's parameters again: an optimizer was given new ones."""
+        model = self._model
+        self._every = list(model.named_parameters())
+        self._places = [
+            (module, key, f"{prefix}.{key}" if prefix else key, parameter)
+            for prefix, module in model.named_modules()
+            for key, parameter in module._parameters.items()  # noqa: SLF001
+            if parameter is not None
+        ]
+        self.parameters = self._trained()
+        embeddings = (torch.nn.Embedding, torch.nn.EmbeddingBag)
+        self.sparse = [each.weight for each in model.modules() if isinstance(each, embeddings) and each.sparse]
 
     @property
     def num_trained(self) -> int:
@@ -55,7 +65,16 @@ class Gradients:
         """Remember the gradients that the step begins with.
 
         They are copied, unless the loop is known to zero them before it uses them.
+
+        Raises:
+            InputError: the model has another parameter in the place of one that it had.
         """
+        for module, key, name, parameter in self._places:
+            if module._parameters.get(key) is not parameter:  # noqa: SLF001
+                raise InputError(
+                    f"The model's parameter {name} was replaced after rk.elastic: nothing would train the new one.",
+                    "Replace it before rk.elastic and the optimizer, or write to it: with torch.no_grad(): parameter.copy_(...).",
+                )
         self.include([name for name, each in self._every if each.requires_grad])
         self._at_begin = [] if self._loop_zeroes_first else self._copies()
         self._was_zeroed, self._is_begun, self._are_reduced = False, True, False

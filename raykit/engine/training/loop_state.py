@@ -393,7 +393,11 @@ class LoopState:
         return self.unit.num_reductions > 0 and not self.unit.has_arrived
 
     def note_made(self) -> None:
-        """Remember what the loop has made of the reduced gradients, for the ranks to compare with the next reduction."""
+        """Remember what the loop has made of gradients and parameters.
+
+        The ranks compare what they have made of the reduced gradients with their next reduction.
+        """
+        self.unit.about_to_step()
         if self.around.group_size == 1 and self.unit.gradients.were_touched:
             self._made = self.unit.gradients.fingerprint()
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset, default_collate
 
 from raykit.engine.training.feed import WINDOW_BLOCKS, Cut, Indices, global_batch, steps_per_epoch
 from raykit.errors import InputError
@@ -96,6 +96,12 @@ def loaded(
             loader.batch_size,
             0,
             prefetch,
+        )
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    if isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
+        raise InputError(
+            "The DataLoader has a DistributedSampler, and job.batches divides the batches itself.",
+            "Leave the sampler out, with shuffle=True to shuffle; batch_size is then that of the global batch.",
         )
     if loader.batch_sampler is None:
         raise InputError(_NO_BATCHES, "Give it a batch_size, or a batch_sampler.")

@@ -59,6 +59,10 @@ class Stateful:
                     f"A {type(each).__name__} was given to rk.elastic, and has no state_dict and load_state_dict.",
                     "Give it both: by them a rank that joins learns what the others have.",
                 )
+        self.check_owned()
+
+    def check_owned(self) -> None:
+        """Raise InputError if an optimizer steps a tensor that is no parameter of the model: nobody would reduce its gradient."""
         known = {id(each) for each in self.model.parameters()}
         stepped = [each for optimizer in self.optimizers for group in optimizer.param_groups for each in group["params"]]
         if foreign := sum(id(each) not in known for each in stepped):

@@ -16,6 +16,7 @@ from raykit.engine.training.buffers import Buffers
 from raykit.engine.training.collective import Group, Reducer
 from raykit.engine.training.feed import Cut
 from raykit.engine.training.gradients import Gradients
+from raykit.engine.training.parameters import Parameters
 from raykit.engine.training.parts import Accumulated
 from raykit.engine.training.state import Stateful
 from raykit.engine.training.tally import Tally, is_one_value, names_of
@@ -33,7 +34,9 @@ class Step:
 
     def __init__(self, cared_for: Stateful, *, group_size: int) -> None:
         model = cared_for.model
-        self._optimizers, self._group_size = cared_for.optimizers, group_size
+        self._model, self._optimizers, self._group_size = model, cared_for.optimizers, group_size
+        self._cared_for, self._num_stepped = cared_for, 0
+        self._parameters = Parameters(model)
         self.gradients = Gradients(model)
         self._reducer, self._accumulated, self._buffers = self._new_reducer(), Accumulated(), Buffers(model)
         self._gradient_scale = 1.0
@@ -52,7 +55,9 @@ class Step:
 
     def begin_unit(self) -> None:
         """Remember gradients and buffers as the last commit and the user's code since then have left them."""
+        self._look_for_new()
         self.gradients.begin()
+        self._parameters.begin()
         if len(self.gradients.parameters) != self._reducer.num_parameters:
             self._reducer.detach()
             self._reducer = self._new_reducer()
@@ -139,6 +144,7 @@ class Step:
         Raises:
             BrokenWorldError: a peer is gone; the gradients are void.
         """
+        self._look_for_new()
         if told.skipped:
             self._reducer.set_weight(0.0)
         ours = 0.0 if told.skipped else self._weight
@@ -248,9 +254,14 @@ class Step:
         """Give up what is on its way in a world that is broken."""
         self._reducer.let_go()
 
+    def about_to_step(self) -> None:
+        """Note that the optimizers are about to step."""
+        self._parameters.about_to_step()
+
     def keep(self, *, clear_gradients: bool) -> None:
         """Note that the optimizers have stepped."""
         self._buffers.begin()
+        self._parameters.begin()
         if clear_gradients:
             for optimizer in self._optimizers:
                 optimizer.zero_grad(set_to_none=True)
@@ -269,6 +280,7 @@ class Step:
         self._buffers.restore()
         if self._is_begun:
             self.gradients.restore()
+            self._parameters.restore()
         self.end_unit()
 
     def buffers_before(self) -> dict[str, torch.Tensor]:
@@ -279,6 +291,16 @@ class Step:
     def weight(self) -> float:
         """How many rows the pass counts for."""
         return self._weight
+
+    def _look_for_new(self) -> None:
+        """Look for parameters that were added to the model, if an optimizer was given some."""
+        num_stepped = sum(len(group["params"]) for optimizer in self._optimizers for group in optimizer.param_groups)
+        if num_stepped != self._num_stepped:
+            self._num_stepped = num_stepped
+            self._cared_for.check_owned()
+            self.gradients.look_for_new()
+            self._parameters = Parameters(self._model)
+            self._parameters.begin()
 
     def _new_reducer(self) -> Reducer:
         return Reducer(self.gradients.parameters, sparse=self.gradients.sparse)

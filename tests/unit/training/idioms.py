@@ -57,6 +57,8 @@ FRESH = {
     "maker": _seeded(lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 4))),
     "words": _seeded(lambda: nn.Sequential(nn.Embedding(7, 3, padding_idx=6), nn.Linear(3, 1))),
     "sparse": _seeded(lambda: nn.Sequential(nn.Embedding(50, 3, sparse=True), nn.Linear(3, 1))),
+    "recurrent": _seeded(lambda: nn.LSTM(1, 5, batch_first=True)),
+    "of_five": _seeded(lambda: nn.Linear(5, 1)),
     "complex": nn.Linear(4, 2, dtype=torch.complex128),
 }
 
@@ -602,6 +604,189 @@ def buffers_of_all_kinds(batches):
         loss_of(model, batch).backward()
         optimizer.step()
     return model
+
+
+@idiom
+def recurrent_network(batches):
+    """pytorch/pytorch#37079: an LSTM did not train as in one process."""
+    model = nn.ModuleList([copy.deepcopy(FRESH["recurrent"]), net("of_five")])
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for batch in batches(model, optimizer):
+        optimizer.zero_grad()
+        out, _ = model[0](batch["x"][:, :, None])
+        functional.mse_loss(model[1](out[:, -1]), batch["y"]).backward()
+        optimizer.step()
+    return model
+
+
+@idiom
+def spectral_and_weight_norm(batches):
+    """pytorch/pytorch#61470, Lightning-AI/pytorch-lightning#1550."""
+    model = net()
+    nn.utils.parametrizations.spectral_norm(model[0])
+    nn.utils.parametrizations.weight_norm(model[2])
+    model[0].parametrizations.weight[0]._u.copy_(torch.ones(5) / 5**0.5)
+    model[0].parametrizations.weight[0]._v.copy_(torch.ones(4) / 2)
+    optimizer = sgd(model)
+    for batch in batches(model, optimizer):
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        optimizer.step()
+    return model
+
+
+@idiom
+def penalty_that_leaves_a_bias_out(batches):
+    """pytorch/pytorch#47562: the last bias has no second derivative."""
+    model = net()
+    optimizer = sgd(model)
+    for batch in batches(model, optimizer):
+        optimizer.zero_grad()
+        x = batch["x"].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        (slope.norm(dim=1) - 1).pow(2).mean().backward()
+        optimizer.step()
+    return model
+
+
+@idiom
+def sharpness_aware_minimization(batches):
+    """davda54/sam#7: two passes a step, of which the first moves the weights."""
+    model = net()
+    optimizer = sgd(model, lr=0.01)
+    for batch in batches(model, optimizer):
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        norm = torch.stack([each.grad.norm() for each in model.parameters()]).norm()
+        with torch.no_grad():
+            moves = [each.grad * (0.05 / norm) for each in model.parameters()]
+            for each, move in zip(model.parameters(), moves, strict=True):
+                each.add_(move)
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        with torch.no_grad():
+            for each, move in zip(model.parameters(), moves, strict=True):
+                each.sub_(move)
+        optimizer.step()
+    return model
+
+
+@idiom
+def critic_whose_weights_are_clipped(batches):
+    """martinarjovsky/WassersteinGAN: the critic is stepped twice for each step of the maker."""
+    maker, critic = net("maker"), net()
+    of_maker, of_critic = torch.optim.RMSprop(maker.parameters(), lr=0.01), torch.optim.RMSprop(critic.parameters(), lr=0.01)
+    for batch in batches(nn.ModuleList([maker, critic]), [of_maker, of_critic]):
+        for _ in range(2):
+            of_critic.zero_grad()
+            (critic(maker(batch["x"].flip(1)).detach()).mean() - critic(batch["x"]).mean()).backward()
+            of_critic.step()
+            with torch.no_grad():
+                for each in critic.parameters():
+                    each.clamp_(-0.3, 0.3)
+        of_maker.zero_grad()
+        (-critic(maker(batch["x"].flip(1))).mean()).backward()
+        of_maker.step()
+    return nn.ModuleList([maker, critic])
+
+
+@idiom
+def group_added_later(batches):
+    """A head that is made, and given to the optimizer, after the first steps."""
+    model = nn.ModuleList([net("maker")])
+    optimizer = sgd(model)
+    for number, batch in enumerate(batches(model, optimizer)):
+        if number == 2:
+            model.append(net())
+            optimizer.add_param_group({"params": model[1].parameters(), "lr": 0.02})
+        optimizer.zero_grad()
+        out = model[0](batch["x"])
+        functional.mse_loss(model[1](out) if len(model) > 1 else out.mean(1, keepdim=True), batch["y"]).backward()
+        optimizer.step()
+    return model
+
+
+@idiom
+def gradients_zeroed_in_place(batches):
+    model = net()
+    optimizer = sgd(model, weight_decay=0.1)
+    for number, batch in enumerate(batches(model, optimizer)):
+        optimizer.zero_grad(set_to_none=False)
+        loss_of(model, batch).backward()
+        if number % 2:
+            model[0].bias.grad = None
+        optimizer.step()
+    return model
+
+
+@idiom
+def loss_over_tokens(batches):
+    """OpenNMT/OpenNMT-py#293: each row counts by its number of tokens; the loss is their sum, normalized by the batch's."""
+    model = net()
+    optimizer = sgd(model)
+    for batch in batches(model, optimizer):
+        optimizer.zero_grad()
+        tokens = batch["word"] + 1
+        batches.weigh(float(tokens.sum()))
+        ((model(batch["x"]) - batch["y"]).pow(2).flatten() * tokens).sum().div(tokens.sum()).backward()
+        optimizer.step()
+    return model
+
+
+@idiom
+def functional_call(batches):
+    model = net()
+    optimizer = sgd(model)
+    for batch in batches(model, optimizer):
+        optimizer.zero_grad()
+        scaled = {name: each * 1.5 for name, each in model.named_parameters()}
+        functional.mse_loss(torch.func.functional_call(model, scaled, (batch["x"],)), batch["y"]).backward()
+        optimizer.step()
+    return model
+
+
+@idiom
+def two_scaled_optimizers(batches):
+    """pytorch/pytorch#40497: one scaler for several optimizers and losses."""
+    models = nn.ModuleList([net(), net()])
+    optimizers = [sgd(each) for each in models]
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    for batch in batches(models, optimizers, scaler=scaler):
+        for each, optimizer in zip(models, optimizers, strict=True):
+            optimizer.zero_grad()
+            scaler.scale(loss_of(each, batch)).backward()
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+        scaler.update()
+    return models
+
+
+@idiom
+def batches_of_a_sampler(batches):
+    """horovod/horovod#2297: an order of the user's own, another one in each epoch."""
+    model = net()
+    optimizer = sgd(model)
+    sampler = torch.utils.data.BatchSampler(_Turned(NUM_ROWS), batch_size=6, drop_last=False)
+    data = torch.utils.data.DataLoader(Rows(), batch_sampler=sampler)
+    for batch in batches(model, optimizer, data=data):
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        optimizer.step()
+    return model
+
+
+class _Turned(torch.utils.data.Sampler):
+    """Gives the rows from another one on in each epoch."""
+
+    def __init__(self, num_rows):
+        self.num_rows, self.num_epochs = num_rows, 0
+
+    def __len__(self):
+        return self.num_rows
+
+    def __iter__(self):
+        self.num_epochs += 1
+        return iter([(row + 5 * self.num_epochs) % self.num_rows for row in range(self.num_rows)])
 
 
 @idiom

@@ -29,6 +29,8 @@ COUNT_FOR_THEMSELVES = {
     "batch_that_is_left_out": "counts its own batches",
     "scaled_gradients": "counts its own batches",
     "loop_left_by_break": "counts its own batches",
+    "group_added_later": "counts its own batches",
+    "gradients_zeroed_in_place": "counts its own batches",
     "fewer_rows_than_ranks": "is over before a rank dies",
     "model_copied_while_it_trains": "keeps a list of its own",
 }
@@ -44,6 +46,9 @@ class _Plain:
 
     def each_epoch(self, *_, **__):
         return lambda: iter(loader())
+
+    def weigh(self, _):
+        """One process needs no weight."""
 
 
 class _Elastic:
@@ -87,7 +92,9 @@ class _Elastic:
             scaler=options.get("scaler"),
             extras=several(options.get("extra_state")),
         )
-        return Job(LoopState(surroundings, cared_for))
+        job = Job(LoopState(surroundings, cared_for))
+        self.weigh = job.weight
+        return job
 
     def __call__(self, model, optimizer, *, data=None, **options):
         return self._given(self._job(model, optimizer, **options).batches(data or loader(), epochs=EPOCHS))
