@@ -203,9 +203,27 @@ class _Limited(io.BytesIO):
         return super().write(data)
 
 
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Takes of a tensor that is a view its own numbers only: torch's pickles have the whole storage, once for each view."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        torch = sys.modules.get("torch")
+        if torch is not None and type(obj) is torch.Tensor and _is_part_of_storage(obj):
+            if obj.device.type == "cpu" and not obj.requires_grad and obj.dtype not in (torch.bfloat16, torch.complex32):
+                return torch.from_numpy, (obj.numpy(),)  # a tenth of the time of torch's own way
+            return obj.detach().clone().requires_grad_(obj.requires_grad).__reduce_ex__(self.proto)
+        return super().reducer_override(obj)
+
+
+def _is_part_of_storage(tensor: Any) -> bool:
+    if str(tensor.layout) != "torch.strided" or (tensor.requires_grad and not tensor.is_leaf):
+        return False
+    return bool(tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size())
+
+
 def _dumps(value: Any, limit: int) -> bytes:
     buffer = _Limited(limit)
-    cloudpickle.dump(value, buffer)
+    _Pickler(buffer).dump(value)
     return buffer.getvalue()
 
 

@@ -139,3 +139,15 @@ def test_a_traceback_begins_at_the_cell_and_shows_its_line():
     assert 'File "Cell In[4]", line 4' in text
     assert "return 1 / x" in text
     assert "payload.py" not in text
+
+
+def test_views_of_a_tensor_travel_as_their_own_numbers():
+    import torch
+
+    whole = torch.arange(600_000.0).reshape(20_000, 30)
+    rows = [{"x": whole[row], "narrow": whole[row, :2].bfloat16()[:1]} for row in range(200)]
+    payload = capture_cell("got = rows", {"rows": rows}, title=TITLE)
+    assert len(payload.body) < 1_000_000
+    got = payload.open().run()["got"]
+    assert all(torch.equal(ours["x"], theirs["x"]) for ours, theirs in zip(got, rows, strict=True))
+    assert got[0]["narrow"].dtype == torch.bfloat16
