@@ -97,3 +97,56 @@ def test_a_recipe_learns_what_plain_torch_learns_though_a_rank_is_killed(cluster
     assert run.view.step == 30
     assert ours == pytest.approx(plain, abs=1e-9)
     assert any("lost" in card.title for card in run.view.cards)
+
+
+def test_a_trainer_of_ray_train_learns_the_same_though_a_worker_is_killed(own, until, tmp_path):
+    def rows():
+        import ray
+
+        return ray.data.from_items([{"x": n / 64, "y": n / 32 + 1} for n in range(128)])
+
+    def train_loop_per_worker(config):
+        import tempfile
+        import time
+        from pathlib import Path
+
+        import ray.train
+        import torch
+        from ray.train.torch import prepare_model
+
+        shard, context = ray.train.get_dataset_shard("train"), ray.train.get_context()
+        torch.manual_seed(0)
+        model = prepare_model(torch.nn.Linear(1, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=config["lr"])
+        first = 0
+        if (checkpoint := ray.train.get_checkpoint()) is not None:
+            with checkpoint.as_directory() as folder:
+                first, state = torch.load(Path(folder) / "state.pt")
+            model.load_state_dict(state)
+        for epoch in range(first, 6):
+            while config["gate"] and epoch == 3 and not Path(config["gate"]).exists():
+                time.sleep(0.05)
+            # All rows of a rank at once: which of them a rank has is Ray Data's to say.
+            for batch in shard.iter_torch_batches(batch_size=None, dtypes=torch.float32):
+                optimizer.zero_grad()
+                (model(batch["x"][:, None]) - batch["y"][:, None]).pow(2).mean().backward()
+                optimizer.step()
+            with tempfile.TemporaryDirectory() as folder:
+                torch.save((epoch + 1, model.state_dict()), Path(folder) / "state.pt")
+                kept = ray.train.Checkpoint.from_directory(folder) if context.get_world_rank() == 0 else None
+                weight, bias = (each.detach().item() for each in model.parameters())
+                ray.train.report({"weight": weight, "bias": bias}, checkpoint=kept)
+
+    own("ray-train", num_cpus=3)
+    learned = []
+    for gate in ("", str(tmp_path / "killed")):
+        names = {"train_loop_per_worker": train_loop_per_worker, "rows": rows}
+        exec(recipe("Ray Train").replace('{"lr": 1e-2}', repr({"lr": 0.3, "gate": gate})), names)
+        run = names["run"]
+        if gate:
+            until(lambda run=run: run.refresh().step == 3)
+            os.kill(run.view.ranks[0].pid, signal.SIGKILL)
+            Path(gate).touch()
+        run.wait()
+        learned.append((run.result["weight"], run.result["bias"]))
+    assert learned[0] == pytest.approx(learned[1], rel=1e-5)

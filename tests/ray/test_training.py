@@ -480,6 +480,46 @@ def test_a_rank_without_rows_of_a_short_last_batch_takes_part(cluster):
     assert rk.train(short, workers=2).wait().result == 5
 
 
+def test_runs_of_one_name_keep_what_is_theirs(cluster, tmp_path):
+    def learn(target, fails_at):
+        import asyncio
+        import os
+        import signal
+        import threading
+
+        import torch
+
+        asyncio.get_event_loop()
+        came = []
+        signal.signal(signal.SIGUSR1, lambda *_: came.append(threading.current_thread() is threading.main_thread()))
+        model = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.zeros_(model.weight)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        job = rk.elastic(model=model, optimizer=optimizer)
+        first = []
+        for batch in job.batches({"x": torch.ones(16, 1)}, batch_size=4):
+            first.append(model.weight.item())
+            if job.step == fails_at:
+                raise KeyError("gone")
+            os.kill(os.getpid(), signal.SIGUSR1)
+            (model(batch["x"]) - target).pow(2).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return first[0], model.weight.item(), came
+
+    place = str(tmp_path / "kept")
+    failed = rk.train(learn, 8.0, 2, workers=2, spares=0, name="same", checkpoint_to=place)
+    with pytest.raises(RunFailedError, match="KeyError: 'gone'"):
+        failed.wait()
+    other = rk.train(learn, 1.0, -1, workers=1, spares=0, name="same", checkpoint_to=place)
+    with pytest.raises(RunFailedError, match="has the checkpoints of the run same"):
+        other.wait()
+    begun = rk.train(learn, 1.0, -1, workers=1, spares=0, name="same", from_checkpoint=place).wait()
+    assert failed.state_dict()["weight"].item() == 8.0  # its two committed steps
+    assert begun.result == (8.0, 1.0, [True] * 4)
+    assert (failed.refresh().name, failed.view.state, begun.view.name) == ("same", "failed", "same#3")
+
+
 def test_elastic_outside_of_a_run_says_where_it_belongs():
     import subprocess
     import sys

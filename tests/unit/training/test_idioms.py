@@ -1,27 +1,15 @@
-"""Ordinary torch loops compute on one, two and three ranks what they compute in plain torch.
-
-The ranks are threads of this process, over real stores and real gloo.
-"""
+"""Ordinary torch loops compute on one, two and three ranks what they compute in plain torch."""
 
 from __future__ import annotations
-
-import queue
-import threading
 
 import pytest
 import torch
 
-from raykit.engine.training.checkpoint import Checkpoints
-from raykit.engine.training.job import Job
-from raykit.engine.training.loop_state import LoopState, Surroundings
-from raykit.engine.training.state import Stateful
-from raykit.spec.training import interval
 from tests.unit.training.idioms import EPOCHS, IDIOMS, loader
+from tests.unit.training.ranks import DiedError, run_on
 from tests.unit.worlds import World
 
 TOLERANCE = {"autocast": 2e-2}  # a share of a batch is rounded to bfloat16 otherwise than the whole
-WITHIN_S = 30
-DIES_AT = 4
 COUNT_FOR_THEMSELVES = {
     "gradients_changed_by_hand": "draws from a generator of its own, which a rank that joins has not",
     "frozen_then_unfrozen": "counts its own batches",
@@ -51,78 +39,13 @@ class _Plain:
         """One process needs no weight."""
 
 
-class _Elastic:
-    """Gives them out to a rank."""
-
-    def __init__(self, world, name, folder, dies=None):
-        self._member, self._folder = world.members[name], folder / name
-        self._dies, self._num_left = dies, DIES_AT
-
-    def _come_nearer(self, *_):
-        """Die, as seen from the other ranks, at the n-th call."""
-        self._num_left -= 1
-        if not self._num_left:
-            self._member.broke("killed")
-            raise _DiedError
-
-    def _given(self, batches):
-        for batch in batches:
-            if self._dies == "before forward":
-                self._come_nearer()
-            yield batch
-
-    def _job(self, model, optimizer, **options):
-        def several(given):
-            return given if isinstance(given, list) else [] if given is None else [given]
-
-        if self._dies == "in backward":
-            next(each for each in model.parameters() if each.requires_grad).register_hook(self._come_nearer)
-        surroundings = Surroundings(
-            member=self._member,
-            checkpoints=Checkpoints(str(self._folder), kept=1, told=lambda _: None),
-            checkpoint_every=interval("60s"),
-            reporter=_Unheard(),
-            group_size=1,
-            stored_dataset=lambda *_: "",
-        )
-        cared_for = Stateful(
-            model=model,
-            optimizers=several(optimizer),
-            schedulers=several(options.get("scheduler")),
-            scaler=options.get("scaler"),
-            extras=several(options.get("extra_state")),
-        )
-        job = Job(LoopState(surroundings, cared_for))
-        self.weigh = job.weight
-        return job
-
-    def __call__(self, model, optimizer, *, data=None, **options):
-        return self._given(self._job(model, optimizer, **options).batches(data or loader(), epochs=EPOCHS))
-
-    def each_epoch(self, model, optimizer, **options):
-        job = self._job(model, optimizer, **options)
-        return lambda: self._given(job.batches(loader()))
-
-
-class _DiedError(Exception):
-    pass
-
-
-class _Unheard:
-    def emit(self, *_):
-        pass
-
-    def sample(self, *_):
-        pass
-
-
 @pytest.fixture(params=[1, 2, 3])
 def ranks(request, tmp_path):
     """Run a loop on so many ranks at once; return what each returned, or raise the first error."""
     world = World(*("w1", "w2", "w3")[: request.param])
     world.publish_next(tuple(world.members))
 
-    return lambda function: _run(world, dict.fromkeys(world.members, function), tmp_path).values()
+    return lambda function: run_on(world, dict.fromkeys(world.members, function), tmp_path).values()
 
 
 @pytest.fixture(params=["before forward", "in backward"])
@@ -141,31 +64,11 @@ def survivors(request, tmp_path):
     world.publish_next(("w1", "w2"))
 
     def run(function):
-        results = _run(world, dict.fromkeys(world.members, function), tmp_path, w2=request.param)
-        assert isinstance(results.pop("w2"), _DiedError), "the rank has not died"
+        results = run_on(world, dict.fromkeys(world.members, function), tmp_path, w2=request.param)
+        assert isinstance(results.pop("w2"), DiedError), "the rank has not died"
         return results.values()
 
     return run
-
-
-def _run(world, functions, folder, **dies):
-    """Run each rank's loop in a thread; return what they return, and raise what they raise, unless they have died."""
-    ended = queue.SimpleQueue()
-
-    def of_rank(name):
-        try:
-            ended.put((name, functions[name](_Elastic(world, name, folder, dies.get(name)))))
-        except BaseException as exc:
-            ended.put((name, exc))
-
-    for name in functions:
-        threading.Thread(target=of_rank, args=(name,), daemon=True).start()
-    results = {}
-    for _ in functions:
-        name, results[name] = ended.get(timeout=WITHIN_S)
-        if isinstance(results[name], BaseException) and not isinstance(results[name], _DiedError):
-            raise results[name]
-    return results
 
 
 @pytest.mark.parametrize("name", IDIOMS)
