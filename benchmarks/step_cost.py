@@ -2,6 +2,7 @@
 
 Both run in the same two worker processes of a raykit run (gloo, one thread each), step by step in turn, on the same rows;
 a second DDP beside the first states the noise. A step is: take the rows, forward, backward, reduce, optimizer step.
+With ``--small`` a model of 7,850 parameters, whose step is nearly all communication, on 2, 4, 8 and 12 ranks.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import raykit as rk
 
 STEPS_A_ROUND = 60
 WARM_UP = 5
+RANKS = (2, 4, 8, 12)
 Steps = dict[str, list[float]]
 
 
@@ -29,24 +31,32 @@ def main() -> None:
     end_in_order()
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one short round: only whether it runs")
-    quick = parser.parse_args().quick
+    parser.add_argument("--small", action="store_true", help="a model of 7,850 parameters on 2, 4, 8 and 12 ranks")
+    options = parser.parse_args()
+    quick = options.quick
     rounds, steps = (1, 5) if quick else (ROUNDS, STEPS_A_ROUND)
     home = Path(tempfile.mkdtemp(prefix="rk-"))
     os.environ["RAYKIT_HOME"] = str(home)
     try:
         rk.up("bench", num_cpus=2, object_store_bytes=100_000_000)
         figures: dict[str, Figure] = {}
-        for model, goal in (("mlp", True), ("cnn", False)):
-            figures |= figures_of(model, rounds, steps, with_goal=goal)
+        if options.small:
+            for ranks in RANKS:
+                figures |= figures_of("small", rounds, steps, with_goal=False, ranks=ranks)
+        else:
+            for model, goal in (("mlp", True), ("cnn", False)):
+                figures |= figures_of(model, rounds, steps, with_goal=goal)
     finally:
         rk.down("bench")
         shutil.rmtree(home)
     report("step_cost", figures)
 
 
-def figures_of(model: str, rounds: int, steps: int, *, with_goal: bool) -> dict[str, Figure]:
-    """Train, and give the ratio of raykit's step to DDP's, and of one DDP's to the other's."""
-    times: Steps = rk.train(in_turn, model, rounds, steps, workers=2, spares=0, name=model).wait().result
+def figures_of(model: str, rounds: int, steps: int, *, with_goal: bool, ranks: int = 2) -> dict[str, Figure]:
+    """Train, and return the ratio of raykit's step to DDP's, and of one DDP's to the other's."""
+    run = rk.train(in_turn, model, rounds, steps, workers=ranks, spares=0, cpus=2 / ranks, name=f"{model}-{ranks}")
+    times: Steps = run.wait().result
+    model = f"{model}, {ranks} ranks" if model == "small" else model
     of_round = {
         name: [statistics.median(all_of_it[at : at + steps]) for at in range(0, len(all_of_it), steps)]
         for name, all_of_it in times.items()
@@ -89,7 +99,9 @@ def in_turn(kind: str, rounds: int, steps: int) -> Steps:
     peers: dict[str, Callable[[], None]] = {}
 
     def join() -> None:
-        meeting = Path(tempfile.gettempdir()) / f"step-cost-{os.environ['RAYKIT_CLUSTER'].replace('/', '-')}-{kind}"
+        meeting = (
+            Path(tempfile.gettempdir()) / f"step-cost-{os.environ['RAYKIT_CLUSTER'].replace('/', '-')}-{kind}-{job.world_size}"
+        )
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=job.rank, world_size=job.world_size)
         for name in ("ddp", "ddp again"):
             wrapped = DistributedDataParallel(model(kind))

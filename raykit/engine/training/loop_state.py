@@ -335,8 +335,8 @@ class LoopState:
             self.note_made()
             self.calls.step_all()
             self.progress.call_is_made()
-            self.has_stepped = True
             self.unit.keep(clear_gradients=True)
+        self.has_stepped = True
         self.committed(numbers)
         return True
 
@@ -354,6 +354,7 @@ class LoopState:
                 "optimizer.step() was called in a replica of several ranks, which commit in two phases.", "Call job.commit()."
             )
         if self.progress.next_is_done():
+            self.has_stepped = True
             self.unit.restore_buffers()  # what the pass before it did to them is in the state
             return None
         if not self.is_reduced and not self.reduce():

@@ -280,7 +280,8 @@ class Step:
         self._buffers.restore()
         if self._is_begun:
             self.gradients.restore()
-            self._parameters.restore()
+            if self._group_size == 1:  # the ranks of a larger replica hold parts, which FSDP writes to itself
+                self._parameters.restore()
         self.end_unit()
 
     def buffers_before(self) -> dict[str, torch.Tensor]:

@@ -651,7 +651,7 @@ def penalty_that_leaves_a_bias_out(batches):
 
 @idiom
 def sharpness_aware_minimization(batches):
-    """davda54/sam#7: two passes a step, of which the first moves the weights."""
+    """davda54/sam#18: two passes a step, of which the first moves the weights."""
     model = net()
     optimizer = sgd(model, lr=0.01)
     for batch in batches(model, optimizer):
@@ -673,7 +673,7 @@ def sharpness_aware_minimization(batches):
 
 @idiom
 def critic_whose_weights_are_clipped(batches):
-    """martinarjovsky/WassersteinGAN: the critic is stepped twice for each step of the maker."""
+    """The critic is stepped twice for each step of the maker, and its weights are clipped by hand."""
     maker, critic = net("maker"), net()
     of_maker, of_critic = torch.optim.RMSprop(maker.parameters(), lr=0.01), torch.optim.RMSprop(critic.parameters(), lr=0.01)
     for batch in batches(nn.ModuleList([maker, critic]), [of_maker, of_critic]):
@@ -734,6 +734,22 @@ def loss_over_tokens(batches):
 
 
 @idiom
+def rows_that_are_no_numbers(batches):
+    """Of three ranks the first gets such rows only in the first batch."""
+    model = net()
+    optimizer = sgd(model)
+    for batch in batches(model, optimizer):
+        optimizer.zero_grad()
+        x = batch["x"].clone()
+        x[torch.isin(batch["row"], torch.tensor([0, 3, 6, 10]))] = float("nan")
+        good = x.isfinite().all(1)
+        batches.weigh(float(good.sum()))
+        (model(x[good]) - batch["y"][good]).pow(2).sum().div(good.sum()).backward()
+        optimizer.step()
+    return model
+
+
+@idiom
 def functional_call(batches):
     model = net()
     optimizer = sgd(model)
@@ -747,7 +763,7 @@ def functional_call(batches):
 
 @idiom
 def two_scaled_optimizers(batches):
-    """pytorch/pytorch#40497: one scaler for several optimizers and losses."""
+    """huggingface/accelerate#439: one scaler for several optimizers and losses."""
     models = nn.ModuleList([net(), net()])
     optimizers = [sgd(each) for each in models]
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
@@ -759,6 +775,20 @@ def two_scaled_optimizers(batches):
             scaler.step(optimizer)
         scaler.update()
     return models
+
+
+@idiom
+def step_skipped_where_the_gradients_are_large(batches):
+    """Haian-Jin/LVSM#19: a step that is not taken, decided after backward."""
+    model = net()
+    optimizer, norms = sgd(model), []
+    for batch in batches(model, optimizer):
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), 40.0))
+        if norms[-1] < 100:
+            optimizer.step()
+    return model, torch.stack(norms)
 
 
 @idiom
