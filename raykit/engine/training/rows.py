@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import islice
@@ -339,10 +340,8 @@ class Sampled:
         """Return the epoch, from zero on, and the place in it; the epoch behind the last where there is no such step."""
         while (not self._ends or step >= self._ends[-1]) and len(self._ends) < self._epochs:
             self._draw(len(self._ends))
-        for epoch, end in enumerate(self._ends):
-            if step < end:
-                return epoch, step - (self._ends[epoch - 1] if epoch else 0)
-        return self._epochs, 0
+        epoch = bisect_right(self._ends, step)
+        return epoch, step - (self._ends[epoch - 1] if epoch else 0)
 
     def _draw(self, epoch: int) -> None:
         """Ask the sampler for the batches of the next epoch. Two epochs are kept: the last step of one may be redone."""
