@@ -55,11 +55,11 @@ def test_all_waiting_for_each_other_or_between_worlds_suspects_nobody():
 
 @pytest.fixture
 def process():
-    """A process that sleeps in a thread with the name of a training thread."""
+    """A process that sleeps in its main thread, as user code does, beside another thread."""
     code = (
         "import threading, time\n"
         "def stuck():\n    print('up', flush=True)\n    time.sleep(600)\n"
-        "thread = threading.Thread(target=stuck, name='raykit-train')\nthread.start()\nthread.join()"
+        "threading.Thread(target=time.sleep, args=(600,), name='ray-tasks', daemon=True).start()\nstuck()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as started:
         assert started.stdout.readline() == "up\n"

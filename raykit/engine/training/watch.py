@@ -94,7 +94,7 @@ def _is_runnable(pid: int) -> bool:
 def _training_thread(dump: str) -> str:
     """Cut the thread of the user's code out of py-spy's text, down to the user's first frame."""
     threads = ANSI.sub("", dump).split("\nThread ")
-    mine = next((text for text in threads if "raykit-train" in text.partition("\n")[0]), threads[-1])
+    mine = next((text for text in threads if "MainThread" in text.partition("\n")[0]), threads[-1])
     lines = [line.strip() for line in mine.splitlines()[1:]]
     users = list(takewhile(lambda line: not line.startswith(("CellWork.run", "FunctionWork.run")), lines))
     return "\n".join(users[:STACK_LINES])
