@@ -54,7 +54,7 @@ def main() -> None:
 
 def figures_of(model: str, rounds: int, steps: int, *, with_goal: bool, ranks: int = 2) -> dict[str, Figure]:
     """Train, and return the ratio of raykit's step to DDP's, and of one DDP's to the other's."""
-    run = rk.train(in_turn, model, rounds, steps, workers=ranks, spares=0, cpus=2 / ranks, name=f"{model}-{ranks}")
+    run = rk.train(in_turn, model, rounds, steps, workers=ranks, spares=0, cpus=int(200 / ranks) / 100, name=f"{model}-{ranks}")
     times: Steps = run.wait().result
     model = f"{model}, {ranks} ranks" if model == "small" else model
     of_round = {

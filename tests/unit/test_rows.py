@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from raykit.engine.training.feed import Cut
-from raykit.engine.training.rows import Ahead, ParquetRows, source_of, to_device
+from raykit.engine.training.rows import Ahead, ParquetRows, loaded, source_of, to_device
 from raykit.errors import InputError
 
 
@@ -130,9 +130,24 @@ def test_a_batch_that_knows_how_to_move_is_moved_by_itself():
     assert moved[0]["ids"] == (1, torch.device("cpu"))
 
 
-def test_a_loader_is_refused_because_batches_are_raykit_s_to_make():
-    with pytest.raises(InputError, match=r"(?s)A DataLoader was given.*loader\.dataset"):
-        source_of(torch.utils.data.DataLoader([1, 2]), batch_size=1, epochs=1, seed=0)
+def test_a_loader_keeps_its_batches_collation_and_size():
+    loader = torch.utils.data.DataLoader(range(7), batch_size=3, collate_fn=sum, num_workers=2, prefetch_factor=4)
+    source, batch_size, num_workers, prefetch = loaded(loader, epochs=2, seed=0, first_epoch=0, num_workers=0, prefetch=2)
+    assert (batch_size, num_workers, prefetch) == (3, 2, 4)
+    assert [source.take(source.batch(step)) for step in range(6)] == [3, 12, 6] * 2
+    assert (source.num_steps(), source.batch(6), source.epoch_of(4)) == (6, None, 1)
+
+
+def test_a_shuffled_loader_gives_each_epoch_an_order_of_its_own_and_the_same_to_every_rank():
+    def epochs():
+        loader = torch.utils.data.DataLoader(range(20), batch_size=20, shuffle=True)
+        source, *_ = loaded(loader, epochs=3, seed=1, first_epoch=0, num_workers=0, prefetch=2)
+        return [source.batch(step) for step in range(3)]
+
+    first, again = epochs(), epochs()
+    assert first == again
+    assert len({tuple(each) for each in first}) == 3
+    assert all(sorted(each) == list(range(20)) for each in first)
 
 
 @pytest.mark.parametrize("data", [[], {"x": [1, 2], "y": [1]}, {"x": []}, 7, iter([1])])

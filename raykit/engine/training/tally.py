@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -54,19 +54,22 @@ class Tally:
 
     def vector(self) -> torch.Tensor:
         """Return it to be summed over the ranks, float64."""
-        *counts, sums = astuple(self)
-        none = [0.0] * (MAX_METRICS - len(sums))
-        return torch.tensor([*counts, *sums, *none], dtype=torch.float64)
+        counts = [getattr(self, name) for name in COUNTS]
+        none = [0.0] * (MAX_METRICS - len(self.sums))
+        return torch.tensor([*counts, *self.sums, *none], dtype=torch.float64)
 
     @classmethod
     def of(cls, vector: torch.Tensor) -> Tally:
         """Read what was summed."""
         numbers = vector.tolist()
-        return replace(cls(*numbers[:-MAX_METRICS]), sums=numbers[-MAX_METRICS:])
+        return cls(**dict(zip(COUNTS, numbers, strict=False)), sums=numbers[-MAX_METRICS:])
 
     def means(self, names: Iterable[str]) -> dict[str, float]:
         """Return the metrics' means over the rows that they are of, of which there are some."""
         return {name: total / self.metric_weight for name, total in zip(names, self.sums, strict=False)}
+
+
+COUNTS = tuple(each.name for each in fields(Tally) if each.name != "sums")
 
 
 def is_one_value(total: float, total_of_squares: float, num_ranks: int) -> bool:

@@ -162,7 +162,7 @@ def test_metrics_of_any_kind_are_means_over_the_rows(train, value):
         return [each for each in rank.reporter.events if isinstance(each, StepMeasured)]
 
     measured = [*train(learn, 2)[0]]
-    assert [each.metrics["it"] for each in measured] == [pytest.approx(np.asarray(value).item())] * 3
+    assert [each.metrics["it"] for each in measured] == [pytest.approx(float(np.asarray(value).item()))] * 3
     assert [each.metrics["weighted"] for each in measured] == pytest.approx([3.5, 11.5, 18.5])
 
 
