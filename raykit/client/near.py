@@ -24,6 +24,11 @@ class NearFiles:
         self._copied: dict[str, str] = {}
         self._place: Path | None = None
 
+    @property
+    def cluster(self) -> str:
+        """The name of the run's cluster."""
+        return self._cluster.name
+
     def path(self, path: str) -> str:
         """Give where to read a file or a folder of the run; a copy lasts as long as this object.
 

@@ -1,7 +1,7 @@
-"""Reads a pipeline's Parquet parts: in one schema where they have one, with tensors and objects as they were made.
+"""Reads a pipeline's Parquet parts: rows in the order of the source, each value as it was made.
 
-Ray Data's column types for these are unknown here as long as nobody imports Ray: a column is then what its type stores, and
-its field says the type's name. Where Ray is imported the type itself says it.
+Ray Data's column types for tensors and objects are unknown here as long as nobody imports Ray: a column is then what its type
+stores, and its field says the type's name. Where Ray is imported the type itself says it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from raykit.spec.rows import NOTE, ORDER, as_noted
 
 NAME, FACTS = b"ARROW:extension:name", b"ARROW:extension:metadata"
 FIXED = ("ray.data.arrow_tensor", "ray.data.arrow_tensor_v2")
@@ -42,19 +45,59 @@ def unified(found: Any) -> Any:
 
 
 def read(found: Any, *, rows: int | None = None) -> Any:
-    """Read so many rows of a ``pyarrow.dataset.Dataset``, or all, into a pandas table; where parts are unlike, each as it is."""
+    """Read all rows of a ``pyarrow.dataset.Dataset``, or the first of them, into a pandas table.
+
+    Rows are in the order of the pipeline's source; those of a file that does not say it come last. Integers with a missing value
+    among them are of pandas' nullable type, and stay exact; values of unlike types are objects.
+    """
     import pandas as pd
 
-    try:
-        whole = unified(found)
-    except UnlikePartsError:
-        tables: list[Any] = []
-        for part in found.get_fragments():
-            left = None if rows is None else rows - sum(map(len, tables))
-            if left != 0:
-                tables.append(_as_pandas(part.to_table() if left is None else part.head(left)))
-        return pd.concat(tables, ignore_index=True)
-    return _as_pandas(whole.to_table() if rows is None else whole.head(rows))
+    runs = sorted((run for file in found.get_fragments() for run in _runs_of(file)), key=lambda run: run.place)
+    if rows is not None:
+        runs = _first(runs, rows)
+    tables, places = [], []
+    for file in dict.fromkeys(run.file for run in runs):
+        of_file = [run for run in runs if run.file is file]
+        first, stop = min(run.start for run in of_file), max(run.stop for run in of_file)
+        tables.append((file.to_table() if rows is None else file.head(stop)).slice(first))
+        places += [(run.place, at) for run in sorted(of_file, key=lambda run: run.start) for at in range(run.start, run.stop)]
+    names = dict.fromkeys(name for table in tables for name in table.column_names)
+    names = names or dict.fromkeys(found.schema.names)
+    whole = pd.DataFrame({name: _column(name, tables) for name in names}, index=range(len(places)))
+    order = sorted(range(len(places)), key=places.__getitem__)
+    return whole if order == list(range(len(places))) else whole.take(order).reset_index(drop=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Run:
+    """Rows ``[start, stop)`` of a file; ``place`` is the number of their span of the source."""
+
+    file: Any
+    place: float
+    start: int
+    stop: int
+
+
+def _runs_of(file: Any) -> list[_Run]:
+    """Return the runs of rows of a Parquet part."""
+    written = (file.metadata.metadata or {}).get(ORDER)
+    spans = json.loads(written) if written else [(float("inf"), file.metadata.num_rows)]
+    runs, at = [], 0
+    for place, num_rows in spans:
+        runs.append(_Run(file=file, place=place, start=at, stop=at + num_rows))
+        at += num_rows
+    return runs
+
+
+def _first(runs: Sequence[_Run], rows: int) -> list[_Run]:
+    """Return the runs of the first rows; the last one is cut."""
+    found, left = [], rows
+    for run in runs:
+        if left <= 0:
+            break
+        found.append(_Run(file=run.file, place=run.place, start=run.start, stop=min(run.stop, run.start + left)))
+        left -= run.stop - run.start
+    return found
 
 
 def _schema_of(schemas: Sequence[Any]) -> Any:
@@ -72,20 +115,62 @@ def _schema_of(schemas: Sequence[Any]) -> Any:
     return pa.schema([_marked(field, kinds.get(field.name)) for field in schema])
 
 
-def _as_pandas(table: Any) -> Any:
-    """Give a ``pyarrow.Table`` as a pandas table in which tensors are arrays of their shapes, and objects are themselves."""
+def _column(name: str, tables: Sequence[Any]) -> Any:
+    """Return a column of several tables, one after the other, as pandas has it."""
     import pandas as pd
     import pyarrow as pa
 
-    columns = {}
-    for field, column in zip(table.schema, table.columns, strict=True):
-        name, facts = _kind(field)
-        if isinstance(field.type, pa.BaseExtensionType):
-            column = pa.chunked_array([chunk.storage for chunk in column.chunks], type=field.type.storage_type)  # noqa: PLW2901
-        columns[field.name] = values = column.to_pandas()
-        if made := _maker(name, facts, column.type):
-            columns[field.name] = pd.Series([None if value is None else made(value) for value in values], dtype=object)
-    return pd.DataFrame(columns, index=range(table.num_rows))
+    fields = [table.schema.field(name) for table in tables if name in table.column_names]
+    known = [field for field in fields if not pa.types.is_null(field.type)]
+    columns = [table.column(name) if name in table.column_names else pa.nulls(table.num_rows) for table in tables]
+    if known and all(field.type == known[0].type and not _is_changed(field) for field in known):
+        kind = known[0].type
+        parts = [pa.nulls(len(column), kind) if pa.types.is_null(column.type) else column for column in columns]
+        whole = pa.chunked_array([chunk for part in parts for chunk in getattr(part, "chunks", [part])], type=kind)
+        return whole.to_pandas(types_mapper=_nullable if whole.null_count else None)
+    values: list[Any] = []
+    for table, column in zip(tables, columns, strict=True):
+        values += _values(table.schema.field(name), column) if name in table.column_names else [None] * len(column)
+    return pd.Series(values, dtype=_numbers_of(values) or object)
+
+
+def _nullable(kind: Any) -> Any:
+    """Return pandas' own type of integers that may be missing; None of other types."""
+    import pandas as pd
+    import pyarrow as pa
+
+    if not pa.types.is_integer(kind):
+        return None
+    return getattr(pd, f"{'UInt' if pa.types.is_unsigned_integer(kind) else 'Int'}{kind.bit_width}Dtype")()
+
+
+def _numbers_of(values: Sequence[Any]) -> str | None:
+    """Return pandas' type of numbers that are of one type in one part and of another in the next, if it has each exactly."""
+    kinds = set(map(type, values)) - {type(None)}
+    if kinds == {int} and all(value is None or abs(value) <= np.iinfo(np.int64).max for value in values):
+        return "Int64" if None in values else "int64"
+    if kinds == {int, float} and all(int(float(value)) == value for value in values if type(value) is int):
+        return "float64"
+    return None
+
+
+def _is_changed(field: Any) -> bool:
+    """Return whether the values of a column are others than those that Arrow gives pandas."""
+    import pyarrow as pa
+
+    return pa.types.is_nested(field.type) or isinstance(field.type, pa.BaseExtensionType) or bool(_kind(field)[0])
+
+
+def _values(field: Any, column: Any) -> list[Any]:
+    """Return the values of a column as they were made."""
+    import pyarrow as pa
+
+    told, facts = _kind(field)
+    if isinstance(field.type, pa.BaseExtensionType):
+        column = pa.chunked_array([chunk.storage for chunk in column.chunks], type=field.type.storage_type)
+    if made := _maker(told, facts, column.type):
+        return [None if value is None else made(value) for value in column.to_pandas()]
+    return as_noted((field.metadata or {}).get(NOTE, b""), column.to_pylist())
 
 
 def _maker(name: str, facts: bytes, stored: Any) -> Callable[[Any], Any] | None:

@@ -7,12 +7,13 @@ import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from raykit.client.capture import pack, with_extra
 from raykit.client.run import Run, start
 from raykit.errors import InputError, OptionError, SourceError
 from raykit.spec import PipelineSpec, SourceSpec, StageSpec
+from raykit.spec.pipeline import ANY_REPLICAS
 from raykit.spec.priority import Priority
 from raykit.spec.rows import rows_in
 from raykit.wire.payload import SOURCE, Payload
@@ -31,7 +32,33 @@ FORMATS = {
 }
 
 
+@overload
+def stage(work: Work, /) -> Work: ...
+
+
+@overload
 def stage(
+    *,
+    cpus: float = ...,
+    gpus: float = ...,
+    memory: int = ...,
+    batch: int | None = ...,
+    cost: str | Callable[[dict[str, Any]], float] | None = ...,
+    max_cost: float | None = ...,
+    replicas: int | tuple[int, int] | None = ...,
+    concurrency: int = ...,
+    threads: int | None = ...,
+    timeout_s: float | None = ...,
+    on_error: str | Callable[[Any, Exception], Any] = ...,
+    max_bad: float | None = ...,
+    runtime_env: dict[str, Any] | None = ...,
+    name: str | None = ...,
+) -> Callable[[Work], Work]: ...
+
+
+def stage(
+    work: Any = None,
+    /,
     *,
     cpus: float = 1.0,
     gpus: float = 0.0,
@@ -39,7 +66,7 @@ def stage(
     batch: int | None = None,
     cost: str | Callable[[dict[str, Any]], float] | None = None,
     max_cost: float | None = None,
-    replicas: int | tuple[int, int] = 1,
+    replicas: int | tuple[int, int] | None = None,
     concurrency: int = 1,
     threads: int | None = None,
     timeout_s: float | None = None,
@@ -47,10 +74,13 @@ def stage(
     max_bad: float | None = None,
     runtime_env: dict[str, Any] | None = None,
     name: str | None = None,
-) -> Callable[[Work], Work]:
+) -> Any:
     """Make a function or a class a stage of a pipeline; a function stays callable as it was.
 
+    Used with parentheses (``@rk.stage(batch=32)``) or without (``@rk.stage``).
+
     Args:
+        work: the function or class, where the decorator stands without parentheses.
         cpus: CPU slots that each replica holds.
         gpus: GPUs, or a fraction of one, that each replica holds.
         memory: bytes that each replica holds.
@@ -59,7 +89,8 @@ def stage(
         cost: what a row costs: a column's name, or a function of the row, such as its number of tokens or seconds. Rows of
             a call are then put together by rising cost, so that those of a batch are alike.
         max_cost: a batch has at most ``batch`` rows which cost at most this together; a row that costs more is a batch.
-        replicas: how many, or (least, most): between these raykit balances the stages.
+        replicas: how many, or (least, most): between these raykit balances the stages. If not given, as many as make the
+            pipeline fastest; give 1 to a stage that remembers earlier rows, since each replica sees some of them.
         concurrency: calls at once in a replica: by ``async def``, or in threads.
         threads: for the pools of torch, OpenMP and cv2 in a replica; as many as it holds CPUs, if not given.
         timeout_s: seconds for one call; a replica that takes longer is ended and the call made again.
@@ -74,7 +105,7 @@ def stage(
         InputError: what is marked is neither a function nor a class whose objects can be called.
         OptionError: a value that cannot be.
     """
-    least, most = (replicas, replicas) if isinstance(replicas, int) else replicas
+    least, most = ANY_REPLICAS if replicas is None else (replicas, replicas) if isinstance(replicas, int) else replicas
     if (cost is None) != (max_cost is None):
         raise OptionError("A stage has one of cost and max_cost.", 'Give both, as in cost="seconds", max_cost=60, or none.')
 
@@ -106,7 +137,7 @@ def stage(
             setattr(work, COST, staticmethod(cost) if callable(cost) and inspect.isclass(work) else cost)
         return work
 
-    return mark
+    return mark if work is None else mark(work)
 
 
 class Pipeline:
@@ -123,6 +154,7 @@ class Pipeline:
         limit: int | None = None,
         output: str | None = None,
         priority: Priority = "normal",
+        on: str | None = None,
     ) -> Run:
         """Start the pipeline and give its viewer; ``.wait().result`` reads the rows.
 
@@ -137,11 +169,12 @@ class Pipeline:
             limit: take only so many rows.
             output: folder or URL for the Parquet parts, if not the run's own folder.
             priority: ``"low"``, ``"normal"`` or ``"high"``; elastic training of a lower one lends what it waits for.
+            on: the cluster; the current one if not given.
 
         Raises:
             InputError: no stage, or an empty or unknown source.
         """
-        return start(*self.prepare(source, name=name, limit=limit, output=output, priority=priority))
+        return start(*self.prepare(source, name=name, limit=limit, output=output, priority=priority), on=on)
 
     def prepare(
         self,
@@ -234,7 +267,8 @@ def stage_spec(work: Callable[..., Any]) -> StageSpec:
     if marked is not None:
         return marked
     _check_is_stage(work)
-    return StageSpec(name=getattr(work, "__name__", "stage"))
+    least, most = ANY_REPLICAS
+    return StageSpec(name=getattr(work, "__name__", "stage"), min_replicas=least, max_replicas=most)
 
 
 def _check_is_stage(work: Any) -> None:

@@ -31,7 +31,7 @@ class Quarantine:
         return table.assign(row=[pickle.loads(row) for row in table["row"]])  # noqa: S301  (our own run's)
 
     def retry(self, *, stage: str = "", name: str = "") -> Run:
-        """Run the rows again, from the stage that put them aside to the last, with the code as it was.
+        """Run the rows again in the run's cluster, from the stage that put them aside to the last, with the code as it was.
 
         Args:
             stage: whose rows, where several put some aside.
@@ -52,7 +52,8 @@ class Quarantine:
         stages: list[Any] = Payload.from_bytes(Path(self._near.path(str(self._folder / "payload"))).read_bytes()).open()
         names = [stage_name(each) for each in stages]
         again = Pipeline(stages[names.index(stage) :])
-        return again.run(list(table["row"][table["stage"] == stage]), name=name or f"{self._run.partition('#')[0]}-retry")
+        rows = list(table["row"][table["stage"] == stage])
+        return again.run(rows, name=name or f"{self._run.partition('#')[0]}-retry", on=self._near.cluster)
 
     def __len__(self) -> int:
         return len(self.to_pandas())

@@ -34,6 +34,23 @@ def check(spec: RunSpec, setting: ClusterSetting) -> None:
     raise CapacityError(problem, "Ask for less, or make a larger cluster: %ray up NAME --cpus N")
 
 
+def fitted(spec: RunSpec, setting: ClusterSetting) -> RunSpec:
+    """Return the spec of a run as this cluster can hold it: the stages of a pipeline share its CPUs where it has fewer than stages.
+
+    A stage that asks for more replicas than one, or for more than any node has, is left as it is, for :func:`check` to refuse.
+    """
+    if not isinstance(spec, PipelineSpec) or setting.further_node or any(stage.min_replicas > 1 for stage in spec.stages):
+        return spec
+    nodes = [_slots_of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    if fits(spec.demand, nodes) or not all(fits((slot,), nodes) for slot in spec.demand):
+        return spec
+    for percent in range(99, 0, -1):
+        shared = spec.with_cpu_share(percent / 100)
+        if fits(shared.demand, nodes):
+            return shared
+    return spec
+
+
 def _check_memory(spec: RunSpec, setting: ClusterSetting) -> None:
     """Refuse a stage whose replica no node has the memory for; a stage's memory is a resource of Ray like its CPUs."""
     largest = max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0)

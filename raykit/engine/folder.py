@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from raykit.engine.classes import keep_classes_one
 from raykit.wire.payload import Payload
 
 PROTOCOL = "raykit-head"
@@ -47,6 +48,7 @@ class RunFolder:
 
     def payload(self, place: str = "payload") -> Payload:
         """Read what travelled with the spec."""
+        keep_classes_one()
         file = self.path / place
         return Payload.from_bytes(file.read_bytes() if self.is_here else _head().cat_file(str(file)))
 

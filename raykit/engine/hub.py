@@ -162,7 +162,7 @@ class Hub:
 
     async def _start(self, request: web.Request) -> web.Response:
         parts = await request.post()
-        spec: RunSpec = decode(RunSpec, json.loads(_part(parts["spec"])))
+        spec = capacity.fitted(decode(RunSpec, json.loads(_part(parts["spec"]))), self._setting)
         capacity.check(spec, self._setting)
         async with self._starting:
             payload, key = _part(parts["payload"]), request.headers["Idempotency-Key"]

@@ -17,6 +17,7 @@ from raykit.events.pipeline import (
     AdviceWithdrawn,
     Advised,
     BatchHalved,
+    CpusShared,
     ReplicaEnded,
     ReplicaLost,
     ReplicaSampled,
@@ -84,6 +85,7 @@ __all__ = [
     "CheckpointFailed",
     "CheckpointSaved",
     "CostCounted",
+    "CpusShared",
     "Decided",
     "DrillEnded",
     "DrillStarted",
@@ -154,6 +156,7 @@ Event = (
     | ReplicaSampled
     | ReplicaEnded
     | ReplicaLost
+    | CpusShared
     | SpanRestarted
     | SourceRestarted
     | BatchHalved

@@ -64,6 +64,15 @@ class SpanRestarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CpusShared:
+    """The cluster has fewer CPUs than a replica of each stage asks for: each holds ``share`` of what it asked for."""
+
+    share: float
+    num_stages: int
+    num_cpus: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SourceRestarted:
     """The process of the source's function was lost: it is begun again, and its first ``num_rows`` are left out."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from raykit.errors import OptionError
@@ -11,6 +11,8 @@ from raykit.spec.options import check_range
 from raykit.spec.priority import Priority, check_priority
 
 MIN_ROWS_FOR_SHARE = 100  # a share of fewer rows says nothing yet
+ANY_REPLICAS = (1, 10_000)
+"""The range of a stage's replicas where none is asked for: as many as make the pipeline fastest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +96,10 @@ class SourceSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineSpec:
-    """Stages in their order, the source, and where the rows go."""
+    """Stages in their order, the source, and where the rows go.
+
+    ``cpu_share`` is below 1 where the cluster has fewer CPUs than one replica of each stage asks for: what part of them each holds.
+    """
 
     name: str = "pipeline"
     source: SourceSpec = SourceSpec(form="items")
@@ -103,6 +108,7 @@ class PipelineSpec:
     output_path: str | None = None
     outputs: tuple[str, ...] = ()
     priority: Priority = "normal"
+    cpu_share: float = 1.0
 
     def __post_init__(self) -> None:
         check_priority(self.priority)
@@ -113,6 +119,11 @@ class PipelineSpec:
             seen.add(stage.name)
         if self.limit == 0:
             raise OptionError("--limit is 0.", "Give at least 1, or leave it out for all rows.")
+
+    def with_cpu_share(self, share: float) -> PipelineSpec:
+        """Return the spec in which each stage holds this share of the CPUs that it asks for."""
+        stages = tuple(replace(stage, num_cpus=stage.num_cpus * share) for stage in self.stages)
+        return replace(self, stages=stages, cpu_share=share)
 
     @property
     def demand(self) -> tuple[tuple[float, float], ...]:

@@ -52,6 +52,14 @@ def _span_restarted(view: RunView, event: ev.SpanRestarted, at_unix_s: float) ->
     return changed(view, cards=(*view.cards, card))
 
 
+def _cpus_shared(view: RunView, event: ev.CpusShared, at_unix_s: float) -> RunView:
+    facts = (
+        ("why", f"{event.num_stages} stages ask for more than the {event.num_cpus:g} CPUs of the cluster"),
+        ("reserved", f"{event.share:.0%} of the CPUs that each stage asks for"),
+    )
+    return changed(view, cards=(*view.cards, CardView(at_unix_s=at_unix_s, title="Stages share CPUs", good=True, facts=facts)))
+
+
 def _source_restarted(view: RunView, event: ev.SourceRestarted, at_unix_s: float) -> RunView:
     facts = (("why", event.reason), ("rows given before", f"{event.num_rows:,}"))
     card = CardView(at_unix_s=at_unix_s, title="The source's process was lost and is begun again", good=True, facts=facts)
@@ -166,6 +174,7 @@ STEPS: dict[type, Step] = {
     ev.ReplicaStarted: _replica_started,
     ev.ReplicaEnded: _replica_gone,
     ev.ReplicaLost: _replica_lost,
+    ev.CpusShared: _cpus_shared,
     ev.SpanRestarted: _span_restarted,
     ev.SourceRestarted: _source_restarted,
     ev.BatchHalved: _batch_halved,

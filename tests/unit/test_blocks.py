@@ -6,8 +6,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raykit.engine.pipeline.blocks import batch_of, table_of
-from raykit.engine.pipeline.stages import as_batch
+from raykit.engine.pipeline.blocks import as_batch, batch_of, table_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:ray")
 

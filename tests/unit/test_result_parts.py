@@ -12,6 +12,7 @@ import pytest
 
 from raykit.client.parts import UnlikePartsError, read, unified
 from raykit.engine.pipeline.blocks import batch_of, table_of
+from raykit.engine.pipeline.row_order import source_keys
 from raykit.engine.pipeline.sink import Sink, SpanResult
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:ray")
@@ -38,7 +39,8 @@ def written(folder, *commits):
     """Write blocks of rows, as a pipeline would, in so many commits, and give where they are."""
     sink = Sink(folder)
     for number, blocks in enumerate(commits):
-        sink.add(SpanResult(span=number, tables=[table_of(batch_of([(rows, 0, len(rows))])) for rows in blocks]))
+        keys = source_keys(0, sum(map(len, blocks)))
+        sink.add(SpanResult(span=number, tables=[table_of(batch_of([(rows, 0, len(rows))])) for rows in blocks], keys=keys))
         sink.commit()
     return sink.parts
 

@@ -7,19 +7,16 @@ written.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
+
+from raykit.engine.pipeline.columns import column_from, numpy_from, objects, scalar, stacked, values_from
 
 Rows = list[dict[str, Any]]
 Batch = dict[str, Any]
 Part = tuple[Any, int, int]
 """A block, and the rows of it that are meant: from, and up to."""
-
-
-class UnlikeTablesError(Exception):
-    """Tables have a column of types that do not go together."""
 
 
 def num_rows(block: Any) -> int:
@@ -36,9 +33,11 @@ def rows_of(parts: Iterable[Part]) -> Rows:
         if isinstance(block, list):
             rows += block[start:stop]
         elif isinstance(block, dict):
-            rows += [{name: _item(column[at]) for name, column in block.items()} for at in range(start, stop)]
+            rows += [{name: scalar(column[at]) for name, column in block.items()} for at in range(start, stop)]
         else:
-            rows += [dict(row) for row in _accessor(_accessor(block).slice(start, stop)).iter_rows(public_row_format=True)]
+            table = _table(block).slice(start, stop - start)
+            columns = [values_from(field, column) for field, column in zip(table.schema, table.columns, strict=True)]
+            rows += [dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
     return rows
 
 
@@ -48,7 +47,10 @@ def batch_of(parts: Sequence[Part]) -> Batch:
     if len(columns) == 1:
         return columns[0]
     names = dict.fromkeys(name for each in columns for name in each)
-    return {name: _joined([each[name] for each in columns]) for name in names}
+    sizes = [num_rows(each) for each in columns]
+    return {
+        name: _joined([each.get(name, objects([None] * size)) for each, size in zip(columns, sizes, strict=True)]) for name in names
+    }
 
 
 def slice_of(batch: Batch, start: int, stop: int) -> Batch:
@@ -57,64 +59,73 @@ def slice_of(batch: Batch, start: int, stop: int) -> Batch:
 
 
 def table_of(block: Any) -> Any:
-    """Give a ``pyarrow.Table``; tensors become Ray Data's tensor columns, what Arrow does not know is pickled.
+    """Return a ``pyarrow.Table`` from which each value can be read back as it is: see :mod:`raykit.engine.pipeline.columns`.
 
     Raises:
         TypeError: a row has no columns, or a column's name is no text.
+        Exception: whatever a value raises that cannot be pickled.
     """
-    from ray.data._internal.delegating_block_builder import DelegatingBlockBuilder
+    import pyarrow as pa
 
     if isinstance(block, list):
         for row in block:
-            _check_names(row)
-        builder = DelegatingBlockBuilder()
-        for row in block:
-            builder.add({name: array_of(value) if is_tensor(value) else value for name, value in row.items()})
-        block = builder.build()
+            check_names(row)
+        names = dict.fromkeys(name for row in block for name in row)
+        columns = {name: [as_array(row.get(name)) for row in block] for name in names}
     elif isinstance(block, dict):
         if num_rows(block):
-            _check_names(block)
-        block = _accessor_class().batch_to_block(block)
-    return _accessor(block).to_arrow()
+            check_names(block)
+        columns = block
+    else:
+        return _table(block)
+    made = [column_from(name, values) for name, values in columns.items()]
+    return pa.Table.from_arrays([array for _, array in made], schema=pa.schema([field for field, _ in made]))
 
 
-def _check_names(columns: Iterable[Any]) -> None:
-    if (wrong := next((name for name in columns if not isinstance(name, str)), None)) is not None:
+def check_names(columns: Iterable[Any]) -> None:
+    """Check what the columns of a row, a batch or a table are called.
+
+    Raises:
+        TypeError: one is no text, two have the same name, or there is none.
+    """
+    names = list(columns)
+    if (wrong := next((name for name in names if not isinstance(name, str)), None)) is not None:
         raise TypeError(f"a column is called {wrong!r}, and names of columns are texts")
-    if not columns:
+    if not names:
         raise TypeError("a row has no columns: return None to leave it out")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise TypeError(f"two columns are called {twice!r}: give each a name of its own")
 
 
 def joined(tables: Sequence[Any]) -> Any:
-    """Give one ``pyarrow.Table``; tensors of unlike shapes become one column, and so do objects and what Arrow knows.
+    """Return one ``pyarrow.Table`` of several; a column of unlike types is made anew of its values, so that each stays what it was."""
+    import pyarrow as pa
 
-    Raises:
-        UnlikeTablesError: they do not go together.
-    """
-    from ray.data._internal.arrow_ops.transform_pyarrow import concat
-    from ray.data._internal.tensor_extensions.arrow import ArrowConversionError
-
-    axes = {(field.name, len(field.type.shape)) for table in tables for field in table.schema if hasattr(field.type, "shape")}
-    if len(axes) > len(dict(axes)):  # Ray Data would give a tensor of fewer axes some of length 1
-        raise UnlikeTablesError
-    try:
-        return concat(list(tables), promote_types=True, preserve_order=True)
-    except (ArrowConversionError, TypeError, ValueError) as exc:
-        raise UnlikeTablesError from exc
+    fields: dict[str, list[Any]] = {}
+    for table in tables:
+        for field in table.schema:
+            fields.setdefault(field.name, []).append(field)
+    columns = [_joined_column(name, of_name, tables) for name, of_name in fields.items()]
+    return pa.Table.from_arrays([column for _, column in columns], schema=pa.schema([field for field, _ in columns]))
 
 
-def stacked(values: list[Any]) -> np.ndarray:
-    """Give values as an array whose first axis they are; those of unlike shapes, or numbers and texts, as one of objects."""
-    values = [array_of(value) if is_tensor(value) else value for value in values]
-    if all(isinstance(value, np.ndarray | np.generic | int | float | complex) and not isinstance(value, str) for value in values):
-        arrays = [np.asarray(value) for value in values]
-        if len({array.dtype.kind in "SU" for array in arrays}) == 1:  # numpy would make texts of the numbers beside them
-            with suppress(ValueError, TypeError):  # of unlike shapes
-                return np.stack(arrays)
-    array = np.empty(len(values), dtype=object)
-    for place, value in enumerate(values):  # a slice would be taken apart where values are lists
-        array[place] = value
-    return array
+def _joined_column(name: str, fields: Sequence[Any], tables: Sequence[Any]) -> tuple[Any, Any]:
+    import pyarrow as pa
+
+    known = [field for field in fields if not pa.types.is_null(field.type)] or fields[:1]
+    if all(field.equals(known[0], check_metadata=True) for field in known):
+        kind = known[0].type
+        chunks: list[Any] = []
+        for table in tables:
+            column = table.column(name) if name in table.column_names else None
+            is_empty = column is None or (pa.types.is_null(column.type) and not pa.types.is_null(kind))
+            chunks += [pa.nulls(table.num_rows, kind)] if column is None or is_empty else column.chunks
+        return known[0], pa.chunked_array(chunks, type=kind)
+    values: list[Any] = []
+    for table in tables:
+        there = name in table.column_names
+        values += values_from(table.schema.field(name), table.column(name)) if there else [None] * table.num_rows
+    return column_from(name, values)
 
 
 def is_tensor(value: Any) -> bool:
@@ -132,14 +143,20 @@ def array_of(tensor: Any) -> np.ndarray:
     return array
 
 
+def as_array(value: Any) -> Any:
+    """Return a tensor of torch as an array, and any other value as it is."""
+    return array_of(value) if is_tensor(value) else value
+
+
 def _columns_of(block: Any, start: int, stop: int) -> Batch:
     if isinstance(block, dict):
         return slice_of(block, start, stop)
     if isinstance(block, list):
         rows = block[start:stop]
-        return {name: stacked([row.get(name) for row in rows]) for name in dict.fromkeys(name for row in rows for name in row)}
-    columns: Batch = _accessor(_accessor(block).slice(start, stop)).to_numpy()
-    return columns
+        names = dict.fromkeys(name for row in rows for name in row)
+        return {name: stacked([as_array(row.get(name)) for row in rows]) for name in names}
+    table = _table(block).slice(start, stop - start)
+    return {field.name: numpy_from(field, column) for field, column in zip(table.schema, table.columns, strict=True)}
 
 
 def _joined(columns: list[Any]) -> Any:
@@ -149,8 +166,16 @@ def _joined(columns: list[Any]) -> Any:
     return stacked([value for array in arrays for value in array])
 
 
-def _item(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+def _table(block: Any) -> Any:
+    """Return a block of Ray Data as a ``pyarrow.Table``.
+
+    Raises:
+        TypeError: two of its columns have the same name.
+    """
+    table = _accessor(block).to_arrow()
+    if table.num_columns:
+        check_names(table.column_names)
+    return table
 
 
 def _accessor(block: Any) -> Any:
@@ -161,6 +186,41 @@ def _accessor_class() -> Any:
     from ray.data.block import BlockAccessor
 
     return BlockAccessor
+
+
+def as_batch(made: Any) -> Batch:
+    """Give what a batch stage returned as a dict of arrays of one length: a dict of columns, a table, or a list of rows.
+
+    Raises:
+        TypeError: it is none of them, a column is one value, or two columns have the same name.
+        ValueError: its columns are of unlike lengths.
+    """
+    if hasattr(made, "to_dict") and hasattr(made, "columns"):
+        if len(made.columns):
+            check_names(made.columns)
+        return {name: made[name].to_numpy() for name in made.columns}
+    is_table = hasattr(made, "column_names") and hasattr(made, "num_rows")  # of Arrow
+    if is_table or (isinstance(made, list) and made and all(isinstance(each, dict) for each in made)):
+        return batch_of([(made, 0, num_rows(made))])
+    if not isinstance(made, dict):
+        raise TypeError(f"a stage with batch= returns a dict of arrays, not a {type(made).__name__}")
+    batch = {name: _column(name, column) for name, column in made.items()}
+    lengths = {name: len(column) for name, column in batch.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"the columns of a batch have unlike lengths: {lengths}")
+    return batch
+
+
+def _column(name: str, column: Any) -> Any:
+    array = as_array(column)
+    if isinstance(array, np.ma.MaskedArray):
+        array = array.tolist()  # None where a value is masked
+    if isinstance(array, dict | str | bytes) or not isinstance(array, Iterable) or getattr(array, "ndim", 1) == 0:
+        raise TypeError(f"the column {name} of a batch is one {type(column).__name__}, not an array or a list with a value a row")
+    if isinstance(array, np.ndarray):
+        return array
+    values = list(array)
+    return stacked(values) if values else np.empty(0)
 
 
 def bytes_of(value: Any) -> int:

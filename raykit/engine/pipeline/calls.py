@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from raykit.engine.pipeline.row_order import Origins
+
 Waited = Literal["starved", "blocked"]
 Facts = tuple[str, str, str]
 """Where user code raised, its error in one line, its frames."""
@@ -44,6 +46,7 @@ class Order:
 
     ``cuts`` are the rows of each block. ``waited`` says why the host had nothing for the replica before. ``careful``: a
     replica died over these rows: take them one by one, and say which before each, without those that are ``bad``.
+    ``checked``: something that was made of these rows could not be sent on: find out which row it was.
     """
 
     number: int
@@ -51,6 +54,7 @@ class Order:
     waited: Waited
     way: Way
     careful: bool = False
+    checked: bool = False
     bad: tuple[int, ...] = ()
 
 
@@ -79,15 +83,21 @@ class Use:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a call gave: (rows, bytes) of each of its blocks, and what it took. ``is_warm``: not the replica's first."""
+    """What a call gave: (rows, bytes) of each of its blocks, and what it took. ``is_warm``: not the replica's first.
+
+    ``origins`` says of each row that was given which of the call's rows it was made of; None: one of each, in their order.
+    ``is_unsendable``: something that was made of them cannot be sent on, as a value that does not pickle.
+    """
 
     blocks: tuple[tuple[int, int], ...]
+    origins: Origins | None = None
     rows_in: int
     taken_s: float
     is_warm: bool
     use: Use | None = None
     bad: tuple[BadRow, ...] = ()
     failure: Facts | None = None
+    is_unsendable: bool = False
 
     @property
     def rows_out(self) -> int:

@@ -8,30 +8,30 @@ from typing import Any
 
 import numpy as np
 
-from raykit.engine.pipeline.blocks import Batch, num_rows, rows_of, slice_of
+from raykit.engine.pipeline.blocks import Batch, num_rows, rows_of
 
 CostOf = Callable[[dict[str, Any]], Any]
 
 
-def weighed(batch: Batch, cost: CostOf | str) -> tuple[Batch, list[float], list[tuple[Batch, Exception]]]:
-    """Give rows and costs by rising cost: neighbours are alike, so little of a batch is padding.
+def weighed(batch: Batch, cost: CostOf | str) -> tuple[np.ndarray, list[float], list[tuple[int, BaseException]]]:
+    """Order rows by rising cost: neighbours are alike, so little of a batch is padding.
 
     Args:
         batch: the rows.
         cost: a column, or a function of the row.
 
     Returns:
-        The rows, what each costs, and apart from them each row whose cost could not be told, as a batch, with the reason.
+        The numbers of the rows by rising cost, what each costs, and the number of each row whose cost could not be told, with
+        the reason.
     """
     costs: dict[int, float] = {}
-    unknown = []
+    unknown: list[tuple[int, BaseException]] = []
     for at, row in enumerate(rows_of([(batch, 0, num_rows(batch))])):
         try:
             costs[at] = _cost_of(row, cost)
-        except Exception as exc:
-            unknown.append((slice_of(batch, at, at + 1), exc))
-    order = np.array(sorted(costs, key=costs.__getitem__), dtype=int)
-    return {name: np.asarray(column)[order] for name, column in batch.items()}, sorted(costs.values()), unknown
+        except BaseException as exc:  # SystemExit too, which would end the process without a word
+            unknown.append((at, exc))
+    return np.array(sorted(costs, key=costs.__getitem__), dtype=int), sorted(costs.values()), unknown
 
 
 def reach(costs: Sequence[float], start: int, *, most: int, max_cost: float) -> int:

@@ -3,29 +3,43 @@
 The source is cut into spans. A call of a replica takes rows of one span only, and a span is written when all that became
 of its rows has come out, in one move: so each row is in the sink once, whoever dies, and a span can be done again from its
 source alone. Nothing here knows Ray: a block is whatever the caller hands in.
+
+Calls end in any order. Each row has a key that says where it stands in the order of the source (:mod:`.row_order`), and a span
+that is through is handed out with its keys, so that it can be written in that order.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from raykit.engine.pipeline.row_order import Keys, Origins, keys_of, made_of, runs_of
+
+Made = tuple[Any, int, int]
+"""A block that a call gave, its rows, its bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """Rows ``[start, stop)`` of a block, all of one span."""
+    """Rows ``[start, stop)`` of a block, all of one span, with the keys of their order (of these rows alone)."""
 
     block: Any
     start: int
     stop: int
     span: int
     row_bytes: float = 0.0
+    keys: Keys = field(compare=False)
 
     @property
     def num_rows(self) -> int:
         return self.stop - self.start
+
+    def part(self, start: int, stop: int) -> Piece:
+        """Return some of its rows, by their numbers from 0 on."""
+        return replace(self, start=self.start + start, stop=self.start + stop, keys=self.keys[start:stop])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +47,7 @@ class Work:
     """What one call of a replica takes.
 
     ``deaths`` counts the replicas that died over it, ``strikes`` those of them that died at the row ``suspect``; ``bad`` are
-    its rows that are left out since they killed them.
+    its rows that are left out since they killed them. ``checked``: what is made of each row is looked at before it is sent on.
     """
 
     stage: int
@@ -44,10 +58,16 @@ class Work:
     bad: tuple[int, ...] = ()
     suspect: int | None = None
     strikes: int = 0
+    checked: bool = False
 
     @property
     def num_rows(self) -> int:
         return sum(piece.num_rows for piece in self.pieces)
+
+    @property
+    def keys(self) -> Keys:
+        """The keys of its rows."""
+        return keys_of([piece.keys for piece in self.pieces])
 
 
 class Flow:
@@ -55,10 +75,10 @@ class Flow:
 
     def __init__(self, num_stages: int) -> None:
         self._num_stages = num_stages
-        self._waiting: list[dict[int, deque[Piece]]] = [{} for _ in range(num_stages)]
+        self._waiting: list[dict[int, list[Piece]]] = [{} for _ in range(num_stages)]
         self._rows: list[Counter[int]] = [Counter() for _ in range(num_stages)]
         self._again: list[deque[Work]] = [deque() for _ in range(num_stages)]
-        self._in_flight: list[Counter[int]] = [Counter() for _ in range(num_stages)]
+        self._in_flight: list[dict[int, list[Work]]] = [defaultdict(list) for _ in range(num_stages)]
         self._sources: dict[int, list[Piece]] = {}
         self._closed: set[int] = set()
         self._out: dict[int, list[Piece]] = defaultdict(list)
@@ -84,7 +104,7 @@ class Flow:
         """Rows that wait before a stage; those which are out, for the number of stages."""
         return self._rows[stage].total() + sum(work.num_rows for work in self._again[stage])
 
-    def take(self, stage: int, *, most: int, batch: int, partial: bool = False) -> Work | None:
+    def take(self, stage: int, *, most: int, batch: int, partial: bool = False, stalled: bool = False) -> Work | None:
         """Take rows for one call, of the earliest span that has enough of them.
 
         Args:
@@ -92,34 +112,52 @@ class Flow:
             most: rows.
             batch: how many make a batch: fewer are taken only when the span has no more to come.
             partial: fewer are fine.
+            stalled: no call of any stage is under way, so that a missing row between those that wait may never come.
         """
         if self._again[stage]:
             work = self._again[stage].popleft()
-            self._in_flight[stage][work.span] += 1
+            self._in_flight[stage][work.span].append(work)
             return work
         for span, there in sorted(self._rows[stage].items()):
-            if there < batch and not partial and not self._has_all(stage, span):
+            has_all = self._has_all(stage, span)
+            if there < batch and not partial and not has_all:
                 continue
-            wanted = min(there, most) if there < batch else min(there // batch * batch, max(batch, most // batch * batch))
-            self._in_flight[stage][span] += 1
-            return Work(stage=stage, span=span, life=self._life[span], pieces=tuple(self._cut(stage, span, wanted)))
+            start, stop = (0, there) if batch == 1 or has_all else self._longest_run(stage, span, batch)
+            run = stop - start
+            if run < batch and not (partial or stalled or has_all):
+                continue
+            wanted = min(run, most) if run < batch else min(run // batch * batch, max(batch, most // batch * batch))
+            pieces = tuple(self._cut(stage, span, start, wanted))
+            work = Work(stage=stage, span=span, life=self._life[span], pieces=pieces)
+            self._in_flight[stage][span].append(work)
+            return work
         return None
 
-    def done(self, work: Work, blocks: Iterable[tuple[Any, int, int]]) -> bool:
-        """Take what a call gave, as (block, rows, bytes); False when its span was begun anew meanwhile."""
+    def done(self, work: Work, blocks: Iterable[Made], origins: Origins | None = None) -> bool:
+        """Take what a call gave; False when its span was begun anew meanwhile.
+
+        Args:
+            work: what the call took.
+            blocks: what it gave.
+            origins: of all its rows, one block after the other; None where they are the rows it took, one for one.
+        """
         if not self.is_current(work):
             return False
-        self._in_flight[work.stage][work.span] -= 1
+        self._landed(work)
+        keys, at = made_of(work.keys, origins), 0
         for block, num_rows, num_bytes in blocks:
             if num_rows:
-                piece = Piece(block=block, start=0, stop=num_rows, span=work.span, row_bytes=num_bytes / num_rows)
-                self._put(work.stage + 1, piece)
+                row_bytes, those = num_bytes / num_rows, keys[at : at + num_rows]
+                self._put(
+                    work.stage + 1, Piece(block=block, start=0, stop=num_rows, span=work.span, row_bytes=row_bytes, keys=those)
+                )
+            at += num_rows
         return True
 
     def again(self, work: Work, **changed: Any) -> None:
         """Have a call made again, before all others of its stage."""
         if self.is_current(work):
-            self._in_flight[work.stage][work.span] -= 1
+            self._landed(work)
             self._again[work.stage].append(replace(work, **changed))
 
     def is_current(self, work: Work) -> bool:
@@ -139,10 +177,10 @@ class Flow:
         for piece in self._sources[span]:
             self._put(0, piece)
 
-    def through(self) -> list[tuple[int, list[Any]]]:
-        """Give the spans of which all has come out, each with its blocks, the earliest first."""
+    def through(self) -> list[tuple[int, list[tuple[Any, Keys]]]]:
+        """Give the spans of which all has come out, the earliest first: each with its blocks and the keys of their rows."""
         spans = [span for span in sorted(self._closed) if self._has_all(self._num_stages, span)]
-        return [(span, [piece.block for piece in self._out[span]]) for span in spans]
+        return [(span, [(piece.block, piece.keys) for piece in self._out[span]]) for span in spans]
 
     def forget(self, span: int) -> None:
         """Let a span go that is through."""
@@ -153,12 +191,14 @@ class Flow:
 
     def is_over(self, stage: int) -> bool:
         """Say whether nothing is under way at this stage or before it."""
-        return not any(self._rows[each].total() or self._again[each] or self._in_flight[each].total() for each in range(stage + 1))
+        return not any(
+            self._rows[each].total() or self._again[each] or any(self._in_flight[each].values()) for each in range(stage + 1)
+        )
 
     def _has_all(self, stage: int, span: int) -> bool:
         """Say whether nothing of a span can still come to this stage."""
         return span in self._closed and not any(
-            self._rows[each][span] or self._in_flight[each][span] or any(work.span == span for work in self._again[each])
+            self._rows[each][span] or self._in_flight[each].get(span) or any(work.span == span for work in self._again[each])
             for each in range(stage)
         )
 
@@ -167,21 +207,42 @@ class Flow:
         if stage == self._num_stages:
             self._out[piece.span].append(piece)
             return
-        self._waiting[stage].setdefault(piece.span, deque()).append(piece)
+        waiting = self._waiting[stage].setdefault(piece.span, [])
+        waiting.insert(bisect_right(waiting, piece.keys[0], key=lambda each: each.keys[0]), piece)
         self._rows[stage][piece.span] += piece.num_rows
 
-    def _cut(self, stage: int, span: int, wanted: int) -> Iterable[Piece]:
-        waiting = self._waiting[stage][span]
+    def _landed(self, work: Work) -> None:
+        """Take a call from those in flight."""
+        calls = self._in_flight[work.stage][work.span]
+        calls[:] = [each for each in calls if each is not work]
+
+    def _longest_run(self, stage: int, span: int, batch: int) -> tuple[int, int]:
+        """Give (start, stop) of waiting rows between which no row is missing: the first that make a batch, or the most there are.
+
+        What a batch stage makes of a batch cannot be told row from row: a row that comes later could not be put in between.
+        """
+        pending = [piece.keys for each in range(stage) for piece in self._waiting[each].get(span, ())]
+        pending += [work.keys for each in range(stage) for work in self._in_flight[each].get(span, ())]
+        pending += [work.keys for each in range(stage) for work in self._again[each] if work.span == span]
+        runs = runs_of(keys_of([piece.keys for piece in self._waiting[stage][span]]), keys_of(pending))
+        return next((run for run in runs if run[1] - run[0] >= batch), max(runs, key=lambda run: run[1] - run[0]))
+
+    def _cut(self, stage: int, span: int, start: int, wanted: int) -> Iterable[Piece]:
+        """Take ``wanted`` of the rows that wait, from the number ``start`` on."""
+        left: list[Piece] = []
+        stop, at = start + wanted, 0
+        for piece in self._waiting[stage][span]:
+            first, last = max(start - at, 0), min(stop - at, piece.num_rows)
+            at += piece.num_rows
+            if first >= last:
+                left.append(piece)
+                continue
+            left += [piece.part(*cut) for cut in ((0, first), (last, piece.num_rows)) if cut[0] < cut[1]]
+            self.num_bytes -= (last - first) * piece.row_bytes
+            yield piece.part(first, last)
         self._rows[stage][span] -= wanted
-        while wanted:
-            piece = waiting.popleft()
-            if piece.num_rows > wanted:
-                waiting.appendleft(replace(piece, start=piece.start + wanted))
-                piece = replace(piece, stop=piece.start + wanted)
-            wanted -= piece.num_rows
-            self.num_bytes -= piece.num_rows * piece.row_bytes
-            yield piece
-        if not waiting:
+        self._waiting[stage][span] = left
+        if not left:
             del self._waiting[stage][span], self._rows[stage][span]
 
     def _drop_out(self, span: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raykit.engine.pipeline.calls import BadRow, Report
+from raykit.engine.pipeline.row_order import Keys
 from raykit.engine.pipeline.sink import Sink, SpanResult
 
 
@@ -28,9 +29,10 @@ class Ledger:
         """Take rows for the quarantine."""
         self._bad[span] += [{"stage": stage, "error": bad.error, "traceback": bad.traceback_text, "row": bad.row} for bad in rows]
 
-    def result(self, span: int, tables: Sequence[Any]) -> SpanResult:
-        """Give all that became of a span."""
-        return SpanResult(span=span, tables=tables, bad=self._bad[span], rows_in=self._rows_in[span], rows_out=self._rows_out[span])
+    def result(self, span: int, tables: Sequence[Any], keys: Keys) -> SpanResult:
+        """Return all that became of a span: its rows in ``tables``, and the keys of their order."""
+        rows_in, rows_out = self._rows_in[span], self._rows_out[span]
+        return SpanResult(span=span, tables=tables, keys=keys, bad=self._bad[span], rows_in=rows_in, rows_out=rows_out)
 
     def forget(self, span: int) -> None:
         for each in (self._rows_in, self._rows_out, self._bad):

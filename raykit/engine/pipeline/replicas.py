@@ -74,6 +74,7 @@ class Outcome:
     suspect: int | None = None
     is_guilty: bool = False
     lost_input: str = ""
+    unsendable: str = ""
 
 
 class Replicas:
@@ -184,12 +185,13 @@ class Replicas:
             waited=waited,
             way=way,
             careful=work.deaths > 0,
+            checked=work.checked,
             bad=work.bad,
         )
         generator = member.handle.run.options(num_returns="streaming").remote(order, *(piece.block for piece in work.pieces))
         begun_s = 0.0 if member.calls else time.monotonic()
         over = generator.completed()
-        is_usual = not order.careful  # row by row it says nothing of a change that is tried
+        is_usual = not (order.careful or order.checked)  # row by row it says nothing of a change that is tried
         call = Call(number=number, work=work, generator=generator, over=over, begun_s=begun_s, is_trial=is_trial and is_usual)
         member.calls.append(call)
 
@@ -271,8 +273,10 @@ class Replicas:
             return Outcome(work=call.work, lost_input=type(exc).__name__)
         except ray.exceptions.RayTaskError as exc:
             if not isinstance(exc.cause, ray.exceptions.ObjectLostError):  # such as a result that does not pickle
-                raise StageFailedError(self.spec.name, describe(exc.cause), "") from exc
+                return Outcome(work=call.work, unsendable=describe(exc.cause))
             return Outcome(work=call.work, lost_input=type(exc.cause).__name__)
+        if report.is_unsendable:
+            return Outcome(work=call.work, is_trial=call.is_trial, unsendable="something that it gave cannot be written")
         if report.is_warm or not self._call_s:
             self._call_s = report.taken_s
         self._positions.pop(call.number, None)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import pickle
 import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import cloudpickle
 import ray
 
 from raykit.commands import Apply, Command, Drill, Hurry, Stop
@@ -22,12 +22,14 @@ from raykit.engine.pipeline.ledger import Ledger
 from raykit.engine.pipeline.meter import Meter
 from raykit.engine.pipeline.nodes import free_nodes, unplaced, with_held
 from raykit.engine.pipeline.replicas import Outcome, Replicas, StageFailedError, needs_of
+from raykit.engine.pipeline.row_order import keys_of
 from raykit.engine.pipeline.sink import Sink, publish
 from raykit.engine.pipeline.source import Source
 from raykit.engine.pipeline.trials import Trials, way_of
 from raykit.engine.run import RunContext, StoppedError, UserCodeError, as_user_error
 from raykit.errors import RunError
 from raykit.events import (
+    CpusShared,
     Decided,
     Event,
     OutputReady,
@@ -92,6 +94,9 @@ class PipelineRun:
         self._source = self._open_source()
         self._store_bytes = STORE_SHARE * ray.cluster_resources().get("object_store_memory", math.inf)
         self._context.emit(RunStarted())
+        if self._spec.cpu_share < 1 and self._context.attempt == 1:
+            num_cpus = ray.cluster_resources().get("CPU", 0.0)
+            self._context.emit(CpusShared(share=self._spec.cpu_share, num_stages=len(self._specs), num_cpus=num_cpus))
         self._begun_s = time.monotonic()
         try:
             self._wait_for_source()
@@ -199,7 +204,13 @@ class PipelineRun:
                     break
                 is_new = self._meter.row_s(place) is None
                 way, is_trial = self._trials.way(stage.spec)
-                work = self._flow.take(place, most=self._call_rows(place), batch=way.batch_size or 1, partial=is_new)
+                work = self._flow.take(
+                    place,
+                    most=self._call_rows(place),
+                    batch=way.batch_size or 1,
+                    partial=is_new,
+                    stalled=not any(each.has_calls for each in self._stages),
+                )
                 if work is None:
                     self._waited[place] = "starved"
                     break
@@ -232,14 +243,18 @@ class PipelineRun:
     def _take_in(self, outcome: Outcome) -> None:
         work, report = outcome.work, outcome.report
         spec = self._specs[work.stage]
-        if report is None:
+        if outcome.unsendable:
+            self._check_rows(outcome)
+        elif report is None:
             self._take_in_loss(outcome)
         elif report.failure is not None and outcome.is_trial:
             self._trials.failed()
             self._flow.again(work)
         elif report.failure is not None:
             raise UserCodeError(*report.failure)
-        elif self._flow.done(work, ((block, *size) for block, size in zip(outcome.blocks, report.blocks, strict=True))):
+        elif self._flow.done(
+            work, ((block, *size) for block, size in zip(outcome.blocks, report.blocks, strict=True)), report.origins
+        ):
             self._drills.done(work)
             if outcome.is_trial:
                 self._trials.take_in(outcome.replica, report)
@@ -248,6 +263,14 @@ class PipelineRun:
             self._ledger.add(work.span, spec.name, report)
             if report.bad:
                 self._put_aside(work.span, spec, report.bad)
+
+    def _check_rows(self, outcome: Outcome) -> None:
+        """Have a call made again row by row, to find the row of which something was made that cannot be sent on."""
+        if outcome.is_trial:
+            self._trials.failed()
+        if outcome.work.checked:
+            raise UserCodeError(self._specs[outcome.work.stage].name, outcome.unsendable, "")
+        self._flow.again(outcome.work, checked=True)
 
     def _take_in_loss(self, outcome: Outcome) -> None:
         """Have work made again that died with its replica; a row that kills twice is put aside, or ends the run."""
@@ -271,7 +294,7 @@ class PipelineRun:
             raise UserCodeError(spec.name, f"row {suspect} of a call kills its replica: {outcome.cause}", "")
         else:
             row = rows_of((ray.get(piece.block), piece.start, piece.stop) for piece in work.pieces)[suspect]
-            self._put_aside(work.span, spec, [BadRow(row=pickle.dumps(row), error=KILLED, traceback_text="")])
+            self._put_aside(work.span, spec, [BadRow(row=cloudpickle.dumps(row), error=KILLED, traceback_text="")])
             self._flow.again(work, deaths=1, suspect=None, strikes=0, bad=(*work.bad, suspect))
 
     def _put_aside(self, span: int, spec: StageSpec, rows: Sequence[BadRow]) -> None:
@@ -294,11 +317,11 @@ class PipelineRun:
         begun_s = time.monotonic()
         for span, blocks in self._flow.through():
             try:
-                tables = ray.get(blocks)
+                tables = ray.get([block for block, _ in blocks])
             except ray.exceptions.ObjectLostError as exc:
                 self._restart(span, type(exc).__name__)
                 continue
-            self._sink.add(self._ledger.result(span, tables))
+            self._sink.add(self._ledger.result(span, tables, keys_of([keys for _, keys in blocks])))
             self._flow.forget(span)
         if self._sink.is_due:
             self._commit()

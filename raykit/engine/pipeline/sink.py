@@ -2,6 +2,9 @@
 
 A commit is one small file that appears in one move; what has no commit is not there. A host that comes back reads the
 commits, removes the rest and leaves out the spans that are written. All parts appear in their place when the run is over.
+
+Spans are committed as they are through. The rows of a part are in the order of the source, and its metadata says which rows
+they are (:data:`ORDER`), so that a reader can put all parts in order.
 """
 
 from __future__ import annotations
@@ -11,12 +14,15 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raykit.engine.pipeline.blocks import UnlikeTablesError, joined
+import numpy as np
+
+from raykit.engine.pipeline.blocks import joined
+from raykit.engine.pipeline.row_order import Keys
+from raykit.spec.rows import ORDER
 
 PART_BYTES = 128_000_000
 COMMIT_S = 1.0
@@ -24,10 +30,14 @@ COMMIT_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpanResult:
-    """All that became of a span: its tables, its quarantined rows as a table's columns, and the rows that stages saw."""
+    """All that became of a span.
+
+    Its tables with the keys of their rows' order, its quarantined rows as a table's columns, and the rows that stages saw.
+    """
 
     span: int
     tables: Sequence[Any]
+    keys: Keys
     bad: Sequence[dict[str, Any]] = ()
     rows_in: dict[str, int] = field(default_factory=dict)
     rows_out: dict[str, int] = field(default_factory=dict)
@@ -75,13 +85,12 @@ class Sink:
         if not self._pending:
             return []
         stem = f"{self._number:05d}"
-        tables = [table for result in self._pending for table in result.tables if table.num_rows]
         bad = [row for result in self._pending for row in result.bad]
-        _write(tables, self.parts, stem)
+        _write(_in_order(self._pending), self.parts / f"{stem}.parquet")
         if bad:
             import pyarrow as pa
 
-            _write([pa.Table.from_pylist(bad)], self._bad, stem)
+            _write(pa.Table.from_pylist(bad), self._bad / f"{stem}.parquet")
         rows_in, rows_out = Counter[str](), Counter[str]()
         for result in self._pending:
             rows_in.update(result.rows_in)
@@ -104,29 +113,32 @@ class Sink:
         self.num_bad.update(num_bad)
 
 
-def _write(tables: Sequence[Any], folder: Path, stem: str) -> None:
-    """Write tables into one file, or, where a column is of types that do not go together, into one for each schema."""
+def _write(table: Any, file: Path) -> None:
     import pyarrow.parquet
 
-    for number, table in enumerate(_joined(tables) if tables else []):
-        pyarrow.parquet.write_table(table, folder / f"{stem}{f'-{number}' if number else ''}.parquet")
+    if table is not None:
+        pyarrow.parquet.write_table(table, file)
 
 
-def _joined(tables: Sequence[Any]) -> list[Any]:
-    import pyarrow as pa
+def _in_order(results: Sequence[SpanResult]) -> Any:
+    """Return the rows of several spans in the order of the source, as one table that says which they are; None of no rows."""
+    pieces, spans = [], []
+    for result in sorted(results, key=lambda result: result.span):
+        if not len(result.keys):
+            continue
+        pieces += _sorted(joined([table for table in result.tables if table.num_rows]), result.keys)
+        spans.append((result.span, len(result.keys)))
+    if not pieces:
+        return None
+    table = joined(pieces)
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), ORDER: json.dumps(spans).encode()})
 
-    with suppress(pa.ArrowTypeError, pa.ArrowInvalid):
-        return [pa.concat_tables(tables, promote_options="permissive")]
-    with suppress(UnlikeTablesError):
-        return [joined(tables)]
-    alike: list[list[Any]] = []
-    for table in tables:  # two types of tensors may have the same name
-        those = next((those for those in alike if those[0].schema.equals(table.schema)), None)
-        if those is None:
-            alike.append([table])
-        else:
-            those.append(table)
-    return [pa.concat_tables(those) for those in alike]
+
+def _sorted(table: Any, keys: Keys) -> list[Any]:
+    """Return rows by rising keys, as slices of a table: not every type of column can be taken row by row."""
+    order = np.argsort(keys, kind="stable")
+    breaks = np.flatnonzero(np.diff(order) != 1) + 1
+    return [table.slice(run[0], len(run)) for run in np.split(order, breaks)]
 
 
 def publish(draft: Path, target: str, *, prefix: str) -> None:

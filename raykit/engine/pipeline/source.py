@@ -12,6 +12,7 @@ from typing import Any
 from raykit.engine.pipeline import raydata
 from raykit.engine.pipeline.flow import Piece
 from raykit.engine.pipeline.reader import WHERE
+from raykit.engine.pipeline.row_order import source_keys
 from raykit.engine.pipeline.stream import Stream
 from raykit.engine.run import RunContext, UserCodeError, as_user_error
 from raykit.spec import PipelineSpec
@@ -86,12 +87,13 @@ class Source:
         for block, num_rows, num_bytes in self._blocks():
             start = 0
             while start < num_rows:
-                span = begun // self._span_rows
-                stop = min(num_rows, start + (span + 1) * self._span_rows - begun)
+                span, number = divmod(begun, self._span_rows)
+                stop = min(num_rows, start + self._span_rows - number)
                 begun += stop - start
                 is_full = begun == (span + 1) * self._span_rows
                 if span not in self._written:
-                    piece = Piece(block=block, start=start, stop=stop, span=span, row_bytes=num_bytes / num_rows)
+                    keys = source_keys(number, number + stop - start)
+                    piece = Piece(block=block, start=start, stop=stop, span=span, row_bytes=num_bytes / num_rows, keys=keys)
                     yield piece, (span,) if is_full else ()
                 start = stop
         span, rest = divmod(begun, self._span_rows)
