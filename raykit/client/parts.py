@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from raykit.spec.rows import NOTE, ORDER, as_noted
+from raykit.wire.classes import keep_classes_one
 
 NAME, FACTS = b"ARROW:extension:name", b"ARROW:extension:metadata"
 FIXED = ("ray.data.arrow_tensor", "ray.data.arrow_tensor_v2")
@@ -182,6 +183,7 @@ def _maker(name: str, facts: bytes, stored: Any) -> Callable[[Any], Any] | None:
         dtype = stored.field("data").type.value_type.to_pandas_dtype()
         return lambda value: np.asarray(value["data"], dtype=dtype).reshape([int(size) for size in value["shape"]])
     if name == PICKLED:
+        keep_classes_one()
         return pickle.loads  # our own cluster's
     return None
 

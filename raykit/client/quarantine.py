@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from raykit.client.near import NearFiles
 from raykit.errors import InputError
 from raykit.views import RunView
+from raykit.wire.classes import keep_classes_one
 from raykit.wire.payload import Payload
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Quarantine:
         folder = Path(self._near.path(str(self._folder / "quarantine")))
         parts = [pd.read_parquet(file) for file in sorted(folder.glob("*.parquet"))]
         table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["stage", "error", "traceback", "row"])
+        keep_classes_one()
         return table.assign(row=[pickle.loads(row) for row in table["row"]])  # noqa: S301  (our own run's)
 
     def retry(self, *, stage: str = "", name: str = "") -> Run:

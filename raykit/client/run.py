@@ -33,6 +33,7 @@ from raykit.spec.priority import Priority
 from raykit.spec.training import ON_LOSS, interval
 from raykit.views import RunView, fold_all
 from raykit.views.why import WhyView
+from raykit.wire.classes import keep_classes_one
 from raykit.wire.door import DoorClosedError, address_of
 from raykit.wire.loop import check_loop
 from raykit.wire.payload import RAY_TRAIN, FunctionWork, Payload
@@ -171,6 +172,7 @@ class Run:
             RunNotFoundError: the run has no output of that name.
         """
         value = self.cluster.ask(lambda door: door.output(self._address, name))
+        keep_classes_one()
         return pickle.loads(value)  # noqa: S301  (our own cluster's, behind its token)
 
     @property

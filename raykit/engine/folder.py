@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from raykit.engine.classes import keep_classes_one
+from raykit.wire.classes import keep_classes_one
 from raykit.wire.payload import Payload
 
 PROTOCOL = "raykit-head"
@@ -47,8 +47,10 @@ class RunFolder:
         return path if self.is_here else _head().unstrip_protocol(path)
 
     def payload(self, place: str = "payload") -> Payload:
-        """Read what travelled with the spec."""
-        keep_classes_one()
+        """Read what travelled with the spec; from here on its classes are the same ones in rows that Ray brings."""
+        import ray.cloudpickle.cloudpickle
+
+        keep_classes_one(ray.cloudpickle.cloudpickle)
         file = self.path / place
         return Payload.from_bytes(file.read_bytes() if self.is_here else _head().cat_file(str(file)))
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import raykit as rk
-from raykit.errors import InputError, RunFailedError, RunStoppedError, SourceError
+from raykit.errors import CapacityError, InputError, RunFailedError, RunStoppedError, SourceError
 
 pytestmark = pytest.mark.ray
 
@@ -233,3 +233,120 @@ def test_rows_that_differ_are_batched_by_what_they_cost(cluster):
     assert table.loc[["30 s", "80 s"], "mates"].tolist() == [1, 1]
     assert table["mates"].max() > 1
     assert result.quarantine.to_pandas()["error"].str.contains("TypeError").tolist() == [True]
+
+
+NOTEBOOK = """
+import dataclasses
+import enum
+
+
+class Kind(enum.Enum):
+    CAT = "cat"
+    DOG = "dog"
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    side: int
+    num_seen = 0
+
+
+def tag(row):
+    Box.num_seen += 1
+    return {**row, "is_cat": row["kind"] is Kind.CAT, "is_box": isinstance(row["box"], Box), "seen": Box.num_seen}
+
+
+def route(row):
+    by_key = {Kind.CAT: 1, Kind.DOG: 2}[row["kind"]]
+    return {**row, "same": row["box"] == Box(3), "by_key": by_key, "still_cat": row["kind"] is Kind.CAT}
+"""
+
+
+def test_classes_of_the_notebook_are_the_same_in_rows_code_and_results(cluster):
+    def started():
+        names = {"__name__": "__main__"}
+        exec(NOTEBOOK, names)
+        rows = [{"id": n, "kind": names["Kind"].CAT if n % 2 else names["Kind"].DOG, "box": names["Box"](3)} for n in range(9)]
+        return names, rows
+
+    plain, rows = started()
+    expected = [plain["route"](plain["tag"](row)) for row in rows]
+    names, rows = started()
+    stages = [rk.stage(cpus=0.5, replicas=1)(names[name]) for name in ("tag", "route")]
+    table = rk.Pipeline(stages).run(rows, name="classes").wait().result.to_pandas()
+    for name in ("id", "is_cat", "is_box", "seen", "same", "by_key", "still_cat"):
+        assert table[name].tolist() == [row[name] for row in expected], name
+    assert all(kind in set(names["Kind"]) for kind in table["kind"])
+    assert table["box"].tolist() == [names["Box"](3)] * 9
+    assert names["Box"].num_seen == 0, "the notebook's own class is as it was"
+
+
+def test_rows_come_back_in_the_order_of_the_source(cluster):
+    @rk.stage(cpus=0.5, replicas=2)
+    def uneven(row):
+        time.sleep(0.002 * (row["item"] % 7))
+        for copy in range(row["item"] % 3):
+            yield {"x": 10 * row["item"] + copy}
+
+    @rk.stage(cpus=0.5, batch=8, replicas=2)
+    def filtered(batch):
+        return {"x": batch["x"][batch["x"] % 4 != 0]}
+
+    result = rk.Pipeline([uneven, filtered]).run(range(500), name="order").wait().result
+    expected = [10 * item + copy for item in range(500) for copy in range(item % 3) if (10 * item + copy) % 4]
+    assert result.to_pandas()["x"].tolist() == expected
+    assert result.head(7)["x"].tolist() == expected[:7]
+
+
+@rk.stage
+def plain(row):
+    return {"i": row["i"] + 1}
+
+
+def test_stages_share_cpus_where_the_cluster_has_fewer_than_stages_and_the_view_says_so(cluster):
+    stages = [plain, rk.stage(name="second")(lambda row: {"i": row["i"] * 2}), rk.stage(name="third")(lambda row: row)]
+    run = rk.Pipeline(stages).run([{"i": n} for n in range(50)], name="shared").wait()
+    assert run.result.to_pandas()["i"].tolist() == [(n + 1) * 2 for n in range(50)]
+    card = next(card for card in run.view.cards if card.title == "Stages share CPUs")
+    assert ("why", "3 stages ask for more than the 2 CPUs of the cluster") in card.facts
+    with pytest.raises(CapacityError):
+        rk.Pipeline([rk.stage(cpus=3)(lambda row: row)]).run([1])
+    with pytest.raises(CapacityError):
+        rk.Pipeline([rk.stage(replicas=3)(lambda row: row)]).run([1])
+
+
+def test_a_stage_has_as_many_replicas_as_make_it_fast_where_none_are_asked_for(cluster):
+    @rk.stage
+    def slow(row):
+        time.sleep(0.05)
+        return {"pid": os.getpid()}
+
+    assert rk.Pipeline([slow]).run(range(200), name="many").wait().result.to_pandas()["pid"].nunique() == 2
+
+
+@rk.stage(cpus=0.5, on_error="quarantine")
+def unwritable(row):
+    import threading
+
+    return {"x": row["x"], "lock": threading.Lock() if row["x"] == 2 else None}
+
+
+@rk.stage(cpus=0.5)
+def after(row):
+    return row
+
+
+@pytest.mark.parametrize("stages", [[unwritable], [unwritable, after]], ids=["last", "before another"])
+def test_a_row_of_which_something_was_made_that_cannot_be_sent_on_is_put_aside_or_named(cluster, stages):
+    rows = [{"x": n} for n in range(6)]
+    run = rk.Pipeline(stages).run(rows, name="unwritable").wait()
+    assert run.result.to_pandas()["x"].tolist() == [0, 1, 3, 4, 5]
+    assert run.quarantine.to_pandas()["row"].tolist() == [{"x": 2}]
+
+    @rk.stage(cpus=0.5)
+    def strict(row):
+        return unwritable(row)
+
+    with pytest.raises(RunFailedError, match=r"strict: TypeError: .*pickle.*\(row \{'x': 2\}\)") as caught:
+        rk.Pipeline([strict, *stages[1:]]).run(rows, name="strict").wait()
+    assert "on_error='quarantine'" in caught.value.traceback_text

@@ -16,9 +16,8 @@ import ray.data
 from ray.actor import ActorMethod
 from ray._private.state import available_resources_per_node
 from ray.data import DataContext, Dataset
-from ray.data._internal.arrow_ops.transform_pyarrow import concat
-from ray.data._internal.delegating_block_builder import DelegatingBlockBuilder
-from ray.data._internal.tensor_extensions.arrow import ArrowConversionError
+from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
+from ray.data._internal.tensor_extensions import arrow as tensors
 from ray.data._internal.execution.interfaces.ref_bundle import BlockEntry, RefBundle
 from ray.data.block import BlockAccessor, BlockMetadata
 
@@ -31,19 +30,15 @@ assert "_generator_backpressure_num_objects" in inspect.signature(ActorMethod._r
 assert list(inspect.signature(Dataset.iter_internal_ref_bundles).parameters) == ["self"]
 assert "blocks" in RefBundle.__dataclass_fields__ and set(BlockEntry.__dataclass_fields__) == {"ref", "metadata"}
 assert {"num_rows", "size_bytes"} <= set(BlockMetadata.__dataclass_fields__ | vars(BlockMetadata))
-builder = DelegatingBlockBuilder()
-builder.add({"x": 1, "image": __import__("numpy").zeros((2, 2))})
-accessor = BlockAccessor.for_block(builder.build())
-assert accessor.num_rows() == 1 and [row["x"] for row in accessor.iter_rows(public_row_format=True)] == [1]
-assert accessor.to_numpy()["image"].shape == (1, 2, 2)
-tables = [BlockAccessor.for_block(BlockAccessor.batch_to_block({"x": [x]})).to_arrow() for x in (1, "a")]
-try:
-    concat(tables, promote_types=True, preserve_order=True)
-except ArrowConversionError:
-    pass
-else:
-    raise AssertionError("a number and a text are one column")
-assert BlockAccessor.for_block(BlockAccessor.batch_to_block({"x": accessor.to_numpy()["x"]})).to_arrow().num_rows == 1
+import numpy as np
+import pyarrow as pa
+fixed = tensors.ArrowTensorArray.from_numpy(np.zeros((2, 2, 2)))
+ragged = tensors.ArrowVariableShapedTensorArray.from_numpy(np.array([np.zeros((1, 2)), np.zeros((2, 2))], dtype=object))
+assert fixed.type.ndim == ragged.type.ndim == 2 and issubclass(tensors.ArrowConversionError, Exception)
+assert [each.shape for each in (*fixed.to_numpy(zero_copy_only=False), *ragged.to_numpy(zero_copy_only=False))][1:3] == [(2, 2), (1, 2)]
+assert pa.types.is_large_binary(ArrowPythonObjectType().storage_type)
+accessor = BlockAccessor.for_block(pa.table({"x": [1]}))
+assert accessor.num_rows() == 1 and accessor.to_arrow().column("x").to_pylist() == [1]
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
@@ -137,3 +132,18 @@ with tempfile.TemporaryDirectory(prefix="rk-", dir="/tmp", ignore_cleanup_errors
     ray.shutdown()
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_parts_of_both_copies_of_cloudpickle_that_raykit_touches_are_there():
+    code = """
+import inspect
+import cloudpickle.cloudpickle as ours
+import ray.cloudpickle.cloudpickle as rays
+from raykit.wire.classes import LOOK_UP, MEMORY, SET_STATE
+kinds = {"WeakKeyDictionary", "WeakValueDictionary", "lock", "function"}
+for module in (ours, rays):
+    assert {type(getattr(module, name)).__name__ for name in (*MEMORY, LOOK_UP, SET_STATE)} == kinds
+    assert f"{LOOK_UP}(class_tracker_id, skeleton_class)" in inspect.getsource(module._make_skeleton_class)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

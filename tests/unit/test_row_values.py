@@ -1,13 +1,11 @@
 """Rows of any values through two stages and a file: what comes out is what plain Python makes of the rows."""
 
 import datetime as dt
-import decimal
 import enum
 import math
 import pickle
 import threading
 from contextlib import closing
-from dataclasses import replace
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -47,6 +45,7 @@ class Point(NamedTuple):
 
 
 BERLIN = ZoneInfo("Europe/Berlin")
+YEARS = dt.datetime.fromisoformat("1900-01-01"), dt.datetime.fromisoformat("2200-01-01")
 SCALARS = (
     st.none()
     | st.booleans()
@@ -57,7 +56,7 @@ SCALARS = (
     | st.binary(max_size=3)
     | st.decimals(allow_nan=False, allow_infinity=False, places=2, min_value=-99, max_value=99)
     | st.dates()
-    | st.datetimes(dt.datetime(1900, 1, 1), dt.datetime(2200, 1, 1), timezones=st.sampled_from([None, dt.UTC, BERLIN]))
+    | st.datetimes(*YEARS, timezones=st.sampled_from([None, dt.UTC, BERLIN]))
     | st.timedeltas(dt.timedelta(days=-999), dt.timedelta(days=999))
     | st.sampled_from([Color.RED, Level.HIGH, Point(1, 2), (1, "a"), (), frozenset([1]), 3 + 1j])
 )
