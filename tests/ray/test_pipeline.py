@@ -49,6 +49,27 @@ def test_rows_of_tensors_are_written_as_arrays_also_where_a_gradient_is_wanted(c
     assert sorted((list(x), list(wanted)) for x, wanted in rows) == [([n, n], [2 * n, 2 * n]) for n in (0.0, 1.0, 2.0)]
 
 
+def test_a_list_of_dicts_of_tensors_is_a_source_of_rows_and_batches(cluster):
+    import torch
+
+    @rk.stage
+    def scaled(row):
+        return {**row, "twice": row["x"] * 2}
+
+    @rk.stage(batch=3)
+    def summed(batch):
+        return {**batch, "sum": batch["x"].sum(axis=(1, 2))}
+
+    rows = [{"x": torch.full((2, 3), float(n), dtype=torch.float16), "y": n} for n in range(7)]
+    table = rk.Pipeline([scaled, summed]).run(rows, name="tensor-rows").wait().result.to_pandas()
+    assert table["y"].tolist() == list(range(7))
+    for n, (x, twice, total) in enumerate(zip(table["x"], table["twice"], table["sum"], strict=True)):
+        assert x.dtype == twice.dtype == "float16"
+        assert torch.equal(torch.from_numpy(x.copy()), rows[n]["x"])
+        assert torch.equal(torch.from_numpy(twice.copy()), rows[n]["x"] * 2)
+        assert total == rows[n]["x"].sum()
+
+
 def test_every_row_of_every_stage_comes_out_once_and_is_counted(cluster):
     run = rk.Pipeline([twice, Add]).run(range(300), name="rows").wait()
     table = run.result.to_pandas().sort_values("x")

@@ -86,6 +86,7 @@ class Report:
     """What a call gave: (rows, bytes) of each of its blocks, and what it took. ``is_warm``: not the replica's first.
 
     ``origins`` says of each row that was given which of the call's rows it was made of; None: one of each, in their order.
+    ``is_guess``: a batch gave another number of rows than it took, and its rows' origins are only in the right order.
     ``is_unsendable``: something that was made of them cannot be sent on, as a value that does not pickle.
     """
 
@@ -97,6 +98,7 @@ class Report:
     use: Use | None = None
     bad: tuple[BadRow, ...] = ()
     failure: Facts | None = None
+    is_guess: bool = False
     is_unsendable: bool = False
 
     @property

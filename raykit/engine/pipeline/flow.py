@@ -10,13 +10,16 @@ that is through is handed out with its keys, so that it can be written in that o
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from raykit.engine.pipeline.row_order import Keys, Origins, keys_of, made_of, runs_of
+import numpy as np
+
+from raykit.engine.pipeline.row_order import Keys, Origins, keys_of, made_of
 
 Made = tuple[Any, int, int]
 """A block that a call gave, its rows, its bytes."""
@@ -24,7 +27,10 @@ Made = tuple[Any, int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """Rows ``[start, stop)`` of a block, all of one span, with the keys of their order (of these rows alone)."""
+    """Rows ``[start, stop)`` of a block, all of one span, with the keys of their order.
+
+    Of the span's rows none that lies between these is anywhere else.
+    """
 
     block: Any
     start: int
@@ -48,6 +54,7 @@ class Work:
 
     ``deaths`` counts the replicas that died over it, ``strikes`` those of them that died at the row ``suspect``; ``bad`` are
     its rows that are left out since they killed them. ``checked``: what is made of each row is looked at before it is sent on.
+    ``gaps`` are the numbers of its rows before which one is missing, which is elsewhere.
     """
 
     stage: int
@@ -59,6 +66,7 @@ class Work:
     suspect: int | None = None
     strikes: int = 0
     checked: bool = False
+    gaps: tuple[int, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -83,6 +91,7 @@ class Flow:
         self._closed: set[int] = set()
         self._out: dict[int, list[Piece]] = defaultdict(list)
         self._life: Counter[int] = Counter()
+        self._unbroken: set[int] = set()
         self.num_bytes = 0.0
 
     def add(self, piece: Piece) -> None:
@@ -122,13 +131,19 @@ class Flow:
             has_all = self._has_all(stage, span)
             if there < batch and not partial and not has_all:
                 continue
-            start, stop = (0, there) if batch == 1 or has_all else self._longest_run(stage, span, batch)
+            gaps = self._gaps(stage, span)
+            start, stop = _longest_run(gaps, there, batch) if stage in self._unbroken else (0, there)
             run = stop - start
             if run < batch and not (partial or stalled or has_all):
                 continue
             wanted = min(run, most) if run < batch else min(run // batch * batch, max(batch, most // batch * batch))
-            pieces = tuple(self._cut(stage, span, start, wanted))
-            work = Work(stage=stage, span=span, life=self._life[span], pieces=pieces)
+            work = Work(
+                stage=stage,
+                span=span,
+                life=self._life[span],
+                pieces=tuple(self._cut(stage, span, start, wanted)),
+                gaps=tuple(gap - start for gap in gaps if start < gap < start + wanted),
+            )
             self._in_flight[stage][span].append(work)
             return work
         return None
@@ -145,12 +160,20 @@ class Flow:
             return False
         self._landed(work)
         keys, at = made_of(work.keys, origins), 0
+        borders = _borders(work.gaps, origins)
         for block, num_rows, num_bytes in blocks:
-            if num_rows:
-                row_bytes, those = num_bytes / num_rows, keys[at : at + num_rows]
-                self._put(
-                    work.stage + 1, Piece(block=block, start=0, stop=num_rows, span=work.span, row_bytes=row_bytes, keys=those)
-                )
+            cuts = [0, *(border - at for border in borders if at < border < at + num_rows), num_rows]
+            for start, stop in itertools.pairwise(cuts):
+                if start < stop:
+                    piece = Piece(
+                        block=block,
+                        start=start,
+                        stop=stop,
+                        span=work.span,
+                        row_bytes=num_bytes / num_rows,
+                        keys=keys[at + start : at + stop],
+                    )
+                    self._put(work.stage + 1, piece)
             at += num_rows
         return True
 
@@ -159,6 +182,17 @@ class Flow:
         if self.is_current(work):
             self._landed(work)
             self._again[work.stage].append(replace(work, **changed))
+
+    def again_unbroken(self, work: Work) -> None:
+        """Have a call made again, as one call for each part of it in which no row is missing; so are the stage's calls from now on.
+
+        What a stage makes of a batch cannot be told row from row, if it gives another number of them: where they came back, a
+        row that comes later could not be put in between.
+        """
+        self._unbroken.add(work.stage)
+        if self.is_current(work):
+            self._landed(work)
+            self._again[work.stage] += [replace(work, pieces=pieces, gaps=()) for pieces in _parts(work)]
 
     def is_current(self, work: Work) -> bool:
         """Say whether a call still counts: its span is under way, and was not begun anew since."""
@@ -177,10 +211,10 @@ class Flow:
         for piece in self._sources[span]:
             self._put(0, piece)
 
-    def through(self) -> list[tuple[int, list[tuple[Any, Keys]]]]:
-        """Give the spans of which all has come out, the earliest first: each with its blocks and the keys of their rows."""
+    def through(self) -> list[tuple[int, list[Piece]]]:
+        """Give the spans of which all has come out, the earliest first, each with its rows."""
         spans = [span for span in sorted(self._closed) if self._has_all(self._num_stages, span)]
-        return [(span, [(piece.block, piece.keys) for piece in self._out[span]]) for span in spans]
+        return [(span, list(self._out[span])) for span in spans]
 
     def forget(self, span: int) -> None:
         """Let a span go that is through."""
@@ -216,16 +250,22 @@ class Flow:
         calls = self._in_flight[work.stage][work.span]
         calls[:] = [each for each in calls if each is not work]
 
-    def _longest_run(self, stage: int, span: int, batch: int) -> tuple[int, int]:
-        """Give (start, stop) of waiting rows between which no row is missing: the first that make a batch, or the most there are.
-
-        What a batch stage makes of a batch cannot be told row from row: a row that comes later could not be put in between.
-        """
-        pending = [piece.keys for each in range(stage) for piece in self._waiting[each].get(span, ())]
-        pending += [work.keys for each in range(stage) for work in self._in_flight[each].get(span, ())]
-        pending += [work.keys for each in range(stage) for work in self._again[each] if work.span == span]
-        runs = runs_of(keys_of([piece.keys for piece in self._waiting[stage][span]]), keys_of(pending))
-        return next((run for run in runs if run[1] - run[0] >= batch), max(runs, key=lambda run: run[1] - run[0]))
+    def _gaps(self, stage: int, span: int) -> list[int]:
+        """Return the numbers of the waiting rows before which one is missing: between two pieces, if a row of another lies there."""
+        waiting = self._waiting[stage][span]
+        if len(waiting) == 1:
+            return []
+        others = [piece for each, of_stage in enumerate(self._waiting) if each != stage for piece in of_stage.get(span, ())]
+        others += [piece for of_stage in self._in_flight for work in of_stage.get(span, ()) for piece in work.pieces]
+        others += [piece for works in self._again for work in works if work.span == span for piece in work.pieces]
+        others += self._out.get(span, ())
+        firsts = sorted(piece.keys[0] for piece in others)
+        ends = itertools.accumulate(piece.num_rows for piece in waiting)
+        return [
+            end
+            for end, (one, next_one) in zip(ends, itertools.pairwise(waiting), strict=False)
+            if bisect_right(firsts, one.keys[-1]) != bisect_right(firsts, next_one.keys[0])
+        ]
 
     def _cut(self, stage: int, span: int, start: int, wanted: int) -> Iterable[Piece]:
         """Take ``wanted`` of the rows that wait, from the number ``start`` on."""
@@ -247,3 +287,29 @@ class Flow:
 
     def _drop_out(self, span: int) -> None:
         self.num_bytes -= sum(piece.num_rows * piece.row_bytes for piece in self._out.pop(span, []))
+
+
+def _longest_run(gaps: Sequence[int], there: int, batch: int) -> tuple[int, int]:
+    """Return (start, stop) of waiting rows between which none is missing: the first that make a batch, or the most there are."""
+    runs = list(itertools.pairwise([0, *gaps, there]))
+    return next((run for run in runs if run[1] - run[0] >= batch), max(runs, key=lambda run: run[1] - run[0]))
+
+
+def _parts(work: Work) -> Iterator[tuple[Piece, ...]]:
+    """Cut the pieces of a call at its gaps, which lie between pieces."""
+    part: list[Piece] = []
+    at = 0
+    for piece in work.pieces:
+        if at in work.gaps:
+            yield tuple(part)
+            part = []
+        part.append(piece)
+        at += piece.num_rows
+    yield tuple(part)
+
+
+def _borders(gaps: Sequence[int], origins: Origins | None) -> Sequence[int]:
+    """Return the numbers of the rows that a call gave before which a row is missing."""
+    if origins is None or not gaps:
+        return gaps
+    return np.searchsorted(origins, gaps).tolist()

@@ -7,7 +7,6 @@ shorter key as if zeros followed, which is the first row that was made of it.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,29 +51,11 @@ def made_of(keys: Keys, origins: Origins | None) -> Keys:
 
 
 def spread(num_made: int, taken: Sequence[int] | Origins) -> Origins:
-    """Return origins for rows of which it is not known what they were made of: a batch gave ``num_made`` rows in place of ``taken``."""
+    """Return origins for ``num_made`` rows that a batch gave in place of ``taken``: where their numbers differ, in their order."""
     there = np.asarray(taken)
     if num_made == len(there):
         return there
     return np.sort(there)[np.arange(num_made) * len(there) // max(num_made, 1)]
-
-
-def runs_of(keys: Keys, pending: Keys) -> list[tuple[int, int]]:
-    """Cut rows at the places where a row is missing that is still on its way from an earlier stage.
-
-    Args:
-        keys: of the rows that wait.
-        pending: of the rows that are on their way to them; what they become will sort behind the same key.
-
-    Returns:
-        The (start, stop) of each run, in order.
-    """
-    if not len(keys):
-        return []
-    behind = np.searchsorted(np.sort(pending), keys, side="right")
-    breaks = np.flatnonzero((behind[1:] != behind[:-1]) | (keys[1:] < keys[:-1])) + 1
-    borders = [0, *breaks.tolist(), len(keys)]
-    return list(itertools.pairwise(borders))
 
 
 def _numbers_among_equal(origins: Origins) -> np.ndarray:

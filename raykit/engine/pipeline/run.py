@@ -252,6 +252,8 @@ class PipelineRun:
             self._flow.again(work)
         elif report.failure is not None:
             raise UserCodeError(*report.failure)
+        elif report.is_guess and work.gaps:
+            self._flow.again_unbroken(work)
         elif self._flow.done(
             work, ((block, *size) for block, size in zip(outcome.blocks, report.blocks, strict=True)), report.origins
         ):
@@ -315,13 +317,14 @@ class PipelineRun:
     def _store(self) -> None:
         """Bring spans that are through to the sink."""
         begun_s = time.monotonic()
-        for span, blocks in self._flow.through():
+        for span, pieces in self._flow.through():
             try:
-                tables = ray.get([block for block, _ in blocks])
+                blocks = ray.get([piece.block for piece in pieces])
             except ray.exceptions.ObjectLostError as exc:
                 self._restart(span, type(exc).__name__)
                 continue
-            self._sink.add(self._ledger.result(span, tables, keys_of([keys for _, keys in blocks])))
+            tables = [block.slice(piece.start, piece.num_rows) for block, piece in zip(blocks, pieces, strict=True)]
+            self._sink.add(self._ledger.result(span, tables, keys_of([piece.keys for piece in pieces])))
             self._flow.forget(span)
         if self._sink.is_due:
             self._commit()

@@ -6,7 +6,7 @@ import inspect
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,7 +46,7 @@ class StageWorker:
         try:
             limit_threads(spec.num_threads or spec.num_cpus)
             work = self._find()
-            function: Callable[..., Any] = work() if inspect.isclass(work) else work
+            function: Any = work() if inspect.isclass(work) else work
             self._call = UserCall(
                 function,
                 spec,
@@ -115,6 +115,7 @@ class StageWorker:
             use=self._usage.end(),
             bad=tuple(self._call.bad),
             failure=failure,
+            is_guess=self._call.is_guess,
             is_unsendable=is_unsendable,
         )
 

@@ -70,6 +70,7 @@ class UserCall:
         self._max_rows = sys.maxsize  # of a batch that fits the GPU, once one did not
         self.busy_s = 0.0
         self.bad: list[BadRow] = []
+        self.is_guess = False
 
     def prepare(self, way: Way, check: Callable[[Any], Any] | None) -> None:
         """Set how the rows of the next call are given to the function.
@@ -80,7 +81,7 @@ class UserCall:
         """
         if way.concurrency != self._way.concurrency:
             self._threads = ThreadPoolExecutor(way.concurrency) if way.concurrency > 1 and not self.is_async else None
-        self._way, self._check, self.bad = way, check, []
+        self._way, self._check, self.bad, self.is_guess = way, check, [], False
 
     def close(self) -> None:
         """Close the event loop of an async function."""
@@ -202,7 +203,9 @@ class UserCall:
         if self._check is not None:
             for batch in batches:
                 self._check(batch)
-        origins, at = spread(sum(map(num_rows, batches)), numbers), 0
+        num_made, at = sum(map(num_rows, batches)), 0
+        origins = spread(num_made, numbers)
+        self.is_guess |= num_made != len(numbers) and len(numbers) > 1
         found = []
         for batch in batches:
             found.append((batch, origins[at : at + num_rows(batch)]))
