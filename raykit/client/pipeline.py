@@ -90,7 +90,8 @@ def stage(
             a call are then put together by rising cost, so that those of a batch are alike.
         max_cost: a batch has at most ``batch`` rows which cost at most this together; a row that costs more is a batch.
         replicas: how many, or (least, most): between these raykit balances the stages. If not given, as many as make the
-            pipeline fastest; give 1 to a stage that remembers earlier rows, since each replica sees some of them.
+            pipeline fastest (one, of a stage that holds neither CPU nor GPU); give 1 to a stage that remembers earlier rows,
+            since each replica sees some of them.
         concurrency: calls at once in a replica: by ``async def``, or in threads.
         threads: for the pools of torch, OpenMP and cv2 in a replica; as many as it holds CPUs, if not given.
         timeout_s: seconds for one call; a replica that takes longer is ended and the call made again.
@@ -105,7 +106,9 @@ def stage(
         InputError: what is marked is neither a function nor a class whose objects can be called.
         OptionError: a value that cannot be.
     """
-    least, most = ANY_REPLICAS if replicas is None else (replicas, replicas) if isinstance(replicas, int) else replicas
+    if replicas is None:
+        replicas = ANY_REPLICAS if cpus or gpus else 1  # of what holds nothing there would be no end
+    least, most = (replicas, replicas) if isinstance(replicas, int) else replicas
     if (cost is None) != (max_cost is None):
         raise OptionError("A stage has one of cost and max_cost.", 'Give both, as in cost="seconds", max_cost=60, or none.')
 

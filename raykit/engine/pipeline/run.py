@@ -253,6 +253,7 @@ class PipelineRun:
         elif report.failure is not None:
             raise UserCodeError(*report.failure)
         elif report.is_guess and work.gaps:
+            self._drills.done(work)
             self._flow.again_unbroken(work)
         elif self._flow.done(
             work, ((block, *size) for block, size in zip(outcome.blocks, report.blocks, strict=True)), report.origins
