@@ -117,7 +117,7 @@ class UserCall:
         if self._cost is not None:
             numbers, costs, unknown = weighed(batch, self._cost)
             for number, error in unknown:
-                yield from self._answered_batch(slice_of(batch, number, number + 1), numbers[:0] + number, error)
+                yield from self._answered_batch(slice_of(batch, number, number + 1), np.array([number]), error)
             batch = {name: np.asarray(column)[numbers] for name, column in batch.items()}
         at = 0
         while at < num_rows(batch):
