@@ -160,4 +160,4 @@ def emulated(name: str, *, row_s: float, call_s: float = 0.0, batch: int | None 
             time.sleep(call_s + row_s * rows)
             return given
 
-    return rk.stage(cpus=cpus, batch=batch, name=name, **options)(Sleeps)
+    return rk.stage(cpus=cpus, batch=batch, name=name, **{"replicas": 1, **options})(Sleeps)

@@ -338,7 +338,7 @@ def test_a_stage_that_finds_no_place_gets_that_of_one_that_others_can_spare(clus
 
 @pytest.mark.slow
 def test_an_advice_names_the_limit_that_holds_the_run_up_and_is_carried_out_and_measured(cluster, until):
-    @rk.stage(cpus=0.25)
+    @rk.stage(cpus=0.25, replicas=1)
     def slow(row):
         time.sleep(0.1)
         return row
