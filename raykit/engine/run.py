@@ -137,6 +137,11 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def is_end_of_process(error: BaseException) -> bool:
+    """Return whether Ray raised it to end this process, on SIGTERM for example."""
+    return hasattr(error, "ray_terminate_msg")
+
+
 def as_user_error(error: BaseException, payload: Payload, where: str) -> UserCodeError:
     """Give the user's part of an exception, as plain text that crosses processes."""
     return UserCodeError(where, describe(error), payload.traceback_of(error))

@@ -18,7 +18,7 @@ from raykit.engine.pipeline.blocks import Batch, as_batch, batch_of, num_rows, r
 from raykit.engine.pipeline.calls import BadRow, Way
 from raykit.engine.pipeline.costs import CostOf, reach, weighed
 from raykit.engine.pipeline.row_order import Origins, spread
-from raykit.engine.run import describe
+from raykit.engine.run import describe, is_end_of_process
 from raykit.spec import StageSpec
 from raykit.spec.rows import as_row
 from raykit.wire.payload import Payload
@@ -142,7 +142,7 @@ class UserCall:
             try:
                 return number, self._checked_rows(self._called(row))
             except BaseException as exc:  # SystemExit too, which would end the process without a word
-                if not left:
+                if not left or is_end_of_process(exc):
                     return number, self._answered_row(row, exc)
         raise AssertionError("a call ends or raises")
 
@@ -155,7 +155,7 @@ class UserCall:
                     try:
                         return number, self._checked_rows(await _awaited(self._function(row)))
                     except BaseException as exc:
-                        if not left:
+                        if not left or is_end_of_process(exc):
                             return number, self._answered_row(row, exc)
                 raise AssertionError("a call ends or raises")
 
@@ -171,7 +171,7 @@ class UserCall:
             if (is_full := _is_out_of_memory(exc)) and size > 1:
                 self._max_rows = max(1, size // 2)
                 self._halved(self._max_rows)
-            if size > 1 and (is_full or self._spec.on_error == "quarantine"):
+            if size > 1 and not is_end_of_process(exc) and (is_full or self._spec.on_error == "quarantine"):
                 return [made for half in halves for made in self._batch(*half)]
             return self._answered_batch(batch, numbers, exc)
 
@@ -179,8 +179,8 @@ class UserCall:
         for left in reversed(range(1 + self._spec.num_retries)):
             try:
                 return self._with_origins(self._called(batch), numbers)
-            except BaseException:
-                if not left:
+            except BaseException as exc:
+                if not left or is_end_of_process(exc):
                     raise
         raise AssertionError("a call ends or raises")
 
@@ -213,12 +213,12 @@ class UserCall:
         return found
 
     def _answered_row(self, row: Row, error: BaseException) -> list[Row]:
-        if self._on_error is None:
+        if self._on_error is None or is_end_of_process(error):
             return self._put_aside(row, error=error)
         return self._checked_rows(self._asked(row, error))
 
     def _answered_batch(self, batch: Batch, numbers: Origins, error: BaseException) -> list[tuple[Batch, Origins]]:
-        if self._on_error is None:
+        if self._on_error is None or is_end_of_process(error):
             return self._put_aside(*rows_of([(batch, 0, len(numbers))]), error=error)
         return self._with_origins(self._asked(batch, error), numbers)
 
@@ -231,7 +231,13 @@ class UserCall:
         return [] if made is None else [made]
 
     def _put_aside(self, *rows: Row, error: BaseException) -> list[Any]:
-        """Put a row into quarantine, or end the run, as the stage says."""
+        """Put a row into quarantine, or end the run, as the stage says.
+
+        Raises:
+            BaseException: the error, with which Ray ends this process.
+        """
+        if is_end_of_process(error):
+            raise error
         said, frames = describe(error), self._payload.traceback_of(error)
         if self._spec.on_error == "quarantine":
             self.bad += [BadRow(row=_pickled(row), error=said, traceback_text=frames) for row in rows]
