@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import importlib.util
 import io
 import linecache
 import os
-import re
-import symtable
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -18,6 +17,7 @@ from typing import Any
 
 import cloudpickle
 
+from raykit.client.names import Names, imported_modules, names_read
 from raykit.errors import CaptureError, CellError
 from raykit.wire.payload import CellWork, ModuleText, Payload, SourceText, compiled
 
@@ -31,29 +31,46 @@ def capture_cell(text: str, names: Mapping[str, Any], *, title: str, inputs: Ite
         CellError: a syntax error, or a name that neither the cell nor the notebook defines.
         CaptureError: a name that does not pickle, or is larger than 100 MB.
     """
-    needed = check_names(text, names, title)
+    read = check_names(text, names, title)
+    needed, wanted = set(read.needed | read.guarded), {name for name in read.wanted if name in names}
     if inputs := tuple(inputs):
-        needed = set(inputs)
+        needed, wanted = set(inputs), set()
         if missing := [name for name in inputs if name not in names]:
             raise CellError(f"-i {missing[0]}: the notebook has no such name.", "Define it, or correct its spelling.")
-    captured = {name: names[name] for name in sorted(needed) if name in names}
-    modules = modules_beside(imported_names(text), captured.values())
-    return pack(CellWork(text=text, filename=title, names=captured), captured, {title: SourceText(title=title, text=text)}, modules)
+    left_out: dict[str, str] = {}
+    try:
+        return _packed_cell(text, title, {name: names[name] for name in sorted(needed | wanted) if name in names}, left_out)
+    except CaptureError:
+        for name in sorted(wanted):
+            try:
+                pack(names[name], {name: names[name]}, {}, {})
+            except CaptureError as exc:
+                left_out[name] = exc.problem
+        if not left_out:
+            raise
+    captured = {name: names[name] for name in sorted(needed | wanted - set(left_out)) if name in names}
+    return _packed_cell(text, title, captured, left_out)
 
 
-def check_names(text: str, names: Mapping[str, Any], title: str) -> set[str]:
-    """Give the names that a cell uses and does not set itself, when all of them are known.
+def _packed_cell(text: str, title: str, captured: dict[str, Any], left_out: dict[str, str]) -> Payload:
+    modules = modules_beside(imported_modules(_parsed(text, title)), captured.values())
+    work = CellWork(text=text, filename=title, names=captured, left_out=left_out)
+    return pack(work, captured, {title: SourceText(title=title, text=text)}, modules)
+
+
+def check_names(text: str, names: Mapping[str, Any], title: str) -> Names:
+    """Return the names of the notebook that a cell reads, when those that it needs are known.
 
     Raises:
         CellError: a syntax error, or a name that neither the cell nor the notebook defines.
     """
-    needed = free_names(text, title)
-    missing = sorted(name for name in needed if name not in names and not hasattr(builtins, name))
+    read = names_read(_parsed(text, title))
+    missing = sorted(name for name in read.needed if name not in names and not hasattr(builtins, name))
     if missing:
         raise CellError(
             f"name {missing[0]!r} is not defined in the cell or in the notebook.", "Define it, or correct its spelling."
         )
-    return needed
+    return read
 
 
 def pack(
@@ -92,33 +109,21 @@ def with_extra(payload: Payload, name: str, value: Any, *, called: str = "") -> 
     )
 
 
-def free_names(text: str, title: str) -> set[str]:
-    """Give the names that a cell reads and does not set itself.
+def _parsed(text: str, title: str) -> ast.Module:
+    """Return the syntax tree of a cell.
 
     Raises:
         CellError: the text is no Python; line and mark are given.
     """
     try:
         compiled(text, title)
-        table = symtable.symtable(text, title, "exec")
+        return ast.parse(text, title)
     except SyntaxError as exc:
         line = (exc.text or "").rstrip()
         mark = f"{line}\n{' ' * max(0, (exc.offset or 1) - 1)}^"
         is_ipython = line.lstrip().startswith(("!", "%"))
         words = "Lines that begin with ! or % are for a cell of the notebook's own. " if is_ipython else ""
         raise CellError(f"{title}, line {exc.lineno}: {exc.msg}\n{mark}", f"{words}Nothing was started.") from exc
-    if re.search(r"^\s*from\s+\S+\s+import\s+\*", text, re.MULTILINE):
-        return set()  # names may come from anywhere; a missing one shows when the cell runs
-    own = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
-    own |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_namespace()}
-    read: set[str] = set()
-    _collect(table, read, own)
-    return read - own - {"__name__", "__file__", "__builtins__", "__annotations__", "__class__"}
-
-
-def imported_names(text: str) -> set[str]:
-    """Give the top names of the modules that a cell imports."""
-    return set(re.findall(r"^\s*(?:from|import)\s+([A-Za-z_]\w*)", text, re.MULTILINE))
 
 
 def modules_beside(imports: Iterable[str], values: Iterable[Any], body: bytes = b"") -> dict[str, ModuleText]:
@@ -172,17 +177,6 @@ def _texts_of(name: str, file: Path) -> dict[str, ModuleText]:
         dotted = ".".join(words[:-1] if is_package else words)
         found[dotted] = ModuleText(filename=str(part), text=part.read_text(), is_package=is_package)
     return found
-
-
-def _collect(table: symtable.SymbolTable, read: set[str], own: set[str]) -> None:
-    top = table.get_type() == "module"
-    for symbol in table.get_symbols():
-        if symbol.is_referenced() and (top or symbol.is_global()):
-            read.add(symbol.get_name())
-        if not top and symbol.is_declared_global() and symbol.is_assigned():
-            own.add(symbol.get_name())
-    for child in table.get_children():
-        _collect(child, read, own)
 
 
 class _TooLargeError(Exception):

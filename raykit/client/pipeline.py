@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import inspect
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -158,6 +158,7 @@ class Pipeline:
         output: str | None = None,
         priority: Priority = "normal",
         on: str | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> Run:
         """Start the pipeline and give its viewer; ``.wait().result`` reads the rows.
 
@@ -173,11 +174,13 @@ class Pipeline:
             output: folder or URL for the Parquet parts, if not the run's own folder.
             priority: ``"low"``, ``"normal"`` or ``"high"``; elastic training of a lower one lends what it waits for.
             on: the cluster; the current one if not given.
+            env: variables of the environment of the source's and each replica's process, set before their modules are imported.
+                Those of a stage's ``runtime_env`` come first.
 
         Raises:
             InputError: no stage, or an empty or unknown source.
         """
-        return start(*self.prepare(source, name=name, limit=limit, output=output, priority=priority), on=on)
+        return start(*self.prepare(source, name=name, limit=limit, output=output, priority=priority), on=on, env=env)
 
     def prepare(
         self,

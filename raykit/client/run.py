@@ -9,13 +9,18 @@ import pickle
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from raykit.client import session
 from raykit.client.capture import pack, with_extra
 from raykit.client.cluster import Cluster
+from raykit.client.edited import edited_modules
+from raykit.client.environment import checked_variables
 from raykit.client.near import NearFiles
 from raykit.client.ray_train import is_trainer, parts_of
+from raykit.cluster.base import Told
+from raykit.cluster.record import LocalRecord
 from raykit.commands import Apply, Command, Drill, Resize, Stop
 from raykit.errors import (
     ClusterLostError,
@@ -37,6 +42,7 @@ from raykit.wire.classes import keep_classes_one
 from raykit.wire.door import DoorClosedError, address_of
 from raykit.wire.loop import check_loop
 from raykit.wire.payload import RAY_TRAIN, FunctionWork, Payload
+from raykit.wire.place import Place, absolute
 
 if TYPE_CHECKING:
     from raykit.client.quarantine import Quarantine
@@ -229,8 +235,10 @@ class Run:
         return pd.DataFrame.from_dict(measured or rows, orient="index").rename_axis("step").sort_index()
 
     def logs(self, *, source: str = "", tail: int = 200) -> str:
-        """Give the last lines that its workers printed."""
-        return self.cluster.ask(lambda door: door.logs(self._address, source=source, tail=tail))
+        """Return the last lines that its workers printed, and those that they are writing."""
+        written = self.cluster.ask(lambda door: door.logs(self._address, source=source, tail=tail))
+        writing = [f"{line.source} | {line.text}" for line in self.refresh().open_lines if source in ("", line.source)]
+        return "\n".join([*([written] if written else []), *writing])
 
     def _events(self, after: int) -> list[Record]:
         return self.cluster.ask(lambda door: door.events(self._address, after=after, wait_s=0))
@@ -249,10 +257,25 @@ class Run:
         return to_html(self.view)
 
 
-def start(spec: RunSpec, payload: Payload, *, on: str | None = None) -> Run:
-    """Start a run in the cluster ``on`` (the current one if not given) and give its viewer."""
+def start(
+    spec: RunSpec, payload: Payload, *, on: str | None = None, env: Mapping[str, str] | None = None, told: Told = print
+) -> Run:
+    """Start a run in the cluster ``on`` (the current one if not given) and return its viewer.
+
+    Its processes stand where this one does: they have its folder, where that is on their machine, and the variables ``env``.
+    ``told`` is called with a sentence for each module that was edited after this process imported it.
+
+    Raises:
+        InputError: a variable's name or value is no text.
+    """
     cluster = session.get(on)
-    packed, key = payload.to_bytes(), uuid.uuid4().hex
+    is_near = isinstance(cluster.record, LocalRecord)
+    if is_near and isinstance(spec, TrainSpec):
+        spec = replace(spec, checkpoint_to=absolute(spec.checkpoint_to), from_checkpoint=absolute(spec.from_checkpoint))
+    place = Place.of_this_process(checked_variables(env or {}), is_near=is_near)
+    for sentence in edited_modules(payload.modules):
+        told(sentence)
+    packed, key = replace(payload, place=place).to_bytes(), uuid.uuid4().hex
     return Run(cluster, cluster.ask(lambda door: door.start(spec, packed, key=key)), is_full_name=True)
 
 
@@ -263,11 +286,22 @@ def run(
     cpus: float = 1,
     gpus: float = 0,
     priority: Priority = "normal",
+    env: Mapping[str, str] | None = None,
     **kwargs: Any,
 ) -> Run:
     """Run ``function(*args, **kwargs)`` on a node; ``.wait().result`` is what it returns.
 
-    Elastic training of a lower priority lends what it waits for.
+    On this machine it runs in the folder of this process. Elastic training of a lower priority lends what it waits for.
+
+    Args:
+        function: what is called.
+        args: given to it, as ``kwargs`` are.
+        name: how the run is called.
+        cpus: CPU slots that it holds.
+        gpus: GPUs that it holds.
+        priority: ``"low"``, ``"normal"`` or ``"high"``.
+        env: variables of its process's environment, set before the function's modules are imported.
+        kwargs: see ``args``.
 
     Raises:
         InputError: the function cannot be called so.
@@ -276,7 +310,7 @@ def run(
     spec = TaskSpec(name=name, num_cpus=cpus, num_gpus=gpus, outputs=("result",), priority=priority)
     work = FunctionWork(function=function, args=args, kwargs=kwargs)
     named = {getattr(function, "__name__", "function"): function, **{f"argument {n}": arg for n, arg in enumerate(args)}, **kwargs}
-    return start(spec, pack(work, named, {}))
+    return start(spec, pack(work, named, {}), env=env)
 
 
 def train(
@@ -299,6 +333,7 @@ def train(
     engine: Any = "raykit",
     datasets: Mapping[str, Any] | None = None,
     priority: Priority = "normal",
+    env: Mapping[str, str] | None = None,
     **kwargs: Any,
 ) -> Run:
     """Run an elastic training function on every worker; rank 0's result is ``.wait().result``.
@@ -333,6 +368,7 @@ def train(
             DataFrames, lists of rows, or paths of Parquet files.
         priority: ``"low"``, ``"normal"`` or ``"high"``: it lends what it can spare to runs of a higher one that wait, and
             takes what it asks for from elastic training of a lower one.
+        env: variables of the environment of each rank's process, set before the function's modules are imported.
         kwargs: see ``args``.
 
     Raises:
@@ -380,7 +416,7 @@ def train(
         payload = with_extra(payload, "on_loss", on_loss)
     if datasets or run_config:
         payload = with_extra(payload, RAY_TRAIN, {"datasets": dict(datasets or {}), "run_config": run_config}, called="datasets")
-    return start(spec, payload)
+    return start(spec, payload, env=env)
 
 
 def _check_call(caller: Callable[..., Any], function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

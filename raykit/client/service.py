@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,7 @@ def serve(
     warm: int | None = None,
     priority: Priority = "high",
     on: str | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> Service:
     """Serve a stage over HTTP; returns at once. Requests to a cluster elsewhere go through its door.
 
@@ -169,13 +170,14 @@ def serve(
             GPUs, on which nothing is loaded ahead.
         priority: elastic training of a lower one lends what it needs.
         on: the cluster; the current one if not given.
+        env: variables of the environment of each replica's process, set before its modules are imported.
 
     Raises:
         RunError: it is an update, and its replicas would hold other CPUs or GPUs.
     """
     least_most = (replicas, replicas) if isinstance(replicas, int) else replicas
     spec = service_spec(work, name=name, replicas=least_most, slo_s=slo_s, num_warm=warm, priority=priority)
-    return start_service(spec, work, on=on)
+    return start_service(spec, work, on=on, env=env)
 
 
 def service_spec(work: Callable[..., Any], *, name: str | None, **options: Any) -> ServiceSpec:
@@ -184,9 +186,9 @@ def service_spec(work: Callable[..., Any], *, name: str | None, **options: Any) 
     return ServiceSpec(name=name or stage.name, stage=stage, **options)
 
 
-def start_service(spec: ServiceSpec, work: Callable[..., Any], *, on: str | None) -> Service:
+def start_service(spec: ServiceSpec, work: Callable[..., Any], *, on: str | None, env: Mapping[str, str] | None = None) -> Service:
     """Start a service, or update it, and give its viewer."""
-    run = start(spec, pack(work, {spec.stage.name: work}, {}), on=on)
+    run = start(spec, pack(work, {spec.stage.name: work}, {}), on=on, env=env)
     view = run.refresh()  # an update is in the log before the door answers
     return Service(run, version=view.service.asked if view.service else 1)
 

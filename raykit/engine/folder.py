@@ -14,7 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import ray
+import ray.cloudpickle.cloudpickle
+
 from raykit.wire.classes import keep_classes_one
+from raykit.wire.main_module import become_main
 from raykit.wire.payload import Payload
 
 PROTOCOL = "raykit-head"
@@ -47,12 +51,14 @@ class RunFolder:
         return path if self.is_here else _head().unstrip_protocol(path)
 
     def payload(self, place: str = "payload") -> Payload:
-        """Read what travelled with the spec; from here on its classes are the same ones in rows that Ray brings."""
-        import ray.cloudpickle.cloudpickle
-
+        """Read what travelled with the spec, and make this process stand where the notebook does."""
         keep_classes_one(ray.cloudpickle.cloudpickle)
         file = self.path / place
-        return Payload.from_bytes(file.read_bytes() if self.is_here else _head().cat_file(str(file)))
+        payload = Payload.from_bytes(file.read_bytes() if self.is_here else _head().cat_file(str(file)))
+        become_main()
+        chosen = ray.get_runtime_context().runtime_env
+        payload.place.enter(kept=chosen.get("env_vars") or (), keeps_folder=bool(chosen.get("working_dir")))
+        return payload
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file in one move."""

@@ -8,13 +8,14 @@ import linecache
 from typing import TYPE_CHECKING, Any
 
 from raykit.client.capture import capture_cell, check_names, with_extra
+from raykit.client.environment import given_variables
 from raykit.client.pipeline import MARK, Pipeline
 from raykit.client.run import Run, start
 from raykit.client.service import service_spec, start_service
 from raykit.errors import CellError, OptionError
 from raykit.jupyter.display import QUIET_S, Said, follow, kernel_ends, watched
 from raykit.spec import TaskSpec, TrainSpec
-from raykit.spec.lines import PipelineLine, ServeLine, Viewing
+from raykit.spec.lines import PipelineLine, ServeLine, Variables, Viewing
 from raykit.spec.training import ON_LOSS
 from raykit.wire.loop import check_cell
 from raykit.wire.payload import RAY_TRAIN, compiled
@@ -24,14 +25,16 @@ if TYPE_CHECKING:
 
     Shown = RunWidget | Said | None
 
+NO_VARIABLES = Variables()
 
-def run_cell(shell: Any, cell: str, spec: TaskSpec, viewing: Viewing) -> Shown:
+
+def run_cell(shell: Any, cell: str, spec: TaskSpec, viewing: Viewing, variables: Variables = NO_VARIABLES) -> Shown:
     """Run a cell on a node."""
     payload = capture_cell(_numbered(cell), shell.user_ns, title=_title(shell), inputs=spec.inputs)
-    return view(shell, start(spec, payload, on=viewing.on), detach=viewing.detach)
+    return view(shell, start(spec, payload, on=viewing.on, env=given_variables(variables.env)), detach=viewing.detach)
 
 
-def train_cell(shell: Any, cell: str, spec: TrainSpec, viewing: Viewing) -> Shown:
+def train_cell(shell: Any, cell: str, spec: TrainSpec, viewing: Viewing, variables: Variables = NO_VARIABLES) -> Shown:
     """Run a cell on every worker of an elastic training run, or the loop of Ray Train that it defines."""
     payload = capture_cell(_numbered(cell), shell.user_ns, title=_title(shell))
     if spec.engine == "ray-train":
@@ -44,11 +47,12 @@ def train_cell(shell: Any, cell: str, spec: TrainSpec, viewing: Viewing) -> Show
         if not isinstance(datasets := shell.user_ns.get(spec.datasets), dict):
             raise OptionError(f"--datasets {spec.datasets!r} is no dict of the notebook.", "Give the name of one: {'train': rows}.")
         payload = with_extra(payload, RAY_TRAIN, {"datasets": datasets, "run_config": None}, called=spec.datasets)
-    return view(shell, start(spec, payload, on=viewing.on), detach=viewing.detach)
+    return view(shell, start(spec, payload, on=viewing.on, env=given_variables(variables.env)), detach=viewing.detach)
 
 
-def pipeline_cell(shell: Any, cell: str, line: PipelineLine, viewing: Viewing) -> Shown:
+def pipeline_cell(shell: Any, cell: str, line: PipelineLine, viewing: Viewing, variables: Variables = NO_VARIABLES) -> Shown:
     """Run a cell in the notebook, and the stages that it defines in the cluster."""
+    env = given_variables(variables.env)
     defined = _define(shell, cell)
     stages = [_named(shell, name) for name in line.stages] if line.stages else defined
     if not line.source:
@@ -63,14 +67,15 @@ def pipeline_cell(shell: Any, cell: str, line: PipelineLine, viewing: Viewing) -
         outputs=(line.output,) if is_name else (),
         priority=line.priority,
     )
-    return view(shell, start(spec, payload, on=viewing.on), detach=viewing.detach)
+    return view(shell, start(spec, payload, on=viewing.on, env=env), detach=viewing.detach)
 
 
-def serve_cell(shell: Any, cell: str, line: ServeLine, viewing: Viewing) -> Shown:
+def serve_cell(shell: Any, cell: str, line: ServeLine, viewing: Viewing, variables: Variables = NO_VARIABLES) -> Shown:
     """Run a cell in the notebook, and serve the stage that it defines; comes back when it takes requests.
 
     An interrupt before that ends it, as it ends the run of another cell; one that is updated goes on.
     """
+    env = given_variables(variables.env)
     defined = _define(shell, cell)
     stages = [_named(shell, line.stage)] if line.stage else defined
     if len(stages) != 1:
@@ -79,7 +84,7 @@ def serve_cell(shell: Any, cell: str, line: ServeLine, viewing: Viewing) -> Show
         )
     options = {"replicas": line.replicas, "slo_s": line.slo_s, "num_warm": line.warm, "priority": line.priority}
     spec = service_spec(stages[0], name=line.name, **options)
-    service = start_service(spec, stages[0], on=viewing.on)
+    service = start_service(spec, stages[0], on=viewing.on, env=env)
     if not viewing.detach:
         try:
             service.wait()

@@ -30,6 +30,7 @@ from raykit.spec.lines import (
     RunLine,
     ScaleLine,
     ServeLine,
+    Variables,
     Viewing,
 )
 from raykit.spec.parse import HelpAsked, Make, complete, nearest, parse_all
@@ -265,8 +266,8 @@ _LINES = {
 }
 
 _CELLS = {
-    "run": _Word((TaskSpec, Viewing), cells.run_cell, "run the cell on a node"),
-    "train": _Word((TrainSpec, Viewing), cells.train_cell, "run the cell as elastic training"),
-    "serve": _Word((ServeLine, Viewing), cells.serve_cell, "serve the stage of the cell over HTTP"),
-    "pipeline": _Word((PipelineLine, Viewing), cells.pipeline_cell, "run the stages of the cell on a source"),
+    "run": _Word((TaskSpec, Viewing, Variables), cells.run_cell, "run the cell on a node"),
+    "train": _Word((TrainSpec, Viewing, Variables), cells.train_cell, "run the cell as elastic training"),
+    "serve": _Word((ServeLine, Viewing, Variables), cells.serve_cell, "serve the stage of the cell over HTTP"),
+    "pipeline": _Word((PipelineLine, Viewing, Variables), cells.pipeline_cell, "run the stages of the cell on a source"),
 }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raykit.errors import OptionError
-from raykit.spec.options import check_range, count, counts, names, one_or_range, option, seconds
+from raykit.spec.options import check_range, count, counts, names, one_or_range, option, seconds, variables
 from raykit.spec.priority import Priority, check_priority, priority_option
 
 DRILLS = ("kill-worker", "hang", "kill-host", "kill-node")
@@ -115,6 +115,16 @@ class Viewing:
 
     on: str | None = option("--on", default=None, help="the cluster; the current one if not given", read=str, metavar="CLUSTER")
     detach: bool = option("--detach", default=False, help="give the prompt back at once; %%ray watch brings the view")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variables:
+    """Variables of the environment of a run's processes. They are no part of its spec: some are secrets."""
+
+    env: tuple[tuple[str, str | None], ...] = option(
+        "--env", default=(), read=variables, metavar="A=B,C",
+        help="variables of the environment: A with this value, C with the kernel's own",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,6 +71,17 @@ def pairs(text: str) -> tuple[tuple[str, str], ...]:
     return found
 
 
+def variables(text: str) -> tuple[tuple[str, str | None], ...]:
+    """Read ``A=1,B`` as (("A", "1"), ("B", None))."""
+    found = []
+    for part in filter(None, map(str.strip, text.split(","))):
+        name, given, value = part.partition("=")
+        if not name.isidentifier():
+            raise ValueError(f"{part!r} is no variable: write NAME=VALUE, or NAME for the kernel's own value")
+        found.append((name, value if given else None))
+    return tuple(found)
+
+
 def words(text: str) -> tuple[str, ...]:
     """Read ``a,b`` as ("a", "b"), whatever the words are made of."""
     return tuple(part.strip() for part in text.split(",") if part.strip())

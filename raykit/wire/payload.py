@@ -22,6 +22,9 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+from raykit.wire.main_module import loads, name_in_main, namespace_of_main
+from raykit.wire.place import Place
+
 SOURCE = "source"
 """The extra of a pipeline that is its source's items, or its function; the body is the callables of its stages, in their order."""
 
@@ -63,6 +66,7 @@ class Payload:
     texts: dict[str, SourceText] = field(default_factory=dict)
     modules: dict[str, ModuleText] = field(default_factory=dict)
     extras: dict[str, bytes] = field(default_factory=dict)
+    place: Place = field(default_factory=Place)
 
     def to_bytes(self) -> bytes:
         return pickle.dumps(self)
@@ -77,22 +81,26 @@ class Payload:
     def open(self) -> Any:
         """Make texts and modules known to this process and give the user's objects."""
         self.known()
-        return pickle.loads(self.body)  # noqa: S301
+        work = loads(self.body)
+        for each in work if isinstance(work, list) else (getattr(work, "function", work),):
+            name_in_main(each)
+        return work
 
     def open_extra(self, name: str) -> Any:
         """Make texts and modules known to this process and give one of the extras."""
         self.known()
-        return pickle.loads(self.extras[name])  # noqa: S301
+        return loads(self.extras[name])
 
     def known(self) -> None:
         """Make texts and modules known to this process."""
         for filename, source in self.texts.items():
             linecache.cache[filename] = (len(source.text), None, source.text.splitlines(keepends=True), filename)
         if self.modules:
-            sys.meta_path.append(_ModuleFinder(self.modules))
+            sys.meta_path.insert(0, _ModuleFinder(self.modules))
 
     def traceback_of(self, error: BaseException) -> str:
         """Give the traceback from the user's first frame on, with cells called as the notebook calls them."""
+        self.place.explain(error)
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_between(frame.filename)]
         lines = ["Traceback (most recent call last):\n", *traceback.format_list(self._named(frames))]
         return "".join([*lines, *traceback.format_exception_only(error)])
@@ -109,16 +117,28 @@ class Payload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellWork:
-    """A cell's text with the names of the notebook that it uses."""
+    """A cell's text with the names of the notebook that it uses.
+
+    ``left_out`` are names that it may read before it sets them, and whose values do not travel; with the reason of each.
+    """
 
     text: str
     filename: str
     names: dict[str, Any]
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> dict[str, Any]:
-        """Run the cell in a namespace of its own and give the namespace."""
-        namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__, **self.names}
-        _awaited(eval(compiled(self.text, self.filename), namespace))  # noqa: S307  (running the user's cell is the purpose)
+        """Run the cell in the namespace of ``__main__`` and return the namespace; in a kernel, in one of its own."""
+        namespace = namespace_of_main()
+        if namespace is None:
+            namespace = {"__name__": "__main__"}
+        namespace.update(self.names, __builtins__=__builtins__)
+        try:
+            _awaited(eval(compiled(self.text, self.filename), namespace))  # noqa: S307  (running the user's cell is the purpose)
+        except NameError as exc:
+            if exc.name in self.left_out:
+                exc.add_note(f"The notebook's {exc.name} did not travel: {self.left_out[exc.name]}")
+            raise
         return namespace
 
 
@@ -149,7 +169,7 @@ def _awaited(made: Any) -> Any:
 
 
 class _ModuleFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
-    """Imports modules that travelled as text; asked last, after the modules that are installed."""
+    """Imports modules that travelled as text; asked first, as the notebook finds what lies beside it first."""
 
     def __init__(self, modules: dict[str, ModuleText]) -> None:
         self._modules = modules

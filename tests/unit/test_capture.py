@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raykit.client import capture
-from raykit.client.capture import capture_cell, free_names
+from raykit.client.capture import capture_cell
 from raykit.errors import CaptureError, CellError
 from raykit.wire.payload import FunctionWork, Payload
 
@@ -19,9 +19,16 @@ def test_only_the_names_that_a_cell_uses_travel():
     assert payload.open().run()["result"] == [0, 3, 6]
 
 
-def test_names_of_inner_scopes_count_and_names_that_the_cell_sets_do_not():
-    text = "import math\ndef f(x):\n    y = x + outer\n    return math.sqrt(y)\nz = [f(k) for k in data]"
-    assert free_names(text, TITLE) - {"range"} == {"outer", "data"}
+def test_names_that_a_cell_sets_anew_travel_and_one_that_only_may_be_read_is_left_out_where_it_does_not_pickle():
+    names = {"count": 41, "data": [3, None], "lock": threading.Lock(), "flag": True}
+    text = "count += 1\ndata = [d for d in data if d]\nif not flag:\n    lock = 1\nresult = count, data"
+    assert capture_cell(text, names, title=TITLE).open().run()["result"] == (42, [3])
+    with pytest.raises(CaptureError, match="'lock'"):
+        capture_cell("lock = [lock]", names, title=TITLE)
+    late = capture_cell("if not flag:\n    lock = 1\nlock.acquire()", names, title=TITLE)
+    with pytest.raises(NameError) as caught:
+        late.open().run()
+    assert "The notebook's lock did not travel: 'lock' (_thread.lock) does not pickle" in late.traceback_of(caught.value)
 
 
 def test_a_syntax_error_is_told_with_its_line_before_anything_starts():

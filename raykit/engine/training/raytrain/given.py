@@ -11,6 +11,7 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig
 from raykit.engine.raydata_context import quiet
 from raykit.engine.run import RunContext, UserCodeError, as_user_error
 from raykit.wire.payload import RAY_TRAIN
+from raykit.wire.place import absolute
 
 MAX_FAILURES = 3  # restarts after the loss of ranks, over the whole run; Ray Train's own default is none
 MAX_FAILED_STARTS = 3  # Ray Train's own default is no limit: a run whose ranks cannot start would never end
@@ -65,7 +66,7 @@ class Given:
         try:
             made = value() if callable(value) and not hasattr(value, "iter_batches") else value
             if isinstance(made, str):
-                made = ray.data.read_parquet(made)
+                made = ray.data.read_parquet(absolute(made))  # Ray's tasks stand elsewhere
             elif hasattr(made, "iloc"):
                 made = ray.data.from_pandas(made)
             elif isinstance(made, list):
