@@ -35,6 +35,7 @@ from raykit.engine.guard import Guard
 from raykit.engine.host import Host
 from raykit.engine.registry import Registry
 from raykit.engine.run import HOST_PREFIX, describe, find_host
+from raykit.engine.screen import shown
 from raykit.engine.setting import NAMESPACE, ClusterSetting
 from raykit.engine.telemetry.telemetry import Telemetry
 from raykit.engine.why import why
@@ -323,6 +324,6 @@ def _read_logs(folder: Path, source: str, tail: int) -> str:
     parts: list[str] = []
     for file in sorted(folder.glob("*.log")):
         if source in ("", file.stem):
-            lines = file.read_text(errors="replace").splitlines()[-tail:]
-            parts.extend(f"{file.stem} | {line}" for line in lines)
+            text = file.read_bytes().decode(errors="replace").removesuffix("\n")  # a line may have other marks in it
+            parts.extend(f"{file.stem} | {shown(line)}" for line in (text.split("\n")[-tail:] if text else ()))
     return "\n".join(parts)

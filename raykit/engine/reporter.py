@@ -6,18 +6,22 @@ host has come back for ``HOST_GRACE_S`` the worker ends itself, so that nothing 
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any, TextIO
 
 import ray
 
 from raykit.engine.folder import RunFolder
+from raykit.engine.screen import Screen, shown
 from raykit.events import Event, LinesPrinted
 
 TICK_S = 0.1
@@ -25,7 +29,12 @@ BEAT_S = 1.0
 PULSE_S = 0.25
 CALL_TIMEOUT_S = 5.0
 HOST_GRACE_S = 60.0
-MAX_LINES_A_TICK = 50
+MAX_LINES_AT_ONCE = 200  # which a view keeps
+MAX_LINES_A_S = 500
+MAX_BYTES_A_TICK = 8_000_000
+MAX_REST_BYTES = 16_000
+OUTPUT, ERRORS = 1, 2
+OPEN_S, MAX_OPEN_S = 0.5, 2.0  # an open line is shown anew so often, less often when that goes on
 MAX_KEPT_EVENTS = 10_000
 
 
@@ -36,21 +45,21 @@ class Reporter:
         """Store; ``pulse`` gives what goes with each call, and makes calls as often as a host must hear of a rank."""
         self._host, self._source, self._folder = host, source, folder
         self._log = f"logs/{source}.log"
-        self._log_file = folder.path / self._log if folder.is_here else None
-        self._unwritten: list[str] = []  # where the file is on another machine
+        self._is_here = folder.is_here
+        self._written = _Written(folder.path / self._log if self._is_here else None)
         self._pulse, self._beat_s = pulse, PULSE_S if pulse else BEAT_S
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may print, or report, in the middle of either
         self._events: list[Event] = []
         self._samples: dict[Any, Event] = {}
-        self._lines: list[str] = []
-        self._num_dropped = 0
+        self._allowance, self._allowed_s = float(MAX_LINES_AT_ONCE), time.monotonic()
+        self._tees: list[_Tee] = []
+        self._open: tuple[str, ...] = ()
+        self._opened_s = self._shown_s = 0.0
         self._wake = threading.Event()
         self._flushes = threading.Condition()
         self._num_asked = self._num_flushed = 0
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name="raykit-reporter", daemon=True)
-        if self._log_file is not None:
-            self._log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def start(self) -> Reporter:
         self._thread.start()
@@ -69,18 +78,21 @@ class Reporter:
         if at_once:
             self._wake.set()
 
-    def line(self, text: str) -> None:
-        """Write a printed line to the file, and send it unless there were too many since the last tick."""
-        with self._lock:
-            if self._log_file is None:
-                self._unwritten.append(text)
-            else:
-                with self._log_file.open("a") as file:
-                    file.write(text + "\n")
-            if len(self._lines) < MAX_LINES_A_TICK:
-                self._lines.append(text)
-            else:
-                self._num_dropped += 1
+    def lines(self, texts: Sequence[str]) -> None:
+        """Write printed lines to the file, from which they are sent, unless there were too many of late."""
+        self._written.write(texts)
+
+    def in_place_of_output(self) -> AbstractContextManager[None]:
+        """Have the file descriptors of output and errors lead to the file."""
+        return self._written.in_place_of(OUTPUT, ERRORS)
+
+    def add(self, tee: _Tee) -> None:
+        """Look at what a stream has open from now on."""
+        self._tees.append(tee)
+
+    def remove(self, tee: _Tee) -> None:
+        """Look at a stream no more."""
+        self._tees.remove(tee)
 
     def flush(self, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
         """Wait until what was given so far, and the pulse as it is now, is with the host, up to ``timeout_s``."""
@@ -102,7 +114,6 @@ class Reporter:
             self._wake.wait(TICK_S)
             self._wake.clear()
             closing, asked = self._closing, self._num_asked
-            self._write_down()
             events = self._take()
             if events or asked > self._num_flushed or time.monotonic() - sent_s > self._beat_s:
                 sent_s = time.monotonic()
@@ -121,22 +132,48 @@ class Reporter:
             if closing:
                 return
 
-    def _write_down(self) -> None:
-        """Add the lines since the last tick to a file on another machine."""
-        with self._lock:
-            lines, self._unwritten = self._unwritten, []
-        if lines:
-            with suppress(ray.exceptions.RayError):  # without a head there is nobody to read them
-                self._folder.append(self._log, "".join(f"{line}\n" for line in lines))
+    def _printed(self, now_s: float) -> tuple[tuple[str, ...], int]:
+        """Return the lines since the last tick that are sent, and the number of the others."""
+        self._allowance = min(MAX_LINES_AT_ONCE, self._allowance + MAX_LINES_A_S * (now_s - self._allowed_s))
+        self._allowed_s = now_s
+        sent: list[str] = []
+        num_dropped = 0
+        while text := self._written.read():
+            if not self._is_here:
+                with suppress(ray.exceptions.RayError):  # without a head there is nobody to read them
+                    self._folder.append(self._log, text)
+            lines = text.split("\n")[:-1]
+            num_sent = min(len(lines), int(self._allowance))
+            self._allowance -= num_sent
+            sent += map(shown, lines[:num_sent])
+            num_dropped += len(lines) - num_sent
+        return tuple(sent), num_dropped
 
     def _take(self) -> list[Event]:
+        tees = list(self._tees)
+        for tee in tees:
+            tee.settle()
+        now_s, open_lines = time.monotonic(), tuple(line for tee in tees for line in tee.open_lines())
+        lines, num_dropped = self._printed(now_s)
+        open_lines += (self._written.rest,) if self._written.rest else ()
         with self._lock:
             events = [*self._events, *self._samples.values()]
-            if self._lines or self._num_dropped:
-                lines = LinesPrinted(source=self._source, lines=tuple(self._lines), num_dropped=self._num_dropped)
-                events.append(lines)
-            self._events, self._samples, self._lines, self._num_dropped = [], {}, [], 0
+            self._events, self._samples = [], {}
+        if lines or num_dropped or self._shows(open_lines, now_s):
+            events.append(LinesPrinted(source=self._source, lines=lines, num_dropped=num_dropped, open_lines=open_lines))
+            self._open, self._shown_s = open_lines, now_s
         return events
+
+    def _shows(self, open_lines: tuple[str, ...], now_s: float) -> bool:
+        """Return whether open lines are news. A line that is complete at the next tick is none."""
+        if not open_lines:
+            self._opened_s = 0.0
+            return bool(self._open)
+        if not self._opened_s:
+            self._opened_s = now_s
+            return False
+        rest_s = min(MAX_OPEN_S, max(OPEN_S, (now_s - self._opened_s) / 30))
+        return open_lines != self._open and now_s - self._shown_s >= rest_s
 
     def _keep(self, events: list[Event]) -> None:
         with self._lock:
@@ -152,37 +189,108 @@ class Reporter:
         return True
 
 
+class _Written:
+    """The file of what a worker prints, also what its forked children print; read from where it was read last.
+
+    Lines are in it before a print returns: the last ones before a crash say most.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        """Open it; without a path one of this machine's own, which has no name."""
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
+        if file is None:
+            with tempfile.TemporaryFile() as made:
+                self._file = os.dup(made.fileno())
+            fcntl.fcntl(self._file, fcntl.F_SETFL, flags)
+        else:
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._file = os.open(file, flags, 0o600)
+        self._at = os.fstat(self._file).st_size
+        self.rest = ""
+
+    def write(self, lines: Sequence[str]) -> None:
+        """Add lines, in one write: others add theirs."""
+        left = memoryview("".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"))
+        while left:
+            left = left[os.write(self._file, left) :]
+
+    def read(self) -> str:
+        """Return the whole lines since the last call, up to a number of bytes; what is left of them is ``rest``."""
+        data = os.pread(self._file, MAX_BYTES_A_TICK, self._at)
+        end = data.rfind(b"\n") + 1
+        if not end and len(data) == MAX_BYTES_A_TICK:
+            data, end = data + b"\n", len(data) + 1
+        self._at += min(end, MAX_BYTES_A_TICK)
+        self.rest = shown(data[end:][-MAX_REST_BYTES:].decode(errors="replace"))
+        return data[:end].decode(errors="replace")
+
+    @contextmanager
+    def in_place_of(self, *descriptors: int) -> Iterator[None]:
+        """Have what goes to file descriptors written here: that of programs, and of code that is not Python's."""
+        kept = [os.dup(each) for each in descriptors]
+        for each in descriptors:
+            os.dup2(self._file, each)
+        try:
+            yield
+        finally:
+            for each, earlier in zip(descriptors, kept, strict=True):
+                os.dup2(earlier, each)
+                os.close(earlier)
+
+
 @contextmanager
-def captured(reporter: Reporter) -> Iterator[None]:
-    """Send what this process prints to the reporter, line by line."""
+def captured(reporter: Reporter, *, programs: bool = True) -> Iterator[None]:
+    """Send what this process prints to the reporter, line by line; what its programs print too, unless that is left out."""
     out, err = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _Tee(out, reporter), _Tee(err, reporter)
+    out.flush()
+    err.flush()
+    tees = _Tee(out, reporter), _Tee(err, reporter)
+    sys.stdout, sys.stderr = tees
     try:
-        yield
+        with reporter.in_place_of_output() if programs else nullcontext():
+            yield
     finally:
-        for tee in (sys.stdout, sys.stderr):
-            if isinstance(tee, _Tee):
-                tee.flush_rest()
+        for tee in tees:
+            tee.end()
         sys.stdout, sys.stderr = out, err
 
 
 class _Tee(io.TextIOBase):
-    """A text stream that hands whole lines on. A carriage return starts the line anew, as bars mean it."""
+    """A text stream that hands on what a terminal would show, line by line."""
 
     def __init__(self, under: TextIO, reporter: Reporter) -> None:
-        self._under, self._reporter, self._rest = under, reporter, ""
+        self._under, self._reporter, self._screen = under, reporter, Screen()
+        self._lock = threading.RLock()  # a signal's handler may print in the middle of a print
+        os.register_at_fork(after_in_child=self._begin_in_child)
+        reporter.add(self)
 
     def write(self, text: str) -> int:
-        self._rest += text
-        *lines, self._rest = self._rest.split("\n")
-        for line in lines:
-            self._reporter.line(line.rpartition("\r")[2])
+        with self._lock:
+            if done := self._screen.write(text):
+                self._reporter.lines(done)
         return len(text)
 
-    def flush_rest(self) -> None:
-        if self._rest:
-            self._reporter.line(self._rest.rpartition("\r")[2])
-            self._rest = ""
+    def _begin_in_child(self) -> None:
+        """Let a forked child print: its lines are read by the parent, from the file."""
+        self._lock, self._screen = threading.RLock(), Screen()
+
+    def settle(self) -> None:
+        """Hand on what is complete, as far as that can be said."""
+        with self._lock:
+            if done := self._screen.settle():
+                self._reporter.lines(done)
+
+    def open_lines(self) -> tuple[str, ...]:
+        """Return what is still being written."""
+        with self._lock:
+            return self._screen.open_lines()
+
+    def end(self) -> None:
+        """Hand on what is left."""
+        with self._lock:
+            if done := self._screen.close():
+                self._reporter.lines(done)
+        self._reporter.remove(self)
 
     def flush(self) -> None:
         self._under.flush()

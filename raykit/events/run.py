@@ -71,11 +71,15 @@ class UserFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinesPrinted:
-    """What a worker printed, and how many lines were left out of the view (the file has them)."""
+    """What a worker printed, and how many lines were left out of the view (the file has them).
+
+    ``open_lines`` are those that it is still writing, such as a bar's; they stand for all that were open before.
+    """
 
     source: str
     lines: tuple[str, ...]
     num_dropped: int = 0
+    open_lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

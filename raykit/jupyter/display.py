@@ -26,6 +26,7 @@ SAVED_S = 5.0
 QUIET_S = 2.0
 LOOK_WAIT_S = 1.0  # for the samplers of a cluster that is looked at
 ENDING_S, ENDING_LOOK_S = 1.0, 0.02  # so long after an interrupt a kernel may hear that it is to end
+MAX_OPEN = 400  # characters of the line that is being written
 TICK_S = 1.0  # a run without news is looked at so often
 
 
@@ -213,17 +214,27 @@ class _Lines:
 
 
 class _Printer:
-    """Prints the lines of a run that were not printed yet."""
+    """Prints the lines of a run that were not printed yet, and the one that is being written, over and over."""
 
     def __init__(self) -> None:
-        self._num_printed = 0
+        self._num_printed = self._num_dropped = 0
+        self._open = ""
 
     def show(self, view: RunView) -> None:
-        new = view.num_lines - self._num_printed
-        if new <= 0:
-            return
-        self._num_printed = view.num_lines
-        if new > len(view.lines):
-            print(f"... {new - len(view.lines)} lines more: %ray logs {view.name}")  # noqa: T201
-        for line in view.lines[-new:]:
-            print(line.text)  # noqa: T201
+        new = view.num_lines - view.num_lines_dropped - self._num_printed
+        dropped = view.num_lines_dropped - self._num_dropped + max(0, new - len(view.lines))
+        self._num_printed, self._num_dropped = self._num_printed + new, view.num_lines_dropped
+        lines = [line.text for line in view.lines[-new:]] if new else []
+        if dropped:
+            lines.append(f"... {dropped} lines more: %ray logs {view.name}")
+        being_written = "   ".join(line.text for line in view.open_lines)[:MAX_OPEN]
+        if lines or being_written != self._open:
+            print(self._over("".join(f"{line}\n" for line in lines) + being_written), end="", flush=True)  # noqa: T201
+            self._open = being_written
+
+    def _over(self, text: str) -> str:
+        """Return a text that is written over the open line, with spaces where its first line is shorter."""
+        if not self._open:
+            return text
+        first, newline, rest = text.partition("\n")
+        return f"\r{first.ljust(len(self._open))}{newline}{rest}"

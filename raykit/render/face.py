@@ -116,7 +116,7 @@ def face_of(view: RunView) -> Face:
         held=_held(view),
         outputs=", ".join(f"{output.name} ({size(output.num_bytes)})" for output in view.outputs),
         error=f"{view.error_where or 'the run'}: {view.error}" if view.error else "",
-        lines=tuple(f"{line.source} | {line.text}" for line in shown),
+        lines=tuple(f"{line.source} | {line.text}" for line in (*shown, *view.open_lines[-NUM_LINES:])),
         num_lines_hidden=view.num_lines - len(shown),
         past=past_of(view),
     )

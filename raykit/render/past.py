@@ -74,7 +74,7 @@ def past_of(view: RunView) -> Past:
         steps=_points(view.work, begun) if view.run_kind == "training" else (),
         charts=tuple(_charts(view, begun)),
         rates=tuple(_thinned(_points(stage.rate.past, begun)) for stage in view.stages) if view.run_kind != "training" else (),
-        logs=tuple(_logs(view.lines)),
+        logs=tuple(_logs((*view.lines, *view.open_lines))),
     )
 
 

@@ -104,7 +104,7 @@ def _run_waited(view: RunView, event: ev.RunWaited, _: float) -> RunView:
 def _run_ended(view: RunView, event: ev.RunEnded, at_unix_s: float) -> RunView:
     closed = tuple(changed(slot, released_at_unix_s=slot.released_at_unix_s or at_unix_s) for slot in view.slots)
     view = changed(view, state=event.state, ended_at_unix_s=at_unix_s, reason="", slots=closed)
-    return changed(view, error=event.error or view.error)
+    return changed(view, error=event.error or view.error, open_lines=())
 
 
 def _output_ready(view: RunView, event: ev.OutputReady, _: float) -> RunView:
@@ -118,7 +118,10 @@ def _user_failed(view: RunView, event: ev.UserFailed, _: float) -> RunView:
 
 def _lines_printed(view: RunView, event: ev.LinesPrinted, _: float) -> RunView:
     lines = (*view.lines, *(LineView(source=event.source, text=text) for text in event.lines))[-MAX_LINES:]
-    return changed(view, lines=lines, num_lines=view.num_lines + len(event.lines) + event.num_dropped)
+    others = (line for line in view.open_lines if line.source != event.source)
+    open_lines = (*others, *(LineView(source=event.source, text=text) for text in event.open_lines))
+    num_lines, num_dropped = view.num_lines + len(event.lines) + event.num_dropped, view.num_lines_dropped + event.num_dropped
+    return changed(view, lines=lines, open_lines=open_lines, num_lines=num_lines, num_lines_dropped=num_dropped)
 
 
 def _slots_held(view: RunView, event: ev.SlotsHeld, at_unix_s: float) -> RunView:

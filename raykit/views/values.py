@@ -349,6 +349,10 @@ class RunView:
     outputs: tuple[OutputView, ...] = ()
     lines: tuple[LineView, ...] = ()
     num_lines: int = 0
+    num_lines_dropped: int = 0
+    """How many of ``num_lines`` were never among ``lines``, since too many came at once."""
+    open_lines: tuple[LineView, ...] = ()
+    """What is still being written, such as bars."""
     error: str = ""
     error_where: str = ""
     traceback_text: str = ""

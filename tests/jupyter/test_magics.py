@@ -197,6 +197,24 @@ def test_no_magic_needs_ray_in_the_kernel(kernel):
     assert "42 False" in mine.run("import sys; print(answer, 'ray' in sys.modules)")
 
 
+def test_a_cell_sets_names_anew_stands_in_its_folder_and_tells_of_an_edited_module(kernel, tmp_path):
+    (tmp_path / "config.txt").write_text("of my notebook")
+    (tmp_path / "helper_beside.py").write_text("RATE = 1\n")
+    mine = kernel()
+    mine.run(UP)
+    mine.run(f"%cd {tmp_path}\nimport os, helper_beside\nos.environ['OWN'] = 'own'\ncount = 41")
+    (tmp_path / "helper_beside.py").write_text("RATE = 2\n")
+    shown = mine.run(
+        "%%ray run -o count --env WORD=hi,OWN\ncount += helper_beside.RATE\ndisplay(count)\n"
+        "print(open('config.txt').read(), os.environ['WORD'], os.environ['OWN'])"
+    )
+    assert "helper_beside.py was edited after this kernel imported it (RATE)" in shown
+    assert "43\n" in shown
+    assert "of my notebook hi own" in shown
+    assert "43" in mine.run("print(count)")
+    assert "the kernel has no such variable" in mine.run("%%ray run --env NOT_THERE\n1")
+
+
 @pytest.mark.slow
 def test_a_dead_head_is_told_and_a_new_cluster_takes_the_run_up_in_the_same_kernel(kernel):
     mine = kernel()

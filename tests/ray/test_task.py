@@ -47,6 +47,65 @@ def test_what_a_function_prints_is_seen_and_kept_in_a_file(cluster):
     assert run.logs(tail=500).count("line ") == 500
 
 
+def test_what_a_terminal_would_show_is_seen_also_of_programs_and_children_and_while_it_is_written(cluster, until, tmp_path):
+    def talk(seen):
+        import multiprocessing
+        import subprocess
+        import time
+
+        print("alpha\r\nbeta\r")
+        print("10% done", end="\r")
+        while not seen.exists():
+            time.sleep(0.05)
+        print("100% done", end="\r", flush=True)
+        print()
+        subprocess.run(["printf", "of a program\\n1%%\\r99%%\\n"], check=True)
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            pool.map(print, ["of a child"])
+        for number in range(150):
+            print("line", number)
+
+    run = rk.run(talk, tmp_path / "seen", name="talks")
+    until(lambda: "10% done" in run.logs() and "10% done" in [line.text for line in run.view.open_lines])
+    (tmp_path / "seen").touch()
+    run.wait()
+    lines = ["alpha", "beta", "100% done", "of a program", "99%", "of a child", *(f"line {number}" for number in range(150))]
+    assert run.logs().splitlines() == [f"cell | {line}" for line in lines]
+    assert [line.text for line in run.view.lines] == lines
+    assert not run.view.open_lines
+
+
+def test_every_kind_of_run_stands_in_the_notebook_s_folder_with_its_variables(cluster, tmp_path, monkeypatch):
+    (tmp_path / "config.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+
+    def see(row=None):
+        from pathlib import Path
+
+        return {"seen": Path("config.txt").read_text() + os.environ["WORD"] + (row or {}).get("seen", "")}
+
+    def source():
+        yield see()
+
+    env = {"WORD": "!"}
+    once, twice = {"seen": "mine!"}, {"seen": "mine!mine!"}
+    assert rk.run(see, env=env).wait().result == once
+    assert rk.Pipeline([see]).run(source, env=env).wait().result.to_pandas().to_dict("records") == [twice]
+    assert rk.train(see, env=env).wait().result == once
+    service = rk.serve(see, name="stands", env=env).wait()
+    assert service(once) == twice
+    service.stop()
+    service.run.wait()
+
+    def write():
+        from pathlib import Path
+
+        Path("written.txt").write_text("by a run")
+
+    rk.run(write).wait()
+    assert (tmp_path / "written.txt").read_text() == "by a run"
+
+
 def test_a_worker_that_starts_has_no_more_of_the_cpus_than_one_that_works(cluster):
     assert rk.run(os.nice, 0).wait().result == os.nice(0)
 

@@ -8,11 +8,11 @@ import pytest
 from raykit.client.observed import Journal, ObservedRun
 from raykit.commands import Apply, Drill, Resize, Stop
 from raykit.errors import RunError
-from raykit.events import Record, RunEnded
+from raykit.events import LinesPrinted, Record, RunEnded
 from raykit.jupyter.buttons import carry_out
-from raykit.jupyter.display import WIDGET_S, _Widget
+from raykit.jupyter.display import WIDGET_S, _Printer, _Widget
 from raykit.jupyter.widget import RunWidget
-from raykit.views import fold
+from raykit.views import RunView, fold
 from raykit.views.examples import examples, pipeline
 
 MAX_BYTES_S = 64_000
@@ -109,6 +109,25 @@ def test_a_quick_task_shows_no_view_unless_something_went_wrong(sent, door, caps
     face.show(run.view)
     face.finish(run.view)
     assert bool(sent) == bool(capsys.readouterr().out) == shown
+
+
+def test_lines_are_printed_once_and_the_one_that_is_written_over_and_over(capsys):
+    printer, view, number = _Printer(), RunView(name="talks"), 0
+
+    def shown(*lines, open_lines=(), dropped=0):
+        nonlocal view, number
+        number += 1
+        event = LinesPrinted(source="cell", lines=lines, num_dropped=dropped, open_lines=open_lines)
+        view = fold(view, Record(number=number, at_unix_s=0, run="talks", event=event))
+        printer.show(view)
+        return capsys.readouterr().out
+
+    assert shown("one", "two") == "one\ntwo\n"
+    assert shown("three", dropped=5) == "three\n... 5 lines more: %ray logs talks\n"
+    assert shown(open_lines=("10%", "20%")) == "10%   20%"
+    assert shown(open_lines=("100%",)) == "\r100%     "
+    assert shown("100%", "done") == "\r100%\ndone\n"
+    assert shown("four") == "four\n"
 
 
 def test_a_quick_task_with_a_card_that_is_not_good_shows_its_view(sent, door):

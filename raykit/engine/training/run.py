@@ -139,7 +139,8 @@ class TrainingRun:
         if events:
             self._crew.wake.set()
         first = (self._crew.workers_of(self._worlds.asked) or ("w1", "w1.0"))[0]
-        return [_folded(event) if isinstance(event, LinesPrinted) and source != first else event for event in events]
+        folded = (_folded(event) if isinstance(event, LinesPrinted) and source != first else event for event in events)
+        return [event for event in folded if event is not None]
 
     def stored_dataset(self, number: int, make: bytes) -> str:
         """Store the rows of the run's Ray Dataset of that number, once, and give their path; blocking."""
@@ -470,5 +471,6 @@ def _as_event(decision: Decision) -> Decided:
     return Decided(decision=type(decision).__name__, about=tuple(about), reason=getattr(decision, "reason", ""))
 
 
-def _folded(event: LinesPrinted) -> LinesPrinted:
-    return replace(event, lines=(), num_dropped=event.num_dropped + len(event.lines))
+def _folded(event: LinesPrinted) -> LinesPrinted | None:
+    num_dropped = event.num_dropped + len(event.lines)
+    return replace(event, lines=(), open_lines=(), num_dropped=num_dropped) if num_dropped else None

@@ -65,13 +65,13 @@ class Worker:
             slot: the number of the slot that it holds, None for a spare.
             leader: the first worker of its replica, None where it is that itself.
         """
+        self._leader, self._payload = leader, folder.payload()  # first: torch is to be imported with the user's variables
         with uncollected():
             from raykit.engine.device import device
             from raykit.engine.training.member import Member
             from raykit.engine.training.rendezvous import open_store
 
         self._host, self._folder, self._spec, self._worker, self._slot = host, folder, spec, worker, slot
-        self._leader, self._payload = leader, folder.payload()
         self._node_id = ray.get_runtime_context().get_node_id()
         address = ray.util.get_node_ip_address()
         self._member = Member(worker, device(), address, self)
@@ -187,7 +187,7 @@ class Worker:
 
     def _train(self) -> None:
         limit_threads(self._spec.cpus_per_worker)
-        with captured(self._reporter):
+        with captured(self._reporter, programs=False):  # gloo's C++ tells of each connection
             try:
                 self._surround()
                 self._namespace = self._payload.open().run()

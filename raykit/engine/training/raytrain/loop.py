@@ -55,7 +55,7 @@ def _run(host: Any, folder: RunFolder) -> None:
     source = f"rank-{rank}"
     reporter = Reporter(host, source, folder).start()
     try:
-        with captured(reporter):
+        with captured(reporter, programs=False):
             try:
                 call_loop(payload.open())
             except BaseException as exc:  # a loop may also leave by sys.exit

@@ -80,7 +80,8 @@ class RayTrainRun:
                 self._held.add(event.holder)
             if isinstance(event, SlotsReleased):
                 self._held.discard(event.holder)
-        return [_folded(event) if isinstance(event, LinesPrinted) and source != FIRST else event for event in events]
+        folded = (_folded(event) if isinstance(event, LinesPrinted) and source != FIRST else event for event in events)
+        return [event for event in folded if event is not None]
 
     def _wait_for_slots(self, num_further_cpus: int) -> None:
         """Wait as other runs wait: Ray Train itself gives up when its slots do not come free within minutes.
@@ -177,5 +178,6 @@ def _storage(context: RunContext) -> Path:
     return context.folder / "ray-train"
 
 
-def _folded(event: LinesPrinted) -> LinesPrinted:
-    return replace(event, lines=(), num_dropped=event.num_dropped + len(event.lines))
+def _folded(event: LinesPrinted) -> LinesPrinted | None:
+    num_dropped = event.num_dropped + len(event.lines)
+    return replace(event, lines=(), open_lines=(), num_dropped=num_dropped) if num_dropped else None
