@@ -286,6 +286,7 @@ def run(
     cpus: float = 1,
     gpus: float = 0,
     priority: Priority = "normal",
+    on: str | None = None,
     env: Mapping[str, str] | None = None,
     **kwargs: Any,
 ) -> Run:
@@ -300,6 +301,7 @@ def run(
         cpus: CPU slots that it holds.
         gpus: GPUs that it holds.
         priority: ``"low"``, ``"normal"`` or ``"high"``.
+        on: the cluster; the current one if not given.
         env: variables of its process's environment, set before the function's modules are imported.
         kwargs: see ``args``.
 
@@ -310,7 +312,7 @@ def run(
     spec = TaskSpec(name=name, num_cpus=cpus, num_gpus=gpus, outputs=("result",), priority=priority)
     work = FunctionWork(function=function, args=args, kwargs=kwargs)
     named = {getattr(function, "__name__", "function"): function, **{f"argument {n}": arg for n, arg in enumerate(args)}, **kwargs}
-    return start(spec, pack(work, named, {}), env=env)
+    return start(spec, pack(work, named, {}), on=on, env=env)
 
 
 def train(
@@ -333,6 +335,7 @@ def train(
     engine: Any = "raykit",
     datasets: Mapping[str, Any] | None = None,
     priority: Priority = "normal",
+    on: str | None = None,
     env: Mapping[str, str] | None = None,
     **kwargs: Any,
 ) -> Run:
@@ -365,9 +368,10 @@ def train(
             others do the step again without it.
         engine: ``raykit``, or ``ray-train``.
         datasets: what Ray Train's ``get_dataset_shard`` gives to the loop, by name: functions that make a Ray Dataset, Datasets,
-            DataFrames, lists of rows, or paths of Parquet files.
+            DataFrames, lists of rows, paths, or ``rk.files`` of them.
         priority: ``"low"``, ``"normal"`` or ``"high"``: it lends what it can spare to runs of a higher one that wait, and
             takes what it asks for from elastic training of a lower one.
+        on: the cluster; the current one if not given.
         env: variables of the environment of each rank's process, set before the function's modules are imported.
         kwargs: see ``args``.
 
@@ -416,7 +420,7 @@ def train(
         payload = with_extra(payload, "on_loss", on_loss)
     if datasets or run_config:
         payload = with_extra(payload, RAY_TRAIN, {"datasets": dict(datasets or {}), "run_config": run_config}, called="datasets")
-    return start(spec, payload, env=env)
+    return start(spec, payload, on=on, env=env)
 
 
 def _check_call(caller: Callable[..., Any], function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

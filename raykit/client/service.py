@@ -19,6 +19,7 @@ from raykit.spec import ServiceSpec
 from raykit.spec.priority import Priority
 from raykit.spec.rows import as_json
 from raykit.spec.service import TOKEN_FILE
+from raykit.spec.words import nearest_named
 
 POLL_S = 1.0
 ANSWER_S = 60.0
@@ -141,6 +142,7 @@ class Service:
         return f"Service {self.name} is {state} at {self.url}\nFrom Python: rk.service({self.name!r})({{...}}); by HTTP: {ask}"
 
 
+@nearest_named
 def serve(
     work: Callable[..., Any],
     *,
@@ -193,6 +195,7 @@ def start_service(spec: ServiceSpec, work: Callable[..., Any], *, on: str | None
     return Service(run, version=view.service.asked if view.service else 1)
 
 
+@nearest_named
 def service(name: str, *, on: str | None = None) -> Service:
     """Give a service that was started before.
 

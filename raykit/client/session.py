@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from raykit.client.cluster import Cluster, health_of
 from raykit.cluster import record as records
@@ -21,12 +22,16 @@ from raykit.errors import (
     ClusterLostError,
     MissingPackageError,
     NoClusterError,
+    OptionError,
     RunError,
     RunNameTakenError,
     RunNotFoundError,
 )
 from raykit.events import CLUSTER, RunAccepted
 from raykit.spec import ClusterSpec
+from raykit.spec.cluster import NodeGpus, Place
+from raykit.spec.options import one_or_range
+from raykit.spec.words import nearest_named, values_of
 from raykit.store.log import Log
 from raykit.views import ClusterView, RunView, fold
 
@@ -37,14 +42,71 @@ if TYPE_CHECKING:
 _current: Cluster | None = None
 
 
-def up(name: str = "local", **options: Any) -> Cluster:
-    """Give the cluster ``name``, started if it is not there; it outlives this process.
+def up(
+    name: str = "local",
+    *,
+    on: Place | None = None,
+    cpus: float | None = None,
+    gpus: float | None = None,
+    simulate_gpus: int | None = None,
+    nodes: int | tuple[int, int] | str | None = None,
+    dashboard: bool | None = None,
+    object_store: int | str | None = None,
+    sample_every: float | str | None = None,
+    profile: Literal["standard", "small"] | None = None,
+    hosts: Sequence[str] | str | None = None,
+    key: str | None = None,
+    ssh_config: str | None = None,
+    python: str | None = None,
+    machine: str | None = None,
+    region: str | None = None,
+    user: str | None = None,
+    spot: bool | None = None,
+    infra: str | None = None,
+    gpus_per_node: str | int | NodeGpus | None = None,
+    memory: int | str | None = None,
+    image: str | None = None,
+    namespace: str | None = None,
+    context: str | None = None,
+    kubeconfig: str | None = None,
+    queue: str | None = None,
+    tolerate: Sequence[str] | str | None = None,
+    node_selector: Mapping[str, str] | str | None = None,
+    together: str | None = None,
+    service_account: str | None = None,
+    labels: Mapping[str, str] | str | None = None,
+    volumes: Mapping[str, str] | str | None = None,
+    idle: float | str | None = None,
+    idle_gpus: float | str | None = None,
+    price: float | None = None,
+    max_cost: float | str | None = None,
+    budget: float | None = None,
+    delete_after: float | str | None = None,
+    **fields: Any,
+) -> Cluster:
+    """Return the cluster ``name``, started if it is not there; it outlives this process.
+
+    The words are those of ``%ray up``, whose ``--help`` tells what each is for and where; texts are read as there
+    (``idle="20m"``), so are the forms of Python: ``nodes=(0, 8)``, ``labels={"team": "vision"}``, ``hosts=["a", "b"]``.
 
     Args:
         name: how it is called.
-        options: the other fields of :class:`raykit.spec.ClusterSpec`, such as ``num_cpus=4`` or ``place="k8s"``.
+        on: where it is: local, ssh, aws, gcp, sky, k8s or fake.
+        cpus: CPU slots of each node.
+        gpus: GPUs of each node.
+        nodes: Ray nodes, or (least, most).
+        idle: suspend it when nothing has run for so many seconds, or ``"20m"``; ``delete_after`` and ``sample_every`` alike.
+        memory: bytes of each worker, or ``"16G"``; ``object_store`` alike.
+        idle_gpus: share of a GPU, or ``"5%"``.
+        max_cost: an hour, or ``"30/h"``.
+        fields: names of the fields of :class:`raykit.spec.ClusterSpec`, such as ``num_cpus``, are understood too.
+
+    Raises:
+        OptionError: a wrong word (the nearest is named), a value that cannot be, or what this place does not know.
+        ClusterDiffersError: it is up with other options.
+        ClusterError: it cannot be made.
     """
-    return up_spec(spec_of(name, **options))
+    return up_spec(spec_of(name, **_given(locals())))
 
 
 def up_spec(spec: ClusterSpec, *, told: Told = print) -> Cluster:
@@ -66,6 +128,13 @@ def spec_of(name: str = "local", **options: Any) -> ClusterSpec:
     return replace(known.spec, **options)
 
 
+def _given(words: dict[str, Any], command: str = "rk.up") -> dict[str, Any]:
+    """Return the fields of the spec that a call's words mean: those that were given."""
+    more = words.pop("fields")
+    given = {word: value for word, value in words.items() if value is not None and word != "name"}
+    return values_of(ClusterSpec, given | more, command=command)
+
+
 def _refuse_two_places(spec: ClusterSpec) -> None:
     """Let no name stand for clusters in two places: who says it later could mean either."""
     found = records.find(spec.name)
@@ -73,9 +142,54 @@ def _refuse_two_places(spec: ClusterSpec) -> None:
         refuse_difference(found, spec)
 
 
-def plan(name: str = "local", **options: Any) -> Plan:
-    """Say what ``up`` with the same options would make; nothing is made."""
-    return plan_spec(spec_of(name, **options))
+def plan(
+    name: str = "local",
+    *,
+    on: Place | None = None,
+    cpus: float | None = None,
+    gpus: float | None = None,
+    simulate_gpus: int | None = None,
+    nodes: int | tuple[int, int] | str | None = None,
+    dashboard: bool | None = None,
+    object_store: int | str | None = None,
+    sample_every: float | str | None = None,
+    profile: Literal["standard", "small"] | None = None,
+    hosts: Sequence[str] | str | None = None,
+    key: str | None = None,
+    ssh_config: str | None = None,
+    python: str | None = None,
+    machine: str | None = None,
+    region: str | None = None,
+    user: str | None = None,
+    spot: bool | None = None,
+    infra: str | None = None,
+    gpus_per_node: str | int | NodeGpus | None = None,
+    memory: int | str | None = None,
+    image: str | None = None,
+    namespace: str | None = None,
+    context: str | None = None,
+    kubeconfig: str | None = None,
+    queue: str | None = None,
+    tolerate: Sequence[str] | str | None = None,
+    node_selector: Mapping[str, str] | str | None = None,
+    together: str | None = None,
+    service_account: str | None = None,
+    labels: Mapping[str, str] | str | None = None,
+    volumes: Mapping[str, str] | str | None = None,
+    idle: float | str | None = None,
+    idle_gpus: float | str | None = None,
+    price: float | None = None,
+    max_cost: float | str | None = None,
+    budget: float | None = None,
+    delete_after: float | str | None = None,
+    **fields: Any,
+) -> Plan:
+    """Return what :func:`up` with the same words would make; nothing is made.
+
+    Raises:
+        OptionError: as of :func:`up`.
+    """
+    return plan_spec(spec_of(name, **_given(locals(), command="rk.plan")))
 
 
 def plan_spec(spec: ClusterSpec) -> Plan:
@@ -83,9 +197,26 @@ def plan_spec(spec: ClusterSpec) -> Plan:
     return provider(spec.place).plan(spec)
 
 
-def scale(name: str | None = None, *, num_nodes: int | tuple[int, int]) -> Cluster:
-    """Let a cluster have so many nodes, or as many as runs need within a range."""
+@nearest_named
+def scale(
+    name: str | None = None, nodes: int | tuple[int, int] | str = 0, *, num_nodes: int | tuple[int, int] | None = None
+) -> Cluster:
+    """Change a cluster's number of nodes: 3, or (2, 8) or ``"2:8"`` for as many as runs need.
+
+    Args:
+        name: of the cluster; the current one if not given.
+        nodes: how many.
+        num_nodes: the same.
+
+    Raises:
+        OptionError: no number was given.
+        ClusterError: its place cannot have so many.
+    """
     global _current  # noqa: PLW0603
+    wanted = nodes if num_nodes is None else num_nodes
+    num_nodes = one_or_range(wanted) if isinstance(wanted, str) else wanted
+    if not num_nodes:
+        raise OptionError("rk.scale: no number of nodes was given.", 'Write rk.scale("NAME", 3), or (2, 8).')
     cluster = get(name)
     scaled = Cluster(cluster.place.scale(cluster.record, num_nodes))
     if _current is not None and _current.name == scaled.name:
@@ -94,6 +225,7 @@ def scale(name: str | None = None, *, num_nodes: int | tuple[int, int]) -> Clust
     return scaled
 
 
+@nearest_named
 def suspend(name: str | None = None) -> str:
     """Give a cluster's machines back and keep what brings it up again.
 
@@ -107,6 +239,7 @@ def suspend(name: str | None = None) -> str:
     return f"Cluster {cluster.name} is suspended. Bring it back: %ray up {cluster.name}"
 
 
+@nearest_named
 def use(name: str) -> Cluster:
     """Make a cluster that is up the current one.
 
@@ -157,6 +290,7 @@ def clusters() -> list[Cluster]:
     return [Cluster(record) for record in records.find_all()]
 
 
+@nearest_named
 def down(name: str | None = None) -> str:
     """End a cluster (the current one if no name is given); its log and its runs stay. None to end is fine."""
     global _current  # noqa: PLW0603
@@ -193,11 +327,13 @@ def _bring_home(record: ClusterRecord) -> None:
         cluster.mirror()
 
 
+@nearest_named
 def status(name: str | None = None) -> ClusterView:
     """Give the nodes of a cluster with their slots, and what their machines and GPUs use now."""
     return get(name).status()
 
 
+@nearest_named
 def runs(name: str | None = None) -> list[RunView]:
     """Give the runs of a cluster, newest first; of one that is gone, from its log."""
     try:
@@ -223,6 +359,7 @@ def views_in_log(path: Any) -> list[RunView]:
     return sorted([*views.values(), *earlier], key=lambda view: view.accepted_at_unix_s or 0, reverse=True)
 
 
+@nearest_named
 def watch(name: str) -> Run:
     """Give a run by name, with all that was missed; ``digits`` means its newest."""
     from raykit.client.run import Run
@@ -232,11 +369,13 @@ def watch(name: str) -> Run:
     return run
 
 
+@nearest_named
 def stop(name: str) -> None:
     """Ask a run to end at its next commit or batch. One that is over stays as it is."""
     get().ask(lambda door: door.command(Stop(run=name)))
 
 
+@nearest_named
 def resume(name: str, *, on: str | None = None) -> Run:
     """Start a run that was stopped, failed or lost again, from its last checkpoint or its first row.
 
@@ -279,6 +418,7 @@ def _folder_elsewhere(name: str, here: str) -> str | None:
     return view.folder if Path(view.folder).exists() else None  # of a cluster elsewhere only its events are here
 
 
+@nearest_named
 def connect(name: str | None = None) -> Any:
     """Make this process a Ray driver of the cluster: ``ray.init`` with the right address and token."""
     from raykit.engine.connect import connect as as_driver

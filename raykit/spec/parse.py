@@ -89,6 +89,7 @@ def _parser(kinds: tuple[type[Any], ...], command: str) -> argparse.ArgumentPars
     parser = _Parser(prog=command, description=description, add_help=False, allow_abbrev=False)
     for each in (each for kind in kinds for each in _options_of(kind)):
         flags, text, read, metavar = each.metadata["option"]
+        text = text.replace("%", "%%")  # argparse takes its help for a format
         if read is None:
             parser.add_argument(*flags, dest=each.name, action="store_true", default=NOT_GIVEN, help=text)
         elif flags[0].startswith("-"):
