@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import glob
 import inspect
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from raykit.client.capture import pack, with_extra
 from raykit.client.run import Run, start
-from raykit.errors import InputError, OptionError, SourceError
-from raykit.spec import PipelineSpec, SourceSpec, StageSpec
+from raykit.client.sources import describe_source
+from raykit.errors import InputError, OptionError
+from raykit.spec import PipelineSpec, StageSpec
+from raykit.spec.files import file_options
 from raykit.spec.pipeline import ANY_REPLICAS
 from raykit.spec.priority import Priority
-from raykit.spec.rows import rows_in
+from raykit.spec.words import nearest_named
 from raykit.wire.payload import SOURCE, Payload
 
 Work = TypeVar("Work", bound=Callable[..., Any])
 MARK = "__raykit_stage__"
 ON_ERROR = "__raykit_on_error__"
 COST = "__raykit_cost__"
-
-FORMATS = {
-    **dict.fromkeys((".parquet", ".pq"), "parquet"),
-    ".csv": "csv",
-    **dict.fromkeys((".json", ".jsonl"), "json"),
-    **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"), "images"),
-    **dict.fromkeys((".txt", ".md"), "text"),
-}
 
 
 @overload
@@ -149,6 +141,7 @@ class Pipeline:
     def __init__(self, stages: Sequence[Callable[..., Any]]) -> None:
         self.stages = list(stages)
 
+    @nearest_named
     def run(
         self,
         source: Any,
@@ -156,6 +149,10 @@ class Pipeline:
         name: str = "pipeline",
         limit: int | None = None,
         output: str | None = None,
+        format: str | None = None,  # noqa: A002  (the word of the magic)
+        encoding: str | None = None,
+        separator: str | None = None,
+        as_text: Sequence[str] | str = (),
         priority: Priority = "normal",
         on: str | None = None,
         env: Mapping[str, str] | None = None,
@@ -164,14 +161,18 @@ class Pipeline:
 
         Args:
             source: an iterable of rows (other items become ``{"item": item}``), which is taken in whole before anything
-                starts, up to ``limit``; a path or glob or URL; a table of pandas; or a function, which is called in the
-                cluster. One that yields or returns rows is read while the stages work, and may be endless with ``limit``;
-                one that returns a Ray Dataset is called a second time, to make it. A function gives its rows in the same
-                order each time: where its process dies, or a run is taken up, it is begun again, and the rows that are
-                there are left out by their place.
+                starts, up to ``limit``; a path, a pattern, a URL, or :func:`raykit.files` of one; a table of pandas; or a
+                function, which is called in the cluster. One that yields or returns rows is read while the stages work, and
+                may be endless with ``limit``; one that returns a Ray Dataset is called a second time, to make it. A function
+                gives its rows in the same order each time: where its process dies, or a run is taken up, it is begun again,
+                and the rows that are there are left out by their place.
             name: how the run is called.
             limit: take only so many rows.
             output: folder or URL for the Parquet parts, if not the run's own folder.
+            format: of the files at a path, where their names do not say it: see :func:`raykit.files`, also for the next three.
+            encoding: of files of text.
+            separator: between the fields of CSV files.
+            as_text: columns of CSV files that stay text.
             priority: ``"low"``, ``"normal"`` or ``"high"``; elastic training of a lower one lends what it waits for.
             on: the cluster; the current one if not given.
             env: variables of the environment of the source's and each replica's process, set before their modules are imported.
@@ -179,8 +180,10 @@ class Pipeline:
 
         Raises:
             InputError: no stage, or an empty or unknown source.
+            OptionError: a value that cannot be, or how to read files with a source that is no path.
         """
-        return start(*self.prepare(source, name=name, limit=limit, output=output, priority=priority), on=on, env=env)
+        read: dict[str, Any] = {"format": format, "encoding": encoding, "separator": separator, "as_text": as_text}
+        return start(*self.prepare(source, name=name, limit=limit, output=output, priority=priority, **read), on=on, env=env)
 
     def prepare(
         self,
@@ -191,14 +194,17 @@ class Pipeline:
         output: str | None = None,
         outputs: tuple[str, ...] = (),
         priority: Priority = "normal",
+        **read: Any,
     ) -> tuple[PipelineSpec, Payload]:
-        """Check everything that can be checked here, and give what travels."""
+        """Check everything that can be checked here, and return what travels; ``read`` is how files are read."""
         if not self.stages:
             raise InputError(
                 "The pipeline has no stage.", "Mark a function or a class with @rk.stage(...), or name stages by --stages."
             )
         specs = tuple(stage_spec(each) for each in self.stages)
-        described, value = describe_source(source, limit=limit)
+        described, value = describe_source(source, limit=limit, options=file_options(**read))
+        if described.left_out:
+            print(f"Of {described.label} is not read, as no {described.format}: {described.left_out}.")  # noqa: T201  (before it starts)
         spec = PipelineSpec(
             name=name,
             source=described,
@@ -210,52 +216,6 @@ class Pipeline:
         )
         payload = pack(self.stages, {each.name: work for each, work in zip(specs, self.stages, strict=True)}, {})
         return spec, with_extra(payload, SOURCE, value, called=described.label or SOURCE)
-
-
-def describe_source(source: Any, *, limit: int | None = None) -> tuple[SourceSpec, Any]:
-    """Say what a source is, and give what of it must travel: of an iterable all rows, so an endless one needs a ``limit``.
-
-    Raises:
-        SourceError: it is empty, not there, or of no known form.
-    """
-    if isinstance(source, str | Path):
-        return _describe_path(str(source)), None
-    if callable(source):
-        return SourceSpec(form="function", label=getattr(source, "__name__", "function")), source
-    rows = rows_in(source)
-    if rows is None:
-        raise SourceError(
-            f"A {type(source).__name__} is no source.",
-            "Give an iterable of rows, a path, or a function that makes rows or a Ray Dataset.",
-        )
-    most = None if limit is None else max(1, limit)
-    taken = source[:most] if isinstance(source, range) else list(itertools.islice(rows, most))
-    if not taken:
-        raise SourceError("The source is empty.", "Give at least one row; an iterator that was used up before gives none.")
-    return SourceSpec(form="items"), taken
-
-
-def _describe_path(path: str) -> SourceSpec:
-    if "://" in path:
-        return SourceSpec(form="path", paths=(path,), format=_format_of(path), label=path)
-    if glob.has_magic(path):
-        found = sorted(glob.glob(str(Path(path).expanduser()), recursive=True))
-    else:
-        found = [path] if Path(path).expanduser().exists() else []
-    if not found:
-        raise SourceError(f"Nothing is at {path} (looked from {Path.cwd()}).", "Correct the path, or give an absolute one.")
-    absolute = tuple(str(Path(each).expanduser().resolve()) for each in found)
-    first = Path(absolute[0])
-    if first.is_dir():
-        files = [file for file in sorted(first.rglob("*")) if file.is_file() and not file.name.startswith(("_", "."))]
-        if not files:
-            raise SourceError(f"The folder {path} has no file.", "Give a folder with data.")
-        return SourceSpec(form="path", paths=absolute, format=_format_of(str(files[0])), label=path)
-    return SourceSpec(form="path", paths=absolute, format=_format_of(absolute[0]), label=path)
-
-
-def _format_of(path: str) -> str:
-    return FORMATS.get(Path(path).suffix.lower(), "binary")
 
 
 def stage_name(work: Callable[..., Any]) -> str:

@@ -86,12 +86,20 @@ class StageSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSpec:
-    """Where rows come from: ``items`` and a ``function`` travel in the payload, a ``path`` is read in the cluster."""
+    """Where rows come from: ``items`` and a ``function`` travel in the payload, a ``path`` is read in the cluster.
+
+    How the files of a path are read is said as in :class:`raykit.spec.files.FileOptions`; ``left_out`` names those that lie
+    there and are no data.
+    """
 
     form: Literal["items", "function", "path"]
     paths: tuple[str, ...] = ()
     format: str = ""
     label: str = ""
+    encoding: str = ""
+    separator: str = ""
+    as_text: tuple[str, ...] = ()
+    left_out: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,9 @@
 """Sources that are functions: their rows flow while they are made."""
 
 import ctypes
+import gzip
 import itertools
+import json
 import os
 import signal
 import threading
@@ -48,6 +50,36 @@ def _counted(count, *, waits_at, folder):
 
 def _pids(folder):
     return {int(file.name.removeprefix("pid-")) for file in folder.glob("pid-*")}
+
+
+def test_files_are_read_in_their_order_whatever_lies_beside_them(cluster, tmp_path):
+    docs = [{"id": number, "text": "wörd " * (number % 7), "big": 2**53 + number if number % 3 else None} for number in range(3000)]
+    for part in range(3):
+        lines = "".join(json.dumps(doc, ensure_ascii=False) + "\n" for doc in docs[part * 1000 : (part + 1) * 1000])
+        (tmp_path / f"part-{part}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "README.md").write_text("# Three files")
+    (tmp_path / "_SUCCESS").touch()
+    with pytest.raises(RunFailedError, match=r"failed in the source: SourceError: .*part-1\.jsonl\.gz, line 2 is no JSON"):
+        _with_a_broken_file(tmp_path).wait()
+    for limit in (None, 1500):
+        table = rk.Pipeline([keep]).run(str(tmp_path), limit=limit).wait().result.to_pandas().sort_values("id")
+        assert table["id"].tolist() == [doc["id"] for doc in docs[:limit]]
+        assert table["text"].tolist() == [doc["text"] for doc in docs[:limit]]
+    csv = tmp_path / "table.csv"
+    csv.write_bytes("id;town\n007;Köln\n".encode("latin-1"))
+    table = rk.Pipeline([keep]).run(csv, encoding="latin-1").wait().result.to_pandas()
+    assert table.to_dict("records") == [{"id": "007", "town": "Köln"}]
+    (tmp_path / "none").mkdir()
+    pd.DataFrame({"x": pd.Series([], dtype="int64")}).to_parquet(tmp_path / "none" / "a.parquet")
+    assert len(rk.Pipeline([keep]).run(tmp_path / "none").wait().result.to_pandas()) == 0
+
+
+def _with_a_broken_file(folder):
+    broken = folder / ".broken"
+    broken.mkdir()
+    (broken / "part-0.jsonl").write_text('{"x": 1}\n' * 10)
+    (broken / "part-1.jsonl.gz").write_bytes(gzip.compress(b'{"x": 1}\n{"x": \n'))
+    return rk.Pipeline([keep]).run(broken)
 
 
 def test_rows_flow_before_their_generator_is_over(cluster, until, tmp_path):

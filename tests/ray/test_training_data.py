@@ -68,6 +68,17 @@ def test_parquet_files_are_seen_row_by_row_once_an_epoch_also_when_a_rank_is_los
     assert _disturbed(files, until) == pytest.approx(EXPECTED)
 
 
+def test_files_of_json_lines_are_stored_once_and_their_rows_are_seen_once_an_epoch(cluster, tmp_path):
+    for number in range(2):
+        rows = range(number * ROWS // 2, (number + 1) * ROWS // 2)
+        pd.DataFrame({"x": rows}).to_json(tmp_path / f"part-{number}.jsonl.gz", orient="records", lines=True)
+    (tmp_path / "README.md").write_text("# Two files")
+    run = rk.train(total, str(tmp_path), workers=2, name="lines").wait()
+    assert run.result == pytest.approx(EXPECTED)
+    assert [path.name for path in _folder(run).iterdir()] == ["1"]
+    assert "is not read, as no json: README.md" in run.logs()
+
+
 @pytest.mark.slow
 def test_a_stream_is_seen_once_an_epoch_also_when_a_rank_is_lost(cluster, until):
     assert _disturbed(Stream(), until) == pytest.approx(EXPECTED)

@@ -7,9 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from raykit.engine.files import blocks
 from raykit.engine.training.feed import Cut
-from raykit.engine.training.rows import Ahead, ParquetRows, loaded, source_of, to_device
+from raykit.engine.training.rows import Ahead, loaded, parquet_rows, source_of, stored_rows, to_device
+from raykit.engine.training.stored import StoredBlocks, store
 from raykit.errors import InputError
+from raykit.store.files import listed, path_source
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def stored(tmp_path):
 
 @pytest.mark.parametrize("path", ["", "/*.parquet", "/part-1.parquet"])
 def test_parquet_rows_come_by_index_in_the_order_that_was_asked(stored, path):
-    rows = ParquetRows(f"{stored}{path}")
+    rows = parquet_rows(path_source(f"{stored}{path}"))
     assert rows.num_rows == (15 if "part-1" in path else 25)
     first = 10 if "part-1" in path else 0
     at = np.array([14, 0, 7, 3])
@@ -45,15 +48,67 @@ def test_parquet_rows_come_by_index_in_the_order_that_was_asked(stored, path):
 
 
 def test_parquet_at_a_url_is_read_too(stored):
-    assert ParquetRows(f"file://{stored}").num_rows == 25
+    assert parquet_rows(path_source(f"file://{stored}")).num_rows == 25
 
 
 def test_parquet_that_is_not_there_or_empty_is_refused(tmp_path):
     with pytest.raises(InputError, match="Nothing is at"):
-        ParquetRows(str(tmp_path / "none"))
+        path_source(str(tmp_path / "none"))
     pq.write_table(pa.table({"x": pa.array([], pa.int64())}), tmp_path / "empty.parquet")
     with pytest.raises(InputError, match="no rows"):
-        ParquetRows(str(tmp_path))
+        parquet_rows(path_source(str(tmp_path)))
+
+
+def _stored(path, folder):
+    source = path_source(str(path))
+    folder.mkdir()
+    store(blocks(listed(source).files, source), folder)
+    return stored_rows(StoredBlocks.at(str(folder)))
+
+
+def test_files_without_an_index_give_the_batches_of_a_parquet_file(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "n": [1, 2, 3, 4],
+            "x": [0.5, 1.0, 2.0, 3.0],
+            "pair": [[1, 2], [3, 4], [5, 6], [7, 8]],
+            "name": ["a", "b", "ä", "d"],
+            "is_good": [True, False, True, True],
+        }
+    )
+    frame.to_parquet(tmp_path / "a.parquet")
+    frame.to_json(tmp_path / "a.jsonl.gz", orient="records", lines=True)
+    at = np.array([3, 0, 2])
+    wanted = parquet_rows(path_source(str(tmp_path / "a.parquet"))).take(at)
+    found = _stored(tmp_path / "a.jsonl.gz", tmp_path / "json").take(at)
+    assert found.keys() == wanted.keys()
+    for name, values in wanted.items():
+        assert found[name].tolist() == values.tolist() if isinstance(values, torch.Tensor) else found[name] == values
+        assert isinstance(found[name], list) or found[name].dtype == values.dtype
+    frame.drop(columns="pair").to_csv(tmp_path / "a.csv", index=False)
+    rows = _stored(tmp_path / "a.csv", tmp_path / "csv")
+    assert rows.take(at)["n"].tolist() == wanted["n"].tolist()
+    assert rows.rows(at)[0]["name"] == "d"
+
+
+def test_a_column_has_one_type_in_all_blocks(tmp_path):
+    for name, frame in (("a", {"x": [1, 2], "n": [1, None], "id": [2**53 + 1, None]}), ("b", {"x": [0.5], "n": [3], "y": ["q"]})):
+        pq.write_table(pa.table(frame), tmp_path / f"{name}.parquet")
+        lines = (
+            pa.table(frame).to_pandas().to_json(orient="records", lines=True)
+            if name == "b"
+            else ('{"x": 1, "n": 1, "id": 9007199254740993}\n{"x": 2, "n": null, "id": null}\n')
+        )
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    for rows in (parquet_rows(path_source(f"{tmp_path}/*.parquet")), _stored(f"{tmp_path}/*.jsonl", tmp_path / "stored")):
+        batch = rows.take(np.array([0, 1, 2]))
+        assert batch["x"].tolist() == [1.0, 2.0, 0.5]
+        assert batch["n"][[0, 2]].tolist() == [1.0, 3.0]
+        assert batch["n"].isnan().tolist() == [False, True, False]
+        assert batch["id"] == [2**53 + 1, None, None]
+        assert batch["y"] == [None, None, "q"]
+        for at in (0, 2):
+            assert rows.take(np.array([at]))["x"].dtype == torch.float64
 
 
 def test_every_row_of_a_loop_is_seen_once_an_epoch_whatever_the_form(stored):

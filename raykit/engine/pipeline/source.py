@@ -6,10 +6,12 @@ import inspect
 import itertools
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import Any
 
 from raykit.engine.pipeline import raydata
+from raykit.engine.pipeline.filereader import file_blocks
 from raykit.engine.pipeline.flow import Piece
 from raykit.engine.pipeline.reader import WHERE
 from raykit.engine.pipeline.row_order import source_keys
@@ -67,8 +69,11 @@ class Source:
 
     def _loop(self) -> None:
         try:
-            for given in self._pieces():
-                self._put(given)
+            with closing(self._blocks()) as blocks:
+                for given in self._pieces(blocks):
+                    self._put(given)
+                    if self._closed.is_set():
+                        return
             self._put(None)
         except Exception as exc:
             self._put(exc)
@@ -81,10 +86,10 @@ class Source:
                 continue
             return
 
-    def _pieces(self) -> Iterator[Given]:
+    def _pieces(self, blocks: Iterator[raydata.SourceBlock]) -> Iterator[Given]:
         """Cut blocks at the borders of spans."""
         begun = 0
-        for block, num_rows, num_bytes in self._blocks():
+        for block, num_rows, num_bytes in blocks:
             start = 0
             while start < num_rows:
                 span, number = divmod(begun, self._span_rows)
@@ -102,10 +107,13 @@ class Source:
         streamed = self._stream.num_rows if self._stream is not None else None
         self.num_rows = begun if streamed is None else streamed
 
-    def _blocks(self) -> Iterator[raydata.SourceBlock]:
+    def _blocks(self) -> Generator[raydata.SourceBlock]:
         if self._stream is not None:
             written = next(span for span in itertools.count() if span not in self._written)
             yield from self._stream.blocks(skip=written * self._span_rows)
             if not self._stream.is_dataset:
                 return
+        if self._spec.source.form == "path":
+            yield from file_blocks(self._spec.source, limit=self._spec.limit)
+            return
         yield from raydata.blocks_of(self._spec.source, self._value, limit=self._spec.limit, rows_a_block=self._span_rows)

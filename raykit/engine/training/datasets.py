@@ -1,4 +1,4 @@
-"""Ray Datasets as training data: run once by the host, and stored as Parquet files that every rank reads by index.
+"""Ray Datasets, and files without an index, as training data: read once by the host, and stored for every rank by index.
 
 So they have the promise of indexed data: each row once an epoch, whatever becomes of the ranks, also in a run that is
 taken up again. The price is their size on disk, in the run's folder.
@@ -14,9 +14,13 @@ from typing import Any
 
 import ray
 
+from raykit.engine.files import blocks
 from raykit.engine.raydata_context import quiet
 from raykit.engine.run import RunContext
+from raykit.engine.training.stored import store
 from raykit.errors import InputError
+from raykit.spec import SourceSpec
+from raykit.store.files import listed
 
 ROWS_A_GROUP = 8192
 LEAST_FREE_CPUS = 1
@@ -33,7 +37,8 @@ class Datasets:
         """Give where a set lies in the run's folder, after its rows are stored; blocking.
 
         Raises:
-            InputError: the function made no Ray Dataset, or one without rows, or needs more CPUs than are free.
+            InputError: the function made no Ray Dataset, or one without rows, or needs more CPUs than are free; a file cannot
+                be read.
         """
         name = f"data/{number}"
         folder = self._context.folder / name
@@ -49,6 +54,10 @@ class Datasets:
     def _store(self, make: bytes, draft: Path) -> None:
         self._context.payload().known()
         dataset = pickle.loads(make)()  # noqa: S301  (came from a worker of this run)
+        if isinstance(dataset, SourceSpec):
+            if not store(blocks(listed(dataset).files, dataset), draft):
+                raise InputError(f"The files at {dataset.label} have no rows.", "Give at least one row.")
+            return
         if not hasattr(dataset, "iter_batches"):
             raise InputError(f"The training set's function made a {type(dataset).__name__}.", "Let it make a Ray Dataset.")
         if ray.available_resources().get("CPU", 0) < LEAST_FREE_CPUS:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +15,11 @@ from raykit.engine.training.batches import Batches, Plan
 from raykit.engine.training.loop_state import LoopState
 from raykit.engine.training.rows import Counted, Sampled, loaded, prefetched, source_of
 from raykit.engine.training.step import numbers_of
+from raykit.engine.training.stored import StoredBlocks, as_it_is
 from raykit.errors import InputError
 from raykit.events import WorkerBusy
+from raykit.spec import SourceSpec
+from raykit.store.files import path_source, resolved
 
 
 class Job:
@@ -84,7 +89,7 @@ class Job:
 
         Args:
             dataset: a map-style dataset, a list, a dict or tuple of arrays, a DataFrame or an Arrow table; a path or URL of
-                Parquet files; a function that makes a Ray Dataset (called once in the run, its rows stored in the run's
+                files, or ``rk.files`` of one (rows of other formats than Parquet are stored once, in the run's folder); a function that makes a Ray Dataset (called once in the run, its rows stored in the run's
                 folder); an iterable, of which each rank goes through all rows, in its own order, and which must give them
                 in the same order each time; or a ``DataLoader``, whose dataset, batches (of its sampler, which every rank
                 asks), ``collate_fn`` and ``drop_last`` are taken over, ``num_workers`` as well for a map-style dataset. Its
@@ -297,7 +302,17 @@ class Job:
             loop.progress.pass_by(self._end)
 
     def _stored(self, dataset: Any) -> Any:
-        """Have a function's Ray Dataset stored, once for all ranks, and give its path."""
+        """Have a function's Ray Dataset stored once for all ranks, and files whose rows have no index; return what was stored."""
+        if isinstance(dataset, str | os.PathLike):
+            dataset = path_source(os.fspath(dataset))
+        if isinstance(dataset, SourceSpec):
+            dataset = resolved(dataset)
+            if dataset.left_out and self.rank == 0:
+                print(f"Of {dataset.label} is not read, as no {dataset.format}: {dataset.left_out}.")  # noqa: T201  (into its log)
+            if dataset.format == "parquet":
+                return dataset
+            self._num_datasets += 1
+            return StoredBlocks.at(self._loop.around.stored_dataset(self._num_datasets, partial(as_it_is, dataset)))
         if not callable(dataset) or isinstance(dataset, Iterable) or hasattr(dataset, "__getitem__"):
             return dataset
         self._num_datasets += 1

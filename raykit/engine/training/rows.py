@@ -1,4 +1,4 @@
-"""Where a training loop's rows come from: anything with an index, Parquet files, or a stream.
+"""Where a training loop's rows come from: anything with an index, files, or a stream.
 
 All give rows as ``default_collate`` makes a batch of them: dicts or tuples whose first axis is the batch.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import random
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Protocol
@@ -17,8 +17,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset, default_collate
 
+from raykit.engine.files import opened, with_columns
 from raykit.engine.training.feed import WINDOW_BLOCKS, Cut, Indices, global_batch, steps_per_epoch
+from raykit.engine.training.stored import Column, ColumnTypes, StoredBlocks, column_of_values, is_large, types_of_group
 from raykit.errors import InputError
+from raykit.spec import SourceSpec
+from raykit.store.files import File, listed, path_source
 
 
 class Source(Protocol):
@@ -53,7 +57,7 @@ def source_of(
     """Make the source of a loop.
 
     Args:
-        data: what ``job.batches`` takes, but for a ``DataLoader``.
+        data: what ``job.batches`` takes, but for a ``DataLoader``, and for files that are not Parquet: of these what was stored.
         batch_size: of the global batch.
         epochs: how often each row is given.
         seed: of the order of rows.
@@ -65,7 +69,9 @@ def source_of(
         InputError: ``data`` is of no known form, or has no rows.
     """
     if isinstance(data, str | os.PathLike):
-        rows: Rows | ParquetRows = ParquetRows(os.fspath(data))
+        data = path_source(os.fspath(data))
+    if isinstance(data, SourceSpec | StoredBlocks):
+        rows: Rows | BlockRows = parquet_rows(data) if isinstance(data, SourceSpec) else stored_rows(data)
         return Indexed(rows, batch_size, epochs, seed, collate, drop_last=drop_last, first_epoch=first_epoch)
     if isinstance(data, IterableDataset) or (isinstance(data, Iterable) and not hasattr(data, "__getitem__")):
         if isinstance(data, Iterator):
@@ -162,33 +168,23 @@ class Rows:
         return [self._data[int(index)] for index in indices]
 
 
-class ParquetRows:
-    """Rows of Parquet files: one, a folder of them, or a pattern, at a path or any URL that fsspec knows.
+ReadBlock = Callable[[int], dict[str, np.ndarray[Any, Any]]]
+"""Returns the columns of a block by its number."""
 
-    A row group is a block; ``WINDOW_BLOCKS`` of them are held in memory.
+
+class BlockRows:
+    """Rows by index that lie in blocks, of which ``WINDOW_BLOCKS`` are held in memory.
+
+    A column has one type in all blocks: whole numbers are floats where some block has floats, and a row without the column has
+    NaN there, or None where it has no numbers.
     """
 
-    def __init__(self, path: str) -> None:
-        import fsspec
-        import pyarrow.parquet as pq
-
-        self._filesystem, root = fsspec.core.url_to_fs(path)
-        found = self._filesystem.glob(root) if any(mark in root for mark in "*?[") else [root]
-        if not any(map(self._filesystem.exists, found)):
-            raise InputError(f"Nothing is at {path}.", "Give a Parquet file, a folder of them, or a pattern.")
-        folders = [each for each in found if self._filesystem.isdir(each)]
-        inside = [file for each in folders for file in self._filesystem.find(each) if file.endswith(".parquet")]
-        files = sorted({each for each in found if each not in folders} | set(inside))
-        self._groups = []
-        for file in files:
-            with self._filesystem.open(file) as opened:
-                metadata = pq.ParquetFile(opened).metadata
-                self._groups += [(file, group, metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)]
-        self.blocks = tuple(rows for _, _, rows in self._groups)
+    def __init__(self, num_rows: Sequence[int], columns: Sequence[Column], read: ReadBlock) -> None:
+        """Store; ``read`` returns the columns of the block of a number."""
+        self.blocks = tuple(num_rows)
         self.num_rows = sum(self.blocks)
-        if self.num_rows == 0:
-            raise InputError(f"The Parquet files at {path} have no rows.", "Give at least one row.")
         self._begins = np.concatenate([[0], np.cumsum(self.blocks)])
+        self._wanted, self._read_block = {each.name: each for each in columns}, read
         self._columns = lru_cache(maxsize=WINDOW_BLOCKS + 1)(self._read)
 
     def take(self, indices: Indices) -> Any:
@@ -208,15 +204,49 @@ class ParquetRows:
         blocks = np.searchsorted(self._begins, indices, side="right") - 1
         parts = [(self._columns(int(block)), indices[blocks == block] - self._begins[block]) for block in np.unique(blocks)]
         place = np.argsort(np.argsort(blocks, kind="stable"), kind="stable")
-        return {name: np.concatenate([columns[name][at] for columns, at in parts])[place] for name in parts[0][0]}
+        return {name: _end_to_end([columns[name][at] for columns, at in parts])[place] for name in self._wanted}
 
     def _read(self, block: int) -> dict[str, np.ndarray[Any, Any]]:
-        import pyarrow.parquet as pq
+        found = self._read_block(block)
+        return {name: _of_one_type(found.get(name), each, self.blocks[block]) for name, each in self._wanted.items()}
 
-        file, group, _ = self._groups[block]
-        with self._filesystem.open(file) as opened:
-            table = pq.ParquetFile(opened).read_row_group(group)
-        return {name: _column_of(table.column(name)) for name in table.column_names}
+
+def parquet_rows(source: SourceSpec) -> BlockRows:
+    """Return the rows of Parquet files by index; a row group is a block.
+
+    Raises:
+        InputError: nothing is there, or no rows.
+    """
+    import pyarrow.parquet as pq
+
+    groups: list[tuple[File, int, int]] = []
+    types = ColumnTypes()
+    for file in listed(source).files:
+        with opened(file, seekable=True) as stream:
+            parquet = pq.ParquetFile(stream)
+            for at in range(parquet.metadata.num_row_groups):
+                if num_rows := (group := parquet.metadata.row_group(at)).num_rows:
+                    groups.append((file, at, num_rows))
+                    types.add({name: None for name, _ in file.columns} | types_of_group(parquet.schema_arrow, group))
+    if not groups:
+        raise InputError(f"The Parquet files at {source.label} have no rows.", "Give at least one row.")
+
+    def read(block: int) -> dict[str, np.ndarray[Any, Any]]:
+        file, group, _ = groups[block]
+        with opened(file, seekable=True) as stream:
+            return _columns_of_table(with_columns(pq.ParquetFile(stream).read_row_group(group), file))
+
+    return BlockRows([rows for _, _, rows in groups], types.columns(), read)
+
+
+def stored_rows(stored: StoredBlocks) -> BlockRows:
+    """Return the rows of files of another format by index, from the run's folder, where the host stored them."""
+
+    def read(block: int) -> dict[str, np.ndarray[Any, Any]]:
+        found = stored.read(block)
+        return _columns_of_rows(found) if isinstance(found, list) else _columns_of_table(found)
+
+    return BlockRows(stored.num_rows, stored.columns, read)
 
 
 class Indexed:
@@ -224,7 +254,7 @@ class Indexed:
 
     def __init__(
         self,
-        rows: Rows | ParquetRows,
+        rows: Rows | BlockRows,
         batch_size: int,
         epochs: int,
         seed: int,
@@ -435,7 +465,7 @@ def _columns_of(data: Any) -> dict[Any, Any]:
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         raise InputError(
             f"A {type(data).__name__} is no training set.",
-            "Give a map-style dataset, a list, a dict of arrays, a DataFrame, an iterable, a path of Parquet files, or a function "
+            "Give a map-style dataset, a list, a dict of arrays, a DataFrame, an iterable, a path of files, or a function "
             "that makes a Ray Dataset.",
         )
     return {}
@@ -469,8 +499,34 @@ def _column_of(column: Any) -> np.ndarray[Any, Any]:
     if isinstance(chunk.type, pa.FixedShapeTensorType):
         tensors: np.ndarray[Any, Any] = chunk.to_numpy_ndarray()
         return tensors
+    if is_large(chunk):
+        return _in_one_axis(chunk.to_pylist())
     values = np.asarray(chunk.to_numpy(zero_copy_only=False))
     return _in_one_axis([_numbers(each) for each in values]) if values.dtype == object else values
+
+
+def _columns_of_table(table: Any) -> dict[str, np.ndarray[Any, Any]]:
+    return {name: _column_of(table.column(name)) for name in table.column_names}
+
+
+def _columns_of_rows(rows: list[dict[str, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+    return {name: column_of_values([row.get(name) for row in rows]) for name in dict.fromkeys(name for row in rows for name in row)}
+
+
+def _of_one_type(values: np.ndarray[Any, Any] | None, column: Column, num_rows: int) -> np.ndarray[Any, Any]:
+    """Return a block's values in the type that the column has in all blocks; of a block without the column, nothings."""
+    if values is None:
+        return np.full(num_rows, np.nan if column.dtype is not None else None, dtype=column.dtype or object)
+    if column.dtype is None or values.dtype == column.dtype or not np.can_cast(values.dtype, column.dtype):
+        return values
+    return values.astype(column.dtype)
+
+
+def _end_to_end(columns: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    """Return the parts of a column as one array; where they go together by no type or shape, as one of objects."""
+    if len({(each.dtype.kind in "biuf", each.shape[1:]) for each in columns}) == 1 or len(columns) == 1:
+        return np.concatenate(columns)
+    return _in_one_axis([value for each in columns for value in each])
 
 
 def _in_one_axis(values: list[Any]) -> np.ndarray[Any, Any]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import ray.data
 from ray.train import FailureConfig, LoggingConfig, RunConfig
 
+from raykit.engine.files import blocks
 from raykit.engine.raydata_context import quiet
 from raykit.engine.run import RunContext, UserCodeError, as_user_error
+from raykit.spec import SourceSpec
+from raykit.store.files import File, listed, path_source, resolved
 from raykit.wire.payload import RAY_TRAIN
 from raykit.wire.place import absolute
 
@@ -65,8 +71,10 @@ class Given:
     def _dataset(self, name: str, value: Any) -> ray.data.Dataset:
         try:
             made = value() if callable(value) and not hasattr(value, "iter_batches") else value
-            if isinstance(made, str):
-                made = ray.data.read_parquet(absolute(made))  # Ray's tasks stand elsewhere
+            if isinstance(made, str | os.PathLike):
+                made = path_source(absolute(os.fspath(made)))  # Ray's tasks stand elsewhere
+            if isinstance(made, SourceSpec):
+                made = _dataset_of(resolved(made))
             elif hasattr(made, "iloc"):
                 made = ray.data.from_pandas(made)
             elif isinstance(made, list):
@@ -76,9 +84,21 @@ class Given:
         if not hasattr(made, "iter_batches"):
             raise UserCodeError(
                 f"the dataset {name!r}",
-                f"It is a {type(made).__name__}. Give a function that makes a Ray Dataset, a DataFrame, a list of rows, or a path "
-                "of Parquet files.",
+                f"It is a {type(made).__name__}. Give a function that makes a Ray Dataset, a DataFrame, a list of rows, or a path.",
                 "",
             )
         quiet(made.context)
         return made
+
+
+def _dataset_of(source: SourceSpec) -> ray.data.Dataset:
+    """Return the rows of files as a Ray Dataset, which reads them when it is gone through."""
+    found = listed(source).files
+    if source.format == "parquet" and not any(file.columns for file in found):
+        return ray.data.read_parquet([file.path for file in found])
+    return ray.data.from_items([{"file": number} for number in range(len(found))]).flat_map(partial(_rows, found, source))
+
+
+def _rows(found: Sequence[File], source: SourceSpec, row: dict[str, int]) -> Iterator[dict[str, Any]]:
+    for block, _, _ in blocks([found[row["file"]]], source):
+        yield from block if isinstance(block, list) else block.to_pylist()
