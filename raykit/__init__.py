@@ -33,9 +33,32 @@ if TYPE_CHECKING:
         use,
         watch,
     )
+    from raykit.client.sources import files
     from raykit.engine.device import device
     from raykit.engine.training.elastic import elastic
-    from raykit.errors import RaykitError
+    from raykit.errors import (
+        CapacityError,
+        CaptureError,
+        CellError,
+        ClusterDiffersError,
+        ClusterError,
+        ClusterLostError,
+        InputError,
+        MissingPackageError,
+        NoClusterError,
+        OptionError,
+        RaykitError,
+        RequestError,
+        RunError,
+        RunFailedError,
+        RunLostError,
+        RunNameTakenError,
+        RunNotFoundError,
+        RunStoppedError,
+        SourceError,
+        UpdateRefusedError,
+        WaitTimeoutError,
+    )
     from raykit.jupyter.picker import ClusterPicker
 
 __version__ = "0.1.0"
@@ -49,26 +72,53 @@ _HOMES = {
         *("clusters", "connect", "doctor", "down", "plan", "resume", "runs", "scale", "status", "stop", "suspend"),
         *("up", "use", "watch"),
     ),
+    "raykit.client.sources": ("files",),
     "raykit.engine.device": ("device",),
     "raykit.engine.training.elastic": ("elastic",),
-    "raykit.errors": ("RaykitError",),
+    "raykit.errors": (
+        *("RaykitError", "InputError", "OptionError", "CellError", "CaptureError", "SourceError", "MissingPackageError"),
+        *("ClusterError", "NoClusterError", "ClusterLostError", "ClusterDiffersError", "CapacityError"),
+        *("RunError", "RunNotFoundError", "RunNameTakenError", "RunFailedError", "UpdateRefusedError", "RunStoppedError"),
+        *("RequestError", "WaitTimeoutError", "RunLostError"),
+    ),
     "raykit.jupyter.picker": ("ClusterPicker",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "CapacityError",
+    "CaptureError",
+    "CellError",
+    "ClusterDiffersError",
+    "ClusterError",
+    "ClusterLostError",
     "ClusterPicker",
+    "InputError",
+    "MissingPackageError",
+    "NoClusterError",
+    "OptionError",
     "Pipeline",
     "RaykitError",
+    "RequestError",
     "Result",
     "Run",
+    "RunError",
+    "RunFailedError",
+    "RunLostError",
+    "RunNameTakenError",
+    "RunNotFoundError",
+    "RunStoppedError",
     "Service",
+    "SourceError",
+    "UpdateRefusedError",
+    "WaitTimeoutError",
     "clusters",
     "connect",
     "device",
     "doctor",
     "down",
     "elastic",
+    "files",
     "plan",
     "resume",
     "run",

@@ -30,12 +30,14 @@ NO_VARIABLES = Variables()
 
 def run_cell(shell: Any, cell: str, spec: TaskSpec, viewing: Viewing, variables: Variables = NO_VARIABLES) -> Shown:
     """Run a cell on a node."""
+    _refuse_empty(cell)
     payload = capture_cell(_numbered(cell), shell.user_ns, title=_title(shell), inputs=spec.inputs)
     return view(shell, start(spec, payload, on=viewing.on, env=given_variables(variables.env)), detach=viewing.detach)
 
 
 def train_cell(shell: Any, cell: str, spec: TrainSpec, viewing: Viewing, variables: Variables = NO_VARIABLES) -> Shown:
     """Run a cell on every worker of an elastic training run, or the loop of Ray Train that it defines."""
+    _refuse_empty(cell)
     payload = capture_cell(_numbered(cell), shell.user_ns, title=_title(shell))
     if spec.engine == "ray-train":
         check_cell(cell, shell.user_ns)
@@ -66,6 +68,10 @@ def pipeline_cell(shell: Any, cell: str, line: PipelineLine, viewing: Viewing, v
         output=None if is_name else line.output or None,
         outputs=(line.output,) if is_name else (),
         priority=line.priority,
+        format=line.format,
+        encoding=line.encoding,
+        separator=line.separator,
+        as_text=line.as_text,
     )
     return view(shell, start(spec, payload, on=viewing.on, env=env), detach=viewing.detach)
 
@@ -111,6 +117,11 @@ def view(shell: Any, run: Run, *, detach: bool = False, quiet_s: float = QUIET_S
     for output in run.view.outputs:
         shell.user_ns[output.name] = run.result if run.view.run_kind == "pipeline" else run.output(output.name)
     return None
+
+
+def _refuse_empty(cell: str) -> None:
+    if not cell.strip():
+        raise CellError("The cell has no code.", "Write it below the line of the magic; --help on that line tells its words.")
 
 
 def _define(shell: Any, cell: str) -> list[Any]:

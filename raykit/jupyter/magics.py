@@ -47,6 +47,16 @@ def register(shell: Any) -> None:
     shell.register_magics(RayMagics)
     for prefix in ("%ray", "%%ray"):
         shell.set_hook("complete_command", _completions, str_key=prefix)
+    transforms = shell.input_transformers_cleanup
+    transforms[:] = [each for each in transforms if getattr(each, "__name__", "") != with_body.__name__] + [with_body]
+
+
+def with_body(lines: list[str]) -> list[str]:
+    """Add an empty line to a cell that is nothing but ``%%ray ...``: IPython calls no magic whose body is empty.
+
+    So ``%%ray train --help`` answers, and ``%%ray pipeline --stages decode,classify`` needs no code.
+    """
+    return [*lines, "\n"] if len(lines) == 1 and lines[0].split(maxsplit=1)[:1] == ["%%ray"] else lines
 
 
 @magics_class

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raykit.errors import OptionError
-from raykit.spec.options import check_range, count, counts, names, one_or_range, option, seconds, variables
+from raykit.spec.options import check_range, count, counts, names, one_or_range, option, seconds, variables, words
 from raykit.spec.priority import Priority, check_priority, priority_option
 
 DRILLS = ("kill-worker", "hang", "kill-host", "kill-node")
@@ -150,6 +150,17 @@ class PipelineLine:
     name: str = option("NAME", default="pipeline", help="how the run is called", read=str)
     source: str = option(
         "--source", default="", help="a name of the notebook (iterable, function that makes rows or a Dataset) or a path", read=str
+    )
+    format: str = option(
+        "--format", default="", read=str, metavar="WORD",
+        help="of the files at a path, where names do not say it: parquet, csv, json, images, text or binary",
+    )  # fmt: skip
+    encoding: str = option("--encoding", default="", help="of files of text; UTF-8 if not given", read=str, metavar="latin-1")
+    separator: str = option(
+        "--separator", default="", help="between the fields of CSV files; found if not given", read=str, metavar="';'"
+    )
+    as_text: tuple[str, ...] = option(
+        "--as-text", default=(), help="columns of CSV files that stay text, as zip,phone", read=words, metavar="COLUMN,.."
     )
     stages: tuple[str, ...] = option(
         "--stages", default=(), help="stages of other cells, in order; those of this cell if not given", read=names

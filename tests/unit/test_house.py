@@ -27,8 +27,12 @@ PUBLIC = {
         "doctor",
         "down",
         "elastic",
+        "files",
         "plan",
     ),
+    *("CapacityError", "CaptureError", "CellError", "ClusterDiffersError", "ClusterError", "ClusterLostError", "InputError"),
+    *("MissingPackageError", "NoClusterError", "OptionError", "RequestError", "RunError", "RunFailedError", "RunLostError"),
+    *("RunNameTakenError", "RunNotFoundError", "RunStoppedError", "SourceError", "UpdateRefusedError", "WaitTimeoutError"),
     *("resume", "run", "runs", "scale", "serve", "service", "stage", "status", "stop", "suspend", "train", "up", "use", "watch"),
 }
 
