@@ -69,6 +69,12 @@ def test_files_are_read_in_their_order_whatever_lies_beside_them(cluster, tmp_pa
     csv.write_bytes("id;town\n007;Köln\n".encode("latin-1"))
     table = rk.Pipeline([keep]).run(csv, encoding="latin-1").wait().result.to_pandas()
     assert table.to_dict("records") == [{"id": "007", "town": "Köln"}]
+    (tmp_path / "many").mkdir()
+    for number in range(900):
+        (tmp_path / "many" / f"{number:03}.txt").write_text(f"{number}\n")
+    run = rk.Pipeline([keep]).run(tmp_path / "many").wait()
+    assert run.view.source_rows == 900
+    assert sorted(map(int, run.result.to_pandas()["text"])) == list(range(900))
     (tmp_path / "none").mkdir()
     pd.DataFrame({"x": pd.Series([], dtype="int64")}).to_parquet(tmp_path / "none" / "a.parquet")
     assert len(rk.Pipeline([keep]).run(tmp_path / "none").wait().result.to_pandas()) == 0

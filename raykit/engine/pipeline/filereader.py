@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import ray
@@ -25,26 +26,32 @@ MAX_TASKS = 16
 def file_blocks(spec: SourceSpec, *, limit: int | None) -> Iterator[SourceBlock]:
     """Return the blocks of the files of a source; to close it ends the tasks that read ahead.
 
-    A task holds no slot, so that a pipeline on two CPUs is not held up by its reader.
+    A task holds no slot, so that a pipeline on two CPUs is not held up by its reader. What one task would read is read here,
+    which takes no process; but for images, whose decoders a broken file may crash.
 
     Raises:
         SourceError: nothing is there, or a file cannot be read.
     """
     listing = listed(spec)
     known = replace(spec, format=listing.format)
+    shares = list(_shares(listing.files))
+    if len(shares) == 1 and listing.format != "images":
+        for block, num_rows, num_bytes in blocks(shares[0], known, limit=limit):
+            yield ray.put(block), num_rows, num_bytes
+        return
     read = ray.remote(_read).options(
         num_cpus=0,
         num_returns="streaming",
         scheduling_strategy="SPREAD",
         _generator_backpressure_num_objects=MAX_UNTAKEN,
     )
-    waiting = _shares(listing.files)
+    waiting = iter(shares)
     tasks: deque[Any] = deque()
     left = limit
     num_tasks = max(2, min(MAX_TASKS, int(ray.cluster_resources().get("CPU", 0))))
     try:
         while True:
-            tasks.extend(read.remote(share, known, limit) for share, _ in zip(waiting, range(num_tasks - len(tasks)), strict=False))
+            tasks.extend(read.remote(share, known, limit) for share in islice(waiting, num_tasks - len(tasks)))
             if not tasks:
                 return
             for block, num_rows, num_bytes in _given(tasks[0], spec):
@@ -60,7 +67,8 @@ def file_blocks(spec: SourceSpec, *, limit: int | None) -> Iterator[SourceBlock]
 
 def _read(files: list[File], spec: SourceSpec, limit: int | None) -> Iterator[Any]:
     """Read a share of the files: of each block first its rows and bytes, then itself."""
-    import ray.data  # noqa: F401  (it makes Arrow know the types of its tensors)
+    if spec.format == "parquet":
+        import ray.data  # noqa: F401  (it makes Arrow know the types of its tensors)
 
     for block, num_rows, num_bytes in blocks(files, spec, limit=limit):
         yield num_rows, num_bytes
