@@ -14,10 +14,19 @@ from raykit.client import session
 from raykit.client.capture import pack
 from raykit.client.pipeline import stage_spec
 from raykit.client.run import Run, start
-from raykit.errors import ClusterLostError, InputError, RequestError, RunError, UpdateRefusedError, from_wire
+from raykit.errors import (
+    ClusterLostError,
+    InputError,
+    RaykitError,
+    RequestError,
+    RunError,
+    UpdateRefusedError,
+    WaitTimeoutError,
+    from_wire,
+)
 from raykit.spec import ServiceSpec
+from raykit.spec.json_text import PYTHON_JSON, as_json
 from raykit.spec.priority import Priority
-from raykit.spec.rows import as_json
 from raykit.spec.service import TOKEN_FILE
 from raykit.spec.words import nearest_named
 
@@ -89,11 +98,17 @@ class Service:
         self.run.stop()
 
     def __call__(self, row: Any, *, timeout_s: float = ANSWER_S) -> Any:
-        """Give the answer of a row, or those of a list of rows, in their order; arrays and tensors travel as lists.
+        """Return the answer to a row, or those to a list of rows, in their order.
+
+        Both travel as JSON: numbers, text, lists and dicts come as they were, with NaN and infinity (an HTTP client gets
+        ``null`` for these); tuples, arrays, tensors and columns come as lists.
 
         Raises:
-            InputError: JSON has no word for a value of the row.
-            RequestError: the user's code raised, or too many requests wait.
+            InputError: JSON has no form for a value or a key of the row; the message names type and place.
+            RequestError: the user's code raised, or returned what JSON has no form for, the request is larger than 64 MiB, or
+                too many requests wait.
+            WaitTimeoutError: no answer came within ``timeout_s``. A request that waited is dropped; one that has begun runs to
+                its end.
             RunFailedError: its class could not be built.
             RunError: it is over.
         """
@@ -104,35 +119,54 @@ class Service:
             self._http = httpx.Client(headers={"Authorization": f"Bearer {self.token}"}, trust_env=False)
             weakref.finalize(self, self._http.close)
         try:
-            text = as_json("a request", row)
-        except TypeError as exc:
+            text = as_json("The request", row)
+        except (TypeError, ValueError) as exc:
             raise InputError(str(exc)) from exc
-        answer = self._post(self._http, text, time.monotonic() + timeout_s)
-        said = answer.json()
-        if answer.status_code == httpx.codes.CONFLICT:  # the door's own words
-            raise from_wire(said)
-        if answer.status_code != httpx.codes.OK:
-            raise RequestError(said["error"], said["hint"])
-        return said
+        answer = self._post(self._http, text, timeout_s)
+        if answer.status_code == httpx.codes.OK:
+            return answer.json()
+        raise self._refusal(answer)
 
-    def _post(self, http: httpx.Client, text: str, deadline_s: float) -> httpx.Response:
+    def _post(self, http: httpx.Client, text: str, timeout_s: float) -> httpx.Response:
         """Send it, and once more when the ingress died meanwhile: a request may be answered twice, but is answered."""
+        deadline_s, headers = time.monotonic() + timeout_s, {"Content-Type": PYTHON_JSON}
         while True:
             left_s = deadline_s - time.monotonic()
             try:
-                answer = http.post(self.url, content=text, timeout=httpx.Timeout(max(0.1, left_s), connect=5.0))
+                timeout = httpx.Timeout(max(0.1, left_s), connect=5.0)
+                answer = http.post(self.url, content=text, headers=headers, timeout=timeout)
                 if answer.status_code != httpx.codes.BAD_GATEWAY or left_s <= AGAIN_S:
                     return answer
                 time.sleep(AGAIN_S)
             except httpx.TransportError as exc:
                 self.run.refresh()
                 self.run.raise_if_failed()
+                if isinstance(exc, httpx.ReadTimeout):
+                    raise WaitTimeoutError(
+                        f"The service {self.name} has not answered within {timeout_s:g} s.",
+                        f"Give it longer, as timeout_s={2 * timeout_s:g}, or see what it does: %ray watch {self.name}",
+                    ) from exc
                 if isinstance(exc, httpx.NetworkError | httpx.RemoteProtocolError) and left_s > AGAIN_S:
                     time.sleep(AGAIN_S)
                     continue
                 raise ClusterLostError(
                     f"The service {self.name} did not answer ({type(exc).__name__}).", f"See what it does: %ray watch {self.name}"
                 ) from exc
+
+    def _refusal(self, answer: httpx.Response) -> RaykitError:
+        """Return the error that an answer tells: the ingress's, the door's, or that of whatever lies between."""
+        try:
+            said = answer.json()
+        except ValueError:  # also of text that is not UTF-8
+            said = None
+        if isinstance(said, dict) and "facts" in said:
+            return from_wire(said)
+        if isinstance(said, dict) and "error" in said:
+            return RequestError(str(said["error"]), str(said.get("hint", "")))
+        return RequestError(
+            f"The service {self.name} answered with status {answer.status_code} and no JSON: {answer.text[:200]}",
+            "Is there a proxy in between?",
+        )
 
     def __repr__(self) -> str:
         state = self.run.view.state

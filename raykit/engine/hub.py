@@ -52,6 +52,7 @@ PART_BYTES = 2**20
 LOOK_S = 0.01  # a look at the log's version costs microseconds, and is made only while somebody waits
 RARE_LOOK_S = 0.05
 MAX_WAIT_S = 30.0
+GONE_S = 0.2  # after so long it is seen that the client of a service has gone
 HOST_RESTART_S = 15.0
 STALE_S = 10.0  # a sample of a node that is older says nothing of now
 
@@ -284,11 +285,21 @@ class Hub:
         if view.service is None or view.ended:
             raise RunError(f"The run {run} takes no requests: it is {view.state}.", f"See it: %ray watch {run}")
         folder = self._setting.run_folder(run)
-        headers = {"Authorization": f"Bearer {(folder / TOKEN_FILE).read_text()}"}
+        headers = {"Authorization": f"Bearer {(folder / TOKEN_FILE).read_text()}", "Content-Type": request.content_type}
         url = f"http://127.0.0.1:{(folder / PORT_FILE).read_text()}/"
-        try:
-            async with self._http.post(url, data=await request.read(), headers=headers) as answer:
+        body = await request.read()
+
+        async def answered() -> web.Response:
+            async with self._http.post(url, data=body, headers=headers) as answer:
                 return web.Response(body=await answer.read(), status=answer.status, content_type=answer.content_type)
+
+        answering = asyncio.create_task(answered())
+        try:
+            while not answering.done():
+                await asyncio.wait([answering], timeout=GONE_S)
+                if request.transport is None:  # the client has gone: the ingress drops its request, unless that has begun
+                    answering.cancel()
+            return await answering
         except ClientConnectionError as exc:
             said = {"error": f"The ingress of {run} does not answer ({type(exc).__name__}).", "hint": "Ask again."}
             return web.json_response(said, status=502)

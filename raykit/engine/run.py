@@ -132,7 +132,11 @@ def outlive_node_loss() -> None:
 
 def describe(error: BaseException) -> str:
     """Give an exception in one line, as Python's tracebacks end; of raykit's own also what to do."""
-    lines = str(error).strip().splitlines() or [""]
+    try:
+        said = str(error)
+    except Exception:
+        said = "<exception str() failed>"  # as in Python's tracebacks
+    lines = said.strip().splitlines() or [""]
     text = " ".join(lines) if isinstance(error, RaykitError) else lines[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -64,18 +63,3 @@ def _records(value: Any) -> Any:
 def as_row(item: Any) -> dict[str, Any]:
     """Give an item as a row."""
     return item if isinstance(item, dict) else {"item": item}
-
-
-def as_json(called: str, value: Any) -> str:
-    """Write a request or an answer; arrays and tensors become lists, numbers of numpy plain ones.
-
-    Raises:
-        TypeError: it holds something that JSON has no word for.
-    """
-
-    def plain(value: Any) -> Any:
-        if hasattr(value, "tolist"):
-            return value.tolist()
-        raise TypeError(f"{called} has a {type(value).__name__}, which JSON has no word for: give numbers, texts, lists and dicts")
-
-    return json.dumps(value, default=plain)

@@ -11,6 +11,7 @@ from raykit.spec.priority import Priority, check_priority
 
 TOKEN_FILE = "service.token"  # noqa: S105  (its name; in the run's folder)
 PORT_FILE = "service.port"  # of its ingress, on the head's machine
+MAX_BODY_BYTES = 64 * 2**20  # of a request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

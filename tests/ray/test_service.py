@@ -1,9 +1,13 @@
 """A stage behind HTTP: its answers, its refusals, and what happens to requests when something dies."""
 
+import gzip
+import json
 import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -13,6 +17,7 @@ import torch
 import raykit as rk
 from raykit.cluster.record import processes
 from raykit.errors import InputError, OptionError, RequestError, RunError, RunFailedError, RunNameTakenError, UpdateRefusedError
+from raykit.spec.json_text import PYTHON_JSON
 from tests.ray import loops
 
 pytestmark = pytest.mark.ray
@@ -181,13 +186,205 @@ def test_a_service_of_none_to_two_replicas_starts_with_its_first_request_and_gro
     assert wrong == []
 
 
+def posted(service, content, *, url=None, **headers):
+    """Post a body as it is, and return status and JSON of the answer."""
+    headers = {"Authorization": f"Bearer {service.token}"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    answer = httpx.post(url or service.url, content=content, headers=headers, timeout=60, trust_env=False)
+    assert answer.headers["content-type"].startswith("application/json")
+    return answer.status_code, strictly(answer.text)
+
+
+def strictly(text):
+    def refuse(word):
+        raise ValueError(f"{word} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def in_parts(size):
+    """Give a body of ``size`` bytes whose length no header tells."""
+    yield b'{"x": "'
+    for _ in range(size // 2**20):
+        yield b"x" * 2**20
+    yield b'"}'
+
+
+def test_an_odd_request_is_refused_in_words_and_costs_no_replica(serve):
+    @rk.stage(cpus=0)
+    def size(row):
+        return {"n": len(row["x"])}
+
+    service = serve(size).wait()
+    pids = [replica.pid for replica in service.run.refresh().stages[0].replicas]
+    for body, words in (
+        (b"", "body is empty"),
+        (b'{"x": "\xff"}', "is not text"),
+        (b'{"x": NaN}', "has NaN, which is not JSON"),
+        (b'{"x": "a", "x": "b"}', "has the key 'x' twice"),
+        (b'{"x": ' + b"[" * 100_000, "nested too deeply"),
+        (b'["a"]', "Item 0 of the list is text, not an object"),
+        (b'{"x": "a"}, 7', "not JSON: Extra data"),
+        (b"null", "The request is null, not an object"),
+    ):
+        status, said = posted(service, body)
+        assert (status, words in said["error"], said["hint"][:4] in ("Send", "Nest")) == (400, True, True), said
+    deep = b'{"x": ' + b"[" * 900 + b"]" * 900 + b"}"
+    assert posted(service, deep)[0] in (200, 400)  # how deep is too deep differs between versions of Python
+    assert posted(service, b"--b\r\nContent", Content_Type="multipart/form-data; boundary=b")[0] == 400
+    assert posted(service, b"no gzip", Content_Encoding="gzip")[0] == 400
+    assert posted(service, b'{"x": "ab"}', url=service.url + "nowhere")[0] == 404
+    answer = httpx.put(service.url, headers={"Authorization": f"Bearer {service.token}"})
+    assert (answer.status_code, sorted(answer.json()), answer.headers["allow"]) == (405, ["error", "hint"], "GET,HEAD,POST")
+    too_large = "larger than 64 MiB, the most that a service takes"
+    for body in (b'{"x": "%s"}' % (b"x" * 2**26), in_parts(2**26)):
+        status, said = posted(service, body)
+        assert (status, too_large in said["error"]) == (413, True)
+    with pytest.raises(RequestError, match=too_large):
+        service({"x": "x" * 2**26})
+    assert posted(service, b"[" + b"{}," * 10_000 + b"{}]")[0] == 413
+    for body, headers in (
+        (in_parts(2**20), {}),
+        (gzip.compress(b"".join(in_parts(2**20))), {"Content_Encoding": "gzip"}),
+        (b"".join(in_parts(2**20)), {"Content_Type": "text/plain"}),
+    ):
+        assert posted(service, body, **headers) == (200, {"n": 2**20})
+    assert [replica.pid for replica in service.run.refresh().stages[0].replicas] == pids
+    assert service.run.view.cards == ()
+
+
+def test_an_odd_answer_is_json_or_an_error_in_words_and_costs_no_replica(serve):
+    class Odd:
+        def __call__(self, row):
+            import asyncio
+            import sys
+
+            if row["say"] == "exit":
+                sys.exit(3)
+            kinds = {
+                "interrupt": KeyboardInterrupt,
+                "stop": StopIteration,
+                "leave": GeneratorExit,
+                "cancel": asyncio.CancelledError,
+            }
+            if row["say"] in kinds:
+                raise kinds[row["say"]]
+            if row["say"] == "raise":
+                raise ValueError(row["x"])
+            if row["say"] == "key":
+                return {1: row["x"]}
+            return {"x": row["x"], "nan": float("nan"), "inf": [float("-inf")]}
+
+    service = serve(Odd).wait()
+    pids = [replica.pid for replica in service.run.refresh().stages[0].replicas]
+    assert posted(service, b'{"say": "", "x": "\\ud800"}') == (200, {"x": "\ud800", "nan": None, "inf": [None]})
+    made = service({"say": "", "x": [float("nan"), 2**70, 0.1]})
+    assert str(made) == "{'x': [nan, 1180591620717411303424, 0.1], 'nan': nan, 'inf': [-inf]}"
+    for say, words in (
+        ("exit", r"SystemExit: 3 \(.*, line \d+: sys.exit\(3\)\)"),
+        ("interrupt", "KeyboardInterrupt"),
+        ("stop", "StopIteration"),
+        ("leave", "GeneratorExit"),
+        ("cancel", "CancelledError"),
+        ("key", r"TypeError: the answer has the key 1 of type int"),
+    ):
+        with pytest.raises(RequestError, match=words):
+            service({"say": say, "x": 0})
+        status, said = posted(service, json.dumps({"say": say, "x": 0}))
+        assert (status, said["hint"]) == (500, "The replica's log has the traceback.")
+    for text in ("\ud800", "\0\x1b\udcff", "a" * 100_000):
+        assert posted(service, json.dumps({"say": "raise", "x": text}))[1]["error"].startswith(f"ValueError: {text[:1000]}")
+    with pytest.raises(RequestError, match="Item 1 of the list: SystemExit: 3"):
+        service([{"say": "", "x": 0}, {"say": "exit"}])
+    assert [replica.pid for replica in service.run.refresh().stages[0].replicas] == pids
+    assert service.run.view.cards == ()
+
+
+def test_a_class_that_exits_while_it_is_built_is_told_with_its_lines(serve):
+    class Exits:
+        def __init__(self):
+            import sys
+
+            sys.exit("no \ud800 weights")
+
+        def __call__(self, row):
+            return row
+
+    with pytest.raises(RunFailedError, match=r"SystemExit: no .* weights"):
+        serve(Exits).wait()
+
+
+def test_one_bad_request_of_a_batch_is_answered_alone(serve):
+    @rk.stage(cpus=0, batch=8)
+    def parse(batch):
+        import argparse
+
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--id", type=int)
+        return {"id": [parser.parse_args(line.split()).id for line in batch["line"]], "echo": batch["echo"]}
+
+    service = serve(parse).wait()
+    ids = [13835058055282163713, 5, 9007199254740993, 7]
+    echoes = [13835058055282163713, 0.5, True, None]
+    rows = [{"line": f"--id {number}", "echo": echo} for number, echo in zip(ids, echoes, strict=True)]
+    alone = [service(row) for row in rows]
+    assert alone == [{"id": number, "echo": echo} for number, echo in zip(ids, echoes, strict=True)]
+    assert list(map(repr, service(rows))) == list(map(repr, alone))
+    with ThreadPoolExecutor(8) as pool:
+        bad = [{"line": "--id x\ud800", "echo": 0}, {"line": "--what", "echo": 0}, {"echo": 0}]
+        made = list(pool.map(lambda row: posted(service, json.dumps(row)), [*rows, *bad] * 4))
+    assert [made[place] for place in range(len(made)) if place % 7 < 4] == [(200, each) for each in alone] * 4
+    assert [status for place, (status, _) in enumerate(made) if place % 7 >= 4] == [500] * 12
+    assert made[4][1]["error"].startswith("SystemExit: 2 (")
+    assert made[6][1]["error"] == "KeyError: 'line'"
+    assert service.run.refresh().cards == ()
+
+
+def test_requests_whose_client_has_gone_are_dropped(serve, until, tmp_path):
+    go = tmp_path / "go"
+
+    @rk.stage(cpus=0)
+    class Slow:
+        def __init__(self):
+            self.calls = []
+
+        def __call__(self, row):
+            import time
+
+            self.calls.append(row["n"])
+            while not go.exists():
+                time.sleep(0.02)
+            return {"calls": self.calls}
+
+    service = serve(Slow).wait()
+    door, record = service.run.cluster.door.service_url(service.name), service.run.cluster.record
+    token = Path(record.token_file).read_text()
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(service({"n": 0})))
+    thread.start()
+    until(lambda: service.run.refresh().service.num_open == 1)
+    with pytest.raises(TimeoutError, match=r"has not answered within 0.3 s.*\n.*timeout_s=0.6"):
+        service({"n": 1}, timeout_s=0.3)
+    for number in range(2, 6):
+        for url, known in ((service.url, service.token), (door, token)):
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(url, json={"n": number}, headers={"Authorization": f"Bearer {known}"}, timeout=0.2, trust_env=False)
+    until(lambda: service.run.refresh().service.num_open == 1)
+    go.touch()
+    done([thread])
+    assert answers == [{"calls": [0]}]
+    asked = httpx.post(
+        door, content='{"n": NaN}', headers={"Authorization": f"Bearer {token}", "Content-Type": PYTHON_JSON}, trust_env=False
+    )
+    assert asked.text == '{"calls": [0, NaN]}'
+
+
 def test_a_request_may_have_arrays_and_what_json_has_no_word_for_is_refused_here(serve):
     def shape(row):
         return {"sum": sum(row["x"][1])}
 
     service = serve(shape).wait()
     assert service({"x": np.ones((2, 3))}) == service({"x": torch.ones(2, 3)}) == {"sum": 3.0}
-    with pytest.raises(InputError, match="has a complex, which JSON has no word for"):
+    with pytest.raises(InputError, match=r"The request has a value of type complex at \['x'\], for which JSON has no form"):
         service({"x": 1j})
 
 

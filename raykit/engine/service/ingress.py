@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
+import itertools
 import logging
+import pickle
 import time
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +21,14 @@ from aiohttp import web
 
 from raykit.engine.folder import RunFolder
 from raykit.engine.reporter import Reporter
-from raykit.engine.service.replica import Answer, Row
+from raykit.engine.run import describe
+from raykit.engine.service.handler import MOST_SAID, Answer, shortened
+from raykit.errors import InputError
 from raykit.events import RequestsSampled
-from raykit.spec.service import PORT_FILE
+from raykit.spec.json_text import PYTHON_JSON, from_json
+from raykit.spec.service import MAX_BODY_BYTES, PORT_FILE
 
 MAX_WAITING = 10_000
-MAX_BODY_BYTES = 64 * 2**20
 MAX_DEATHS = 3  # of replicas on one request, the last of them on it alone: it is to blame
 WINDOW_S = 10.0
 RATE_S = 4.0
@@ -36,9 +40,15 @@ SOURCE = "ingress"
 logger = logging.getLogger(__name__)
 
 
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
 @dataclass(slots=True)
 class _Request:
-    row: Row
+    """A row that waits for its answer. It is pickled when it comes, where one that does not pickle can be refused."""
+
+    number: int
+    row: bytes
     answer: asyncio.Future[Answer]
     come_s: float
     deaths: int = 0
@@ -61,7 +71,8 @@ class Ingress:
     def __init__(self, host: Any, folder: Path, name: str, token: str) -> None:
         self._folder, self._name, self._token = folder, name, token
         self._reporter = Reporter(host, SOURCE, RunFolder.of(folder)).start()
-        self._waiting: deque[_Request] = deque()
+        self._waiting: OrderedDict[int, _Request] = OrderedDict()  # by their numbers
+        self._numbers = itertools.count()
         self._come = asyncio.Condition()
         self._seats: dict[str, _Seat] = {}
         self._num_again: dict[str, int] = {}
@@ -112,9 +123,10 @@ class Ingress:
     async def _serve(self) -> str:
         file = self._folder / PORT_FILE
         port = int(file.read_text()) if file.exists() else 0
-        app = web.Application(client_max_size=MAX_BODY_BYTES)
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_json])
         app.add_routes([web.post("/", self._take), web.get("/", self._health)])
-        runner = web.AppRunner(app, access_log=None)
+        # A client that goes, after its own timeout for example, cancels its handler, and so its requests that wait.
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
         await runner.setup()
         try:
             await web.TCPSite(runner, "127.0.0.1", port, reuse_address=True).start()
@@ -138,38 +150,43 @@ class Ingress:
     async def _take(self, request: web.Request) -> web.Response:
         if refused := self._refuses(request):
             return refused
-        try:
-            asked = json.loads(await request.read())
-        except ValueError as exc:
-            return _error(400, f"The request is no JSON: {exc}.", "Send an object, or a list of objects.")
-        rows = asked if isinstance(asked, list) else [asked]
-        if not rows or not all(isinstance(row, dict) for row in rows):
-            return _error(400, "The request is no object and no list of objects.", 'Send one, as {"text": "..."}.')
+        if (request.content_length or 0) > MAX_BODY_BYTES:
+            return _too_large()
+        is_python = request.content_type == PYTHON_JSON
+        asked = from_json(await request.read(), is_python=is_python)
+        rows = _pickled(asked)
+        if len(rows) > MAX_WAITING:
+            return _error(413, f"The list has {len(rows):,} items; a service takes up to {MAX_WAITING:,}.", "Send shorter lists.")
         if len(self._waiting) + len(rows) > MAX_WAITING:
             return _error(503, f"{len(self._waiting):,} requests wait.", "Ask again later, or give the service more replicas.")
         answers = await self._answers(rows)
-        if failed := next((answer for answer in answers if answer.error), None):
-            return _error(500, failed.error, "The replica's log has the traceback.")
-        text = f"[{','.join(answer.json for answer in answers)}]" if isinstance(asked, list) else answers[0].json
-        return web.Response(text=text, content_type="application/json")
+        is_list = isinstance(asked, list)
+        if failed := next(((place, answer.error) for place, answer in enumerate(answers) if answer.error), None):
+            place, error = failed
+            return _error(500, f"Item {place} of the list: {error}" if is_list else error, "The replica's log has the traceback.")
+        texts = [answer.python_json if is_python else answer.json for answer in answers]
+        text = f"[{','.join(texts)}]" if is_list else texts[0]
+        return web.Response(text=text, content_type=PYTHON_JSON if is_python else "application/json")
 
-    async def _answers(self, rows: list[Row]) -> list[Answer]:
-        """Wait for the answers of all rows; of who does not wait any more those that were not begun are dropped."""
+    async def _answers(self, rows: list[bytes]) -> list[Answer]:
+        """Wait for the answers to all rows; when the client goes, those that no replica has yet are dropped."""
         now_s = self._last_s = time.monotonic()
-        loop = asyncio.get_running_loop()
-        requests = [_Request(row=row, answer=loop.create_future(), come_s=now_s) for row in rows]
+        answer = asyncio.get_running_loop().create_future
+        requests = [_Request(number=next(self._numbers), row=row, answer=answer(), come_s=now_s) for row in rows]
         self._arrivals.extend([now_s] * len(rows))
         self._num_open += len(rows)
-        async with self._come:
-            self._waiting.extend(requests)
-            self._come.notify_all()
-        if self._num_open > max(self._num_told, sum(seat.most for seat in self._seats.values())):
-            self._is_pressed.set()
-        self._has_changed.set()
         try:
+            async with self._come:
+                self._waiting.update((each.number, each) for each in requests)
+                self._come.notify_all()
+            if self._num_open > max(self._num_told, sum(seat.most for seat in self._seats.values())):
+                self._is_pressed.set()
+            self._has_changed.set()
             return await asyncio.gather(*(each.answer for each in requests))
         finally:
             self._num_open -= len(rows)
+            for each in requests:
+                self._waiting.pop(each.number, None)
             self._has_changed.set()
             async with self._come:
                 self._come.notify_all()
@@ -185,7 +202,8 @@ class Ingress:
                     await self._put_back(requests)
                     return
                 except ray.exceptions.RayError as exc:
-                    answers = [Answer(error=f"the replica did not answer: {exc}")] * len(requests)
+                    said = describe(exc.cause if isinstance(exc, ray.exceptions.RayTaskError) and exc.cause else exc)
+                    answers = [Answer(error=f"the replica could not answer: {said}")] * len(requests)
                 for each, answer in zip(requests, answers, strict=True):
                     self._answer(each, answer)
         finally:
@@ -202,12 +220,13 @@ class Ingress:
                     return taken
 
     def _taken(self, most: int) -> list[_Request]:
-        """Take what nobody has given up; one on which a replica died is called alone, so that it is known who is to blame."""
+        """Take the next requests; one on which a replica died is called alone, so that it is known who is to blame."""
         taken: list[_Request] = []
         while self._waiting and len(taken) < most:
-            if taken and self._waiting[0].deaths:
+            each = next(iter(self._waiting.values()))
+            if taken and each.deaths:
                 break
-            each = self._waiting.popleft()
+            del self._waiting[each.number]
             if not each.answer.done():
                 taken.append(each)
             if each.deaths:
@@ -222,7 +241,10 @@ class Ingress:
         for each in guilty:
             self._answer(each, Answer(error=f"{MAX_DEATHS} replicas died while they answered this request"))
         async with self._come:
-            self._waiting.extendleft(each for each in reversed(requests) if each not in guilty)
+            for each in reversed(requests):
+                if not each.answer.done():
+                    self._waiting[each.number] = each
+                    self._waiting.move_to_end(each.number, last=False)
             self._come.notify_all()
 
     def _answer(self, request: _Request, answer: Answer) -> None:
@@ -266,8 +288,65 @@ class Ingress:
         )
 
 
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer whatever is wrong with a request, or goes wrong with it, in JSON."""
+    try:
+        return await handler(request)
+    except InputError as exc:
+        return _error(400, exc.problem, exc.remedy)
+    except web.HTTPRequestEntityTooLarge:
+        return _too_large()
+    except web.HTTPException as exc:  # aiohttp's own answers, such as 404
+        answer = _error(exc.status, f"{request.method} {request.path}: {exc.reason}.", 'Send requests as POST to "/".')
+        answer.headers.update({name: value for name, value in exc.headers.items() if name == "Allow"})
+        return answer
+    except web.RequestPayloadError as exc:
+        return _error(
+            400, f"The request's body cannot be read: {describe(exc)}.", "Send a whole JSON object, or a list of objects."
+        )
+    except ConnectionError:  # the client has gone
+        raise
+    except Exception as exc:
+        logger.exception("a request")
+        return _error(500, f"The ingress could not answer: {describe(exc)}", "This is a fault of raykit's: please report it.")
+
+
+def _pickled(asked: Any) -> list[bytes]:
+    """Return the rows of a request.
+
+    Raises:
+        InputError: it is no object and no list of objects, or is nested too deeply.
+    """
+    rows = asked if isinstance(asked, list) else [asked]
+    if not rows:
+        raise InputError("The request is an empty list.", 'Send an object, as {"text": "..."}, or a list of them.')
+    for place, row in enumerate(rows):
+        if not isinstance(row, dict):
+            what = f"Item {place} of the list" if isinstance(asked, list) else "The request"
+            raise InputError(
+                f"{what} is {_KINDS[type(row)]}, not an object.", 'Send an object, as {"text": "..."}, or a list of them.'
+            )
+    try:
+        return [pickle.dumps(row) for row in rows]
+    except RecursionError:
+        raise InputError("The request is nested too deeply.", "Nest lists and objects less than 200 deep.") from None
+
+
+_KINDS = {list: "a list", str: "text", int: "a number", float: "a number", bool: "true or false", type(None): "null"}
+
+
 def _error(status: int, error: str, hint: str) -> web.Response:
-    return web.json_response({"error": error, "hint": hint}, status=status)
+    return web.json_response({"error": shortened(error, 2 * MOST_SAID), "hint": hint}, status=status)
+
+
+def _too_large() -> web.Response:
+    most = f"{MAX_BODY_BYTES // 2**20} MiB"
+    return _error(
+        413,
+        f"The request is larger than {most}, the most that a service takes.",
+        "Send less at once, or send the path or URL of the data.",
+    )
 
 
 async def _is_set_within(event: asyncio.Event, timeout_s: float) -> bool:
