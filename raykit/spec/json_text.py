@@ -101,7 +101,7 @@ def from_json(body: bytes, *, is_python: bool) -> Any:
     except ValueError as exc:
         raise InputError(f"The request's body is not JSON: {exc}.", "Send a JSON object, or a list of objects.") from exc
     except RecursionError:
-        raise InputError("The request is nested too deeply.", "Nest lists and objects less than 500 deep.") from None
+        raise InputError("The request is nested too deeply.", "Nest lists and objects less than 200 deep.") from None
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """What a service answers, whatever the user's code does with a request."""
 
+import argparse
 import asyncio
 import json
 import pickle
@@ -74,6 +75,13 @@ def test_an_exit_is_named_with_the_users_line():
     payload = Payload(body=b"", texts={"<cell 7>": SourceText(title="cell `parse`", text=text)})
     (answer,) = answers(names["parse"], [{"line": "--what"}], payload=payload)
     assert answer.error == "SystemExit: 2 (cell `parse`, line 4: return parser.parse_args(row['line'].split()))"
+
+    def parse(row):
+        argparse.ArgumentParser().parse_args(row["line"].split())
+
+    (answer,) = answers(parse, [{"line": "--what"}])  # of a script, whose text does not travel
+    line = parse.__code__.co_firstlineno + 1
+    assert answer.error == f'SystemExit: 2 ({__file__}, line {line}: argparse.ArgumentParser().parse_args(row["line"].split()))'
 
 
 def test_a_task_of_the_handler_that_exits_or_is_cancelled_costs_no_other_request():

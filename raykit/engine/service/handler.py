@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import pickle
+import sysconfig
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from raykit.engine.pipeline.blocks import batch_of
@@ -19,6 +21,7 @@ from raykit.wire.payload import Payload
 Row = dict[str, Any]
 Outcome = tuple[Any, BaseException | None]
 
+LIBRARIES = (str(Path(__file__).parents[2]), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
 MOST_SAID = 2_000  # characters of an error in an answer
 MOST_LOGGED = 100_000
 
@@ -146,10 +149,11 @@ class Handler:
         return ""
 
     def _line_of(self, error: BaseException) -> str:
-        """Return the user's line that raised or called what raised, of argparse for example."""
+        """Return the user's line that raised, or that called the library that raised, such as argparse."""
         frames = traceback.extract_tb(error.__traceback__)
         texts = self._payload.texts
-        frame = next((each for each in reversed(frames) if each.filename in texts), frames[-1])
+        own = (each for each in reversed(frames) if each.filename in texts or not each.filename.startswith(LIBRARIES))
+        frame = next(own, frames[-1])
         source = texts.get(frame.filename)
         title, line = (source.title, source.line(frame.lineno)) if source else (frame.filename, frame.line)
         return f"{title}, line {frame.lineno}: {line}"

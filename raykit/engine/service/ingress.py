@@ -29,6 +29,7 @@ from raykit.spec.json_text import PYTHON_JSON, from_json
 from raykit.spec.service import MAX_BODY_BYTES, PORT_FILE
 
 MAX_WAITING = 10_000
+BACKLOG = 128  # connections that are not accepted yet, as many as aiohttp's own sites take
 MAX_DEATHS = 3  # of replicas on one request, the last of them on it alone: it is to blame
 WINDOW_S = 10.0
 RATE_S = 4.0
@@ -36,6 +37,7 @@ SAMPLE_S = 0.5
 TOGETHER_S = 0.01  # what changes within so long is told together
 APART_S = 0.05  # so far apart it is told, but when replicas cannot take what came
 SOURCE = "ingress"
+UNREADABLE = "Check its Content-Length, Transfer-Encoding and Content-Encoding: the body has to be as they say."
 
 logger = logging.getLogger(__name__)
 
@@ -128,11 +130,16 @@ class Ingress:
         # A client that goes, after its own timeout for example, cancels its handler, and so its requests that wait.
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
         await runner.setup()
+        loop = asyncio.get_running_loop()
+
+        def connected() -> web.RequestHandler:
+            return _Connection(runner.server, loop=loop, access_log=None)  # type: ignore[arg-type]
+
         try:
-            await web.TCPSite(runner, "127.0.0.1", port, reuse_address=True).start()
+            self._server = await loop.create_server(connected, "127.0.0.1", port, reuse_address=True, backlog=BACKLOG)
         except OSError:  # somebody else has the port that it had before
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-        port = runner.addresses[0][1]
+            self._server = await loop.create_server(connected, "127.0.0.1", 0, backlog=BACKLOG)
+        port = self._server.sockets[0].getsockname()[1]
         file.write_text(str(port))
         return f"http://127.0.0.1:{port}/"
 
@@ -288,6 +295,21 @@ class Ingress:
         )
 
 
+class _Connection(web.RequestHandler):
+    """A client's connection; what aiohttp itself answers, to a request that it cannot read, is JSON here, too."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        super().handle_error(request, status, exc, message)  # logs it
+        reason = (message or "").partition("\n")[0].rstrip(":")
+        answer = _error(status, f"The request cannot be read: {type(exc).__name__} ({reason}).", UNREADABLE)
+        answer.force_close()
+        return answer
+
+
 @web.middleware
 async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer whatever is wrong with a request, or goes wrong with it, in JSON."""
@@ -302,9 +324,7 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         answer.headers.update({name: value for name, value in exc.headers.items() if name == "Allow"})
         return answer
     except web.RequestPayloadError as exc:
-        return _error(
-            400, f"The request's body cannot be read: {describe(exc)}.", "Send a whole JSON object, or a list of objects."
-        )
+        return _error(400, f"The request's body cannot be read: {describe(exc)}.", UNREADABLE)
     except ConnectionError:  # the client has gone
         raise
     except Exception as exc:
