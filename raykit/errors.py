@@ -146,6 +146,8 @@ class RunFailedError(RunError):
 
     def __init__(self, run: str, where: str, error: str, traceback_text: str) -> None:
         RaykitError.__init__(self, run, where, error, traceback_text)
+        if traceback_text not in ("", error):  # a script, a log and a run around this one show it too
+            self.add_note(traceback_text.rstrip())
 
     @property
     def error(self) -> str:

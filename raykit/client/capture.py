@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib.util
-import io
 import linecache
 import os
 import sys
@@ -15,13 +14,11 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-import cloudpickle
-
 from raykit.client.names import Names, imported_modules, names_read
+from raykit.client.pickling import TooLargeError, pickled, room_bytes
 from raykit.errors import CaptureError, CellError
-from raykit.wire.payload import CellWork, ModuleText, Payload, SourceText, compiled
-
-MAX_CAPTURE_BYTES = 100_000_000
+from raykit.wire.buffers import LARGE_BYTES
+from raykit.wire.payload import CellWork, Labelled, ModuleText, Payload, SourceText, compiled
 
 
 def capture_cell(text: str, names: Mapping[str, Any], *, title: str, inputs: Iterable[str] = ()) -> Payload:
@@ -29,7 +26,7 @@ def capture_cell(text: str, names: Mapping[str, Any], *, title: str, inputs: Ite
 
     Raises:
         CellError: a syntax error, or a name that neither the cell nor the notebook defines.
-        CaptureError: a name that does not pickle, or is larger than 100 MB.
+        CaptureError: a name that does not pickle, or a pickle for which this machine has no memory.
     """
     read = check_names(text, names, title)
     needed, wanted = set(read.needed | read.guarded), {name for name in read.wanted if name in names}
@@ -81,24 +78,23 @@ def pack(
     Raises:
         CaptureError: the name, what it is, and what to do.
     """
-    for name, value in named.items():
-        _refuse_large(name, value)
+    room = room_bytes()
     try:
-        body = _dumps(work, MAX_CAPTURE_BYTES * max(1, len(named)))
+        body, buffers = pickled(Labelled.of(work, named), room)
     except Exception as exc:
-        raise _blame(named, exc) from exc
-    for name, value in named.items():
-        if len(body) > MAX_CAPTURE_BYTES:
-            _refuse_large_pickle(name, value)
+        raise _blame(named, exc, room) from exc
     modules = modules if modules is not None else modules_beside((), named.values(), body)
-    return Payload(body=body, texts=_cells_named_in(body) | texts, modules=modules)
+    texts = _cells_named_in(body) | texts
+    if len(body) >= LARGE_BYTES:
+        body, buffers = b"", (*buffers, memoryview(body))
+    return Payload(body=body, texts=texts, modules=modules, raw={"": buffers} if buffers else {})
 
 
 def with_extra(payload: Payload, name: str, value: Any, *, called: str = "") -> Payload:
-    """Give a payload with one more object, which is used elsewhere than the work itself; a person knows it as ``called``.
+    """Return a payload with one more object, which is used elsewhere than the work itself; a person knows it as ``called``.
 
     Raises:
-        CaptureError: it does not pickle, or is too large.
+        CaptureError: it does not pickle, or this machine has no memory for its pickle.
     """
     beside = pack(value, {called or name: value}, {})
     return replace(
@@ -106,6 +102,7 @@ def with_extra(payload: Payload, name: str, value: Any, *, called: str = "") -> 
         texts=beside.texts | payload.texts,
         modules=beside.modules | payload.modules,
         extras=payload.extras | {name: beside.body},
+        raw=payload.raw | ({name: beside.raw[""]} if beside.raw else {}),
     )
 
 
@@ -179,85 +176,32 @@ def _texts_of(name: str, file: Path) -> dict[str, ModuleText]:
     return found
 
 
-class _TooLargeError(Exception):
-    pass
-
-
-class _Limited(io.BytesIO):
-    """A buffer that ends a pickling early instead of filling the kernel's memory."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self._left = limit
-
-    def write(self, data: Any) -> int:
-        self._left -= memoryview(data).nbytes
-        if self._left < 0:
-            raise _TooLargeError
-        return super().write(data)
-
-
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Takes of a tensor that is a view its own numbers only: torch's pickles have the whole storage, once for each view."""
-
-    def reducer_override(self, obj: Any) -> Any:
-        torch = sys.modules.get("torch")
-        if torch is not None and type(obj) is torch.Tensor and _is_part_of_storage(obj):
-            if obj.device.type == "cpu" and not obj.requires_grad and obj.dtype not in (torch.bfloat16, torch.complex32):
-                return torch.from_numpy, (obj.numpy(),)  # a tenth of the time of torch's own way
-            return obj.detach().clone().requires_grad_(obj.requires_grad).__reduce_ex__(self.proto)
-        return super().reducer_override(obj)
-
-
-def _is_part_of_storage(tensor: Any) -> bool:
-    if str(tensor.layout) != "torch.strided" or (tensor.requires_grad and not tensor.is_leaf):
-        return False
-    return bool(tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size())
-
-
-def _dumps(value: Any, limit: int) -> bytes:
-    buffer = _Limited(limit)
-    _Pickler(buffer).dump(value)
-    return buffer.getvalue()
-
-
-def _refuse_large(name: str, value: Any) -> None:
-    size = getattr(value, "nbytes", None)
-    if isinstance(size, int) and size > MAX_CAPTURE_BYTES:
-        raise _too_large(name, value, f"{size / 1e6:.0f} MB")
-
-
-def _refuse_large_pickle(name: str, value: Any) -> None:
-    try:
-        _dumps(value, MAX_CAPTURE_BYTES)
-    except _TooLargeError as exc:
-        raise _too_large(name, value, f"more than {MAX_CAPTURE_BYTES / 1e6:.0f} MB") from exc
-
-
-def _too_large(name: str, value: Any, size: str) -> CaptureError:
-    return CaptureError(
-        f"{name!r} ({type(value).__name__}) is {size}; names of the notebook travel up to {MAX_CAPTURE_BYTES / 1e6:.0f} MB.",
-        "Write it to a file and read that in the cell, or build it there.",
-    )
-
-
-def _blame(named: Mapping[str, Any], error: Exception) -> CaptureError:
+def _blame(named: Mapping[str, Any], error: Exception, room: int) -> CaptureError:
     """Find the name that does not pickle, also among the globals of the cell's own functions and classes."""
     inner = {key: each for work in named.values() for key, each in _globals_of(work).items()}
     for name, value in {**named, **inner}.items():
         if isinstance(value, FunctionType | type) and getattr(value, "__module__", "") == "__main__" and _globals_of(value):
             continue
         try:
-            _dumps(value, MAX_CAPTURE_BYTES)
-        except _TooLargeError:
-            return _too_large(name, value, f"more than {MAX_CAPTURE_BYTES / 1e6:.0f} MB")
+            pickled(value, room)
+        except (TooLargeError, MemoryError):
+            return _too_large(f"{name!r} ({type(value).__name__})", room)
         except Exception as exc:
             return CaptureError(
                 f"{name!r} ({type(value).__module__}.{type(value).__name__}) does not pickle: {exc}",
                 f"Build {name} where it is used: in the cell's own text, or in the __init__ of the stage.",
             )
+    if isinstance(error, TooLargeError | MemoryError):
+        return _too_large("What the cell uses", room)
     return CaptureError(
         f"What the cell uses does not pickle: {error}", "Build it in the cell's own text, or in the __init__ of the stage."
+    )
+
+
+def _too_large(whose: str, room: int) -> CaptureError:
+    return CaptureError(
+        f"{whose} takes more than {room / 1e9:.3g} GB as a pickle, and {room / 1e9:.3g} GB of this machine's memory are free.",
+        "Give it as an array or a tensor, which travel without a copy; or write it to a file and read that in the cell.",
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from raykit.client.near import NearFiles
 from raykit.errors import InputError
 from raykit.views import RunView
+from raykit.wire import buffers
 from raykit.wire.classes import keep_classes_one
 from raykit.wire.payload import Payload
 
@@ -51,11 +52,15 @@ class Quarantine:
         if (not stage and len(found) > 1) or (stage and stage not in found):
             raise InputError(f"Rows of {self._run} were put aside by {', '.join(found)}.", f"Say which: retry(stage={found[0]!r})")
         stage = stage or found[0]
-        stages: list[Any] = Payload.from_bytes(Path(self._near.path(str(self._folder / "payload"))).read_bytes()).open()
+        payload = Path(self._near.path(str(self._folder / "payload"))).read_bytes()
+        stages: list[Any] = Payload.from_bytes(payload, read=self._buffer).open()
         names = [stage_name(each) for each in stages]
         again = Pipeline(stages[names.index(stage) :])
         rows = list(table["row"][table["stage"] == stage])
         return again.run(rows, name=name or f"{self._run.partition('#')[0]}-retry", on=self._near.cluster)
+
+    def _buffer(self, name: str) -> memoryview:
+        return buffers.mapped(Path(self._near.path(str(self._folder / buffers.FOLDER / name))))
 
     def __len__(self) -> int:
         return len(self.to_pandas())

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import math
 import pickle
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from raykit.client.edited import edited_modules
 from raykit.client.environment import checked_variables
 from raykit.client.near import NearFiles
 from raykit.client.ray_train import is_trainer, parts_of
+from raykit.client.sending import sent
 from raykit.cluster.base import Told
 from raykit.cluster.record import LocalRecord
 from raykit.commands import Apply, Command, Drill, Resize, Stop
@@ -77,6 +79,8 @@ class Run:
             RunLostError: the cluster is gone.
         """
         try:
+            if wait_s and self._has_waited(wait_s):
+                wait_s = 0.0
             while records := self.cluster.door.events(self._address, after=self.view.number, wait_s=wait_s):
                 self.name, self._is_full_name = records[-1].run, True
                 self.view = fold_all(RunView(name=self.name) if not self.view.number else self.view, records)
@@ -87,6 +91,15 @@ class Run:
             except ClusterLostError as exc:
                 raise RunLostError(f"The run {self.name} went down with its cluster: {exc.problem}", exc.remedy) from exc
         return self.view
+
+    def _has_waited(self, wait_s: float) -> bool:
+        """Wait in Ray where this process is a task of the run's cluster: what it waits for may need its CPUs."""
+        address = getattr(self.cluster.record, "gcs_address", None)
+        if address is None or "ray" not in sys.modules:
+            return False
+        from raykit.engine.nested import wait_for_news
+
+        return wait_for_news(address, self._address, after=self.view.number, wait_s=wait_s)
 
     def follow(self, *, poll_s: float = POLL_S, timeout_s: float | None = None) -> Iterator[RunView]:
         """Give the view when there is news, and every ``poll_s`` where there is none, until the run is over.
@@ -117,8 +130,12 @@ class Run:
             RunLostError: the cluster went away.
             WaitTimeoutError: it was not over after ``timeout_s``; it goes on.
         """
-        for _ in self.follow(timeout_s=timeout_s):
-            pass
+        try:
+            for _ in self.follow(timeout_s=timeout_s):
+                pass
+        except KeyboardInterrupt as exc:
+            exc.add_note(f"The run {self.name} is still running. Stop it: %ray stop {self.name}, or run.stop()")
+            raise
         self.raise_if_failed()
         return self
 
@@ -267,6 +284,8 @@ def start(
 
     Raises:
         InputError: a variable's name or value is no text.
+        CapacityError: the cluster cannot hold it, or has no memory or disk for what it captures.
+        RunNameTakenError: a run of its name is running.
     """
     cluster = session.get(on)
     is_near = isinstance(cluster.record, LocalRecord)
@@ -275,8 +294,15 @@ def start(
     place = Place.of_this_process(checked_variables(env or {}), is_near=is_near)
     for sentence in edited_modules(payload.modules):
         told(sentence)
-    packed, key = replace(payload, place=place).to_bytes(), uuid.uuid4().hex
-    return Run(cluster, cluster.ask(lambda door: door.start(spec, packed, key=key)), is_full_name=True)
+    here = cluster.record.folder if cluster.record.spec.place == "local" else None
+    brought = sent(replace(payload, place=place), cluster.ask, here=here)
+    packed, key = brought.to_bytes(), uuid.uuid4().hex
+    try:
+        name = cluster.ask(lambda door: door.start(spec, packed, key=key, buffers=brought.buffers))
+    except KeyboardInterrupt as exc:
+        exc.add_note(f"The run {spec.name} may have been started: see %ray runs.")
+        raise
+    return Run(cluster, name, is_full_name=True)
 
 
 def run(

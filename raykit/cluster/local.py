@@ -6,6 +6,7 @@ What a call starts and does not finish, it ends.
 
 from __future__ import annotations
 
+import math
 import secrets
 import shutil
 import signal
@@ -27,6 +28,7 @@ from raykit.cluster.processes import BLOCK, node_label
 from raykit.cluster.record import ClusterRecord, LocalRecord, ProcessMark
 from raykit.errors import ClusterError
 from raykit.spec import ClusterSpec
+from raykit.wire import buffers
 from raykit.wire.door import Door, DoorClosedError
 
 SUPPORTED_RAY = "2.60."
@@ -98,6 +100,7 @@ class Local(Provider):
             _end(name, found.ray_temp if found else None)
             if found:
                 found.remove()
+            buffers.prune(records.cluster_folder(name) / buffers.FOLDER, kept_bytes=0, unused_before_unix_s=math.inf)
             return True
 
     def logs(self, record: ClusterRecord, *, tail: int = 200) -> str:

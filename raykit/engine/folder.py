@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +19,8 @@ from typing import Any
 import ray
 import ray.cloudpickle.cloudpickle
 
+from raykit.errors import RunError
+from raykit.wire import buffers
 from raykit.wire.classes import keep_classes_one
 from raykit.wire.main_module import become_main
 from raykit.wire.payload import Payload
@@ -51,14 +55,41 @@ class RunFolder:
         return path if self.is_here else _head().unstrip_protocol(path)
 
     def payload(self, place: str = "payload") -> Payload:
-        """Read what travelled with the spec, and make this process stand where the notebook does."""
+        """Read what travelled with the spec, and make this process stand where the notebook does.
+
+        Its large buffers are read when it is opened.
+        """
         keep_classes_one(ray.cloudpickle.cloudpickle)
         file = self.path / place
-        payload = Payload.from_bytes(file.read_bytes() if self.is_here else _head().cat_file(str(file)))
+        payload = Payload.from_bytes(file.read_bytes() if self.is_here else _head().cat_file(str(file)), read=self.buffer)
         become_main()
         chosen = ray.get_runtime_context().runtime_env
         payload.place.enter(kept=chosen.get("env_vars") or (), keeps_folder=bool(chosen.get("working_dir")))
         return payload
+
+    def buffer(self, name: str) -> memoryview:
+        """Return a large buffer of the payload; on another machine runs share a copy.
+
+        Raises:
+            RunError: it is gone, as the buffers of a run that is done are.
+        """
+        within = f"{buffers.FOLDER}/{name}"
+        try:
+            if self.is_here:
+                return buffers.mapped(self.path / within)
+            found = buffers.mapped(self._copied(within, self._near / within))
+        except FileNotFoundError as exc:
+            raise RunError(f"Large values that {self.path.name} captured are gone.", "Run its cell again.") from exc
+        os.utime(self._near / within)
+        kept_bytes = shutil.disk_usage(self._near).free * buffers.KEPT_SHARE
+        buffers.prune(self._near / buffers.FOLDER, kept_bytes=kept_bytes, unused_before_unix_s=time.time() - buffers.STARTING_S)
+        return found
+
+    def forget_buffers(self, *, but: Iterable[str] = ()) -> None:
+        """Let go of the large buffers of a run that is done, but for some of them."""
+        for file in (self.path / buffers.FOLDER).glob("*"):
+            if file.name not in but:
+                file.unlink(missing_ok=True)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file in one move."""
@@ -83,8 +114,15 @@ class RunFolder:
         """Give the path by which any process of this machine reads what lies there; a copy lasts as long as the cluster."""
         if self.is_here:
             return str(self.path / name)
-        cluster = self.path.parent.parent
-        near = cluster / "near" / f"{self.path.name}-{'-'.join(map(str, self.mark))}" / name
+        return str(self._copied(name, self._near / f"{self.path.name}-{'-'.join(map(str, self.mark))}" / name))
+
+    @property
+    def _near(self) -> Path:
+        """Where a machine that has not the head's files keeps copies of them."""
+        return self.path.parent.parent / "near"
+
+    def _copied(self, name: str, near: Path) -> Path:
+        """Return ``near``, copied from the head's machine if it is not there yet."""
         if not near.exists():
             near.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             draft = tempfile.mkdtemp(dir=near.parent)  # of this process: others of this machine may fetch it too
@@ -92,7 +130,7 @@ class RunFolder:
             with suppress(OSError):  # another one was quicker
                 os.rename(f"{draft}/whole", near)
             shutil.rmtree(draft)
-        return str(near)
+        return near
 
 
 def on_head(place: str) -> str:

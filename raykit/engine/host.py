@@ -10,6 +10,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 import ray
 
@@ -79,6 +80,8 @@ class Host:
     def _run(self) -> None:
         try:
             self._kind.execute()
+            with suppress(OSError):  # the next run is not to fail for what this one leaves
+                self._forget_what_nobody_needs()
             ended = RunEnded(state="done")
         except StoppedError as exc:
             ended = RunEnded(state="stopped", error=str(exc))
@@ -95,6 +98,11 @@ class Host:
             ended = RunEnded(state="failed", error=describe(exc))
         self._context.emit(ended)
         self._leave()
+
+    def _forget_what_nobody_needs(self) -> None:
+        """Let go of large captured values of a run that is done; those of a pipeline's stages stay for rows in quarantine."""
+        folder = self._context.run_folder
+        folder.forget_buffers(but=self._context.payload().large.get("", ()) if isinstance(self._context.spec, PipelineSpec) else ())
 
     def _leave(self) -> None:
         self._journal.close()

@@ -31,6 +31,7 @@ from raykit.codec import decode
 from raykit.commands import Command, Resize, Stop, Update
 from raykit.engine import capacity
 from raykit.engine.arbiter import Arbiter, free_slots, whole_slots
+from raykit.engine.buffers import Buffers, free_memory
 from raykit.engine.guard import Guard
 from raykit.engine.host import Host
 from raykit.engine.registry import Registry
@@ -40,7 +41,7 @@ from raykit.engine.setting import NAMESPACE, ClusterSetting
 from raykit.engine.telemetry.telemetry import Telemetry
 from raykit.engine.why import why
 from raykit.errors import RaykitError, RunError, RunNotFoundError, to_wire
-from raykit.events import RunEnded, record_to_json
+from raykit.events import Record, RunEnded, record_to_json
 from raykit.spec import RunSpec, TrainSpec
 from raykit.spec.service import PORT_FILE, TOKEN_FILE
 from raykit.store.room import is_full
@@ -74,6 +75,7 @@ class Hub:
         self._setting = setting
         self._token = Path(setting.token_file).read_text()
         self._registry, self._telemetry = Registry(setting), Telemetry(setting)
+        self._buffers = Buffers(setting)
         self._started_unix_s = time.time()
         self._starting = asyncio.Lock()
         self._guard = Guard(setting, self._registry, self._look, self._tell)
@@ -96,6 +98,8 @@ class Hub:
                 web.get("/status", self._status),
                 web.get("/runs", self._runs),
                 web.get("/runs/why", self._why),
+                web.post("/buffers", self._missing),
+                web.put("/buffers/{name}", self._buffer),
                 web.post("/runs", self._start),
                 web.post("/runs/resume", self._resume),
                 web.post("/commands", self._command),
@@ -162,6 +166,17 @@ class Hub:
         views = await asyncio.to_thread(self._registry.views)
         return web.json_response({"runs": [asdict(view) for view in views]})
 
+    async def _missing(self, request: web.Request) -> web.Response:
+        sizes: dict[str, int] = (await request.json())["sizes"]
+        free = await asyncio.to_thread(lambda: free_memory(self._setting, self._registry.sampled()))
+        missing = await asyncio.to_thread(self._buffers.missing, sizes, free)
+        return web.json_response({"missing": missing})
+
+    async def _buffer(self, request: web.Request) -> web.Response:
+        at, of = int(request.query["at"]), int(request.query["of"])
+        await asyncio.to_thread(self._buffers.write_at, request.match_info["name"], at, await request.read(), of=of)
+        return web.json_response({})
+
     async def _start(self, request: web.Request) -> web.Response:
         parts = await request.post()
         spec = capacity.fitted(decode(RunSpec, json.loads(_part(parts["spec"]))), self._setting)
@@ -170,10 +185,11 @@ class Hub:
             payload, key = _part(parts["payload"]), request.headers["Idempotency-Key"]
             if begun := self._registry.asked(spec, key):
                 return web.json_response({"run": begun})
-            if updated := self._registry.accept_update(spec, payload):
+            buffers = json.loads(_part(parts["buffers"])) if "buffers" in parts else []
+            if updated := self._registry.accept_update(spec, payload, buffers):
                 await self._tell(updated, Update(run=updated))
                 return web.json_response({"run": updated})
-            run = self._registry.accept(spec, payload, key)
+            run = self._registry.accept(spec, payload, key, buffers)
             self._make_host(run, replace(spec, name=run))
         return web.json_response({"run": run})
 
@@ -234,18 +250,29 @@ class Hub:
 
     async def _events(self, request: web.Request) -> web.Response:
         run = self._registry.newest(request.query["run"]) if "run" in request.query else None
-        after = int(request.query["after"])
+        after, wait_s = int(request.query["after"]), float(request.query.get("wait_s", 0))
+        records = await self._records(run, after, wait_s, has_left=lambda: request.transport is None)
+        return web.json_response({"records": [record_to_json(record) for record in records]})
+
+    async def news(self, run: str, after: int, wait_s: float) -> None:
+        """Wait until the log has news of a run, for who waits in Ray."""
+        await self._records(self._registry.newest(run), after, wait_s)
+
+    async def _records(
+        self, run: str | None, after: int, wait_s: float, *, has_left: Callable[[], bool] = lambda: False
+    ) -> list[Record]:
+        """Return the records above ``after``, of one run or of all; wait for the first, if nobody ``has_left`` who wants them."""
         begun_s = time.monotonic()
-        deadline = begun_s + min(float(request.query.get("wait_s", 0)), MAX_WAIT_S)
+        deadline = begun_s + min(wait_s, MAX_WAIT_S)
         log = self._registry.log
         while True:
             version = log.version()
             records = await asyncio.to_thread(log.read, after=after, run=run)
             if records:
-                return web.json_response({"records": [record_to_json(record) for record in records]})
+                return records
             while log.version() == version:
-                if time.monotonic() > deadline or request.transport is None:
-                    return web.json_response({"records": []})
+                if time.monotonic() > deadline or has_left():
+                    return []
                 # Late by a tenth of the wait at most: a hundred looks a second would take a hundredth of a core.
                 await asyncio.sleep(min(LOOK_S + (time.monotonic() - begun_s) / 10, RARE_LOOK_S))
 

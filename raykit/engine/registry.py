@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from raykit.codec import decode, encode
+from raykit.engine.buffers import Buffers
 from raykit.engine.setting import ClusterSetting
 from raykit.engine.versions import Versions
 from raykit.errors import RunError, RunNameTakenError, RunNotFoundError
@@ -87,10 +88,11 @@ class Registry:
         file = self._setting.run_folder(run) / "key"
         return file.read_text() if file.exists() else ""
 
-    def accept(self, spec: RunSpec, payload: bytes, key: str) -> str:
-        """Write a new run down and give its name.
+    def accept(self, spec: RunSpec, payload: bytes, key: str, buffers: Sequence[str] = ()) -> str:
+        """Write a new run down and return its name. It keeps the large ``buffers`` of its payload.
 
         Raises:
+            RunError: a buffer is gone.
             RunNameTakenError: a run of that name goes on; a name that was not chosen gets a number instead.
         """
         base = _base(spec.name)
@@ -107,10 +109,11 @@ class Registry:
         (folder / "spec.json").write_text(json.dumps(encode(spec)))
         (folder / "payload").write_bytes(payload)
         (folder / "key").write_text(key)
+        Buffers(self._setting).keep(buffers, folder)
         self._write_accepted(run, spec, resumed=False)
         return run
 
-    def accept_update(self, spec: RunSpec, payload: bytes) -> str | None:
+    def accept_update(self, spec: RunSpec, payload: bytes, buffers: Sequence[str] = ()) -> str | None:
         """Write down how a service that goes on shall be from now on, and give its name; None if none of that name goes on.
 
         Raises:
@@ -130,6 +133,7 @@ class Registry:
                 f"{asked[0]:g} and {asked[1]:g}.",
                 f"Stop it (%ray stop {run}) and serve it again.",
             )
+        Buffers(self._setting).keep(buffers, self._setting.run_folder(run))
         versions = Versions(self._setting.run_folder(run))
         number = 1 + max(versions.current, *versions.asked, service.asked if service else 1)
         # A stage keeps the name that it has in the views, whatever the function is called now.

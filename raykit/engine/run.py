@@ -151,6 +151,12 @@ def as_user_error(error: BaseException, payload: Payload, where: str) -> UserCod
     return UserCodeError(where, describe(error), payload.traceback_of(error))
 
 
+def logged(error: UserCodeError, folder: RunFolder, source: str) -> UserCodeError:
+    """Write the user's traceback at the end of a worker's log, where Python's own would go, and return the error."""
+    folder.append(f"logs/{source}.log", error.args[2])
+    return error
+
+
 def save_outputs(namespace: dict[str, Any], names: Sequence[str], folder: RunFolder, where: str) -> list[OutputReady]:
     """Write the named values, on the CPU, as files of the run's folder, each in one move.
 

@@ -10,7 +10,7 @@ import ray
 from raykit.commands import Command, Hurry, Stop
 from raykit.engine.folder import RunFolder
 from raykit.engine.reporter import Reporter, captured
-from raykit.engine.run import RunContext, StoppedError, UserCodeError, as_user_error, outlive_node_loss, save_outputs
+from raykit.engine.run import RunContext, StoppedError, UserCodeError, as_user_error, logged, outlive_node_loss, save_outputs
 from raykit.engine.threads import limit_threads
 from raykit.errors import RunError
 from raykit.events import Event, RunStarted, SlotsHeld, SlotsReleased
@@ -80,7 +80,7 @@ def _work(host: Any, folder: RunFolder, spec: TaskSpec) -> list[Event]:
             try:
                 namespace = payload.open().run()
             except BaseException as exc:
-                raise as_user_error(exc, payload, HOLDER) from None
+                raise logged(as_user_error(exc, payload, HOLDER), folder, HOLDER) from None
         return list(save_outputs(namespace, spec.outputs, folder, HOLDER))
     finally:
         reporter.close()

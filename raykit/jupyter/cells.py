@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from raykit.client.capture import capture_cell, check_names, with_extra
 from raykit.client.environment import given_variables
+from raykit.client.outputs import check_outputs
 from raykit.client.pipeline import MARK, Pipeline
 from raykit.client.run import Run, start
 from raykit.client.service import service_spec, start_service
 from raykit.errors import CellError, OptionError
-from raykit.jupyter.display import QUIET_S, Said, follow, kernel_ends, watched
+from raykit.jupyter.display import QUIET_S, Said, follow, kernel_ends, stop_in_order, watched
 from raykit.spec import TaskSpec, TrainSpec
 from raykit.spec.lines import PipelineLine, ServeLine, Variables, Viewing
 from raykit.spec.training import ON_LOSS
@@ -31,6 +32,7 @@ NO_VARIABLES = Variables()
 def run_cell(shell: Any, cell: str, spec: TaskSpec, viewing: Viewing, variables: Variables = NO_VARIABLES) -> Shown:
     """Run a cell on a node."""
     _refuse_empty(cell)
+    check_outputs(cell, spec.outputs, shell.user_ns, inputs=spec.inputs)
     payload = capture_cell(_numbered(cell), shell.user_ns, title=_title(shell), inputs=spec.inputs)
     return view(shell, start(spec, payload, on=viewing.on, env=given_variables(variables.env)), detach=viewing.detach)
 
@@ -38,6 +40,8 @@ def run_cell(shell: Any, cell: str, spec: TaskSpec, viewing: Viewing, variables:
 def train_cell(shell: Any, cell: str, spec: TrainSpec, viewing: Viewing, variables: Variables = NO_VARIABLES) -> Shown:
     """Run a cell on every worker of an elastic training run, or the loop of Ray Train that it defines."""
     _refuse_empty(cell)
+    if spec.engine != "ray-train":  # where outputs are metrics
+        check_outputs(cell, spec.outputs, shell.user_ns)
     payload = capture_cell(_numbered(cell), shell.user_ns, title=_title(shell))
     if spec.engine == "ray-train":
         check_cell(cell, shell.user_ns)
@@ -98,8 +102,8 @@ def serve_cell(shell: Any, cell: str, line: ServeLine, viewing: Viewing, variabl
             if kernel_ends():
                 raise
             if not service.is_update:
-                service.stop()
-                service.run.wait()
+                stop_in_order(service.run, service.run.wait)
+                service.run.raise_if_failed()
     print(service)  # noqa: T201  (its address is what was asked for)
     return watched(service.run)
 

@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raykit.client.cluster import Cluster
@@ -52,11 +53,12 @@ class Face(Protocol):
 def follow(run: Run, *, quiet_s: float = QUIET_S, only_looks: bool = False) -> None:
     """Show a run until it is over, and raise if it did not end well; a task that is done within ``quiet_s`` only prints.
 
-    An interrupt asks the run to end at its next commit or batch; a second one leaves it alone, and so does the one with which
-    a kernel's end begins. Where a cell ``only_looks`` at a run that another has started, an interrupt ends the looking.
+    An interrupt asks the run to end at its next commit or batch, and a second one ends the wait for that. The one with which a
+    kernel's end begins leaves the run alone. Where a cell ``only_looks`` at a run that another has started, an interrupt ends
+    the looking.
 
     Raises:
-        RunError: it is not looked at any more, and goes on.
+        RunError: it is not looked at any more, and is still running.
         RunFailedError: the user's code raised.
         RunStoppedError: it was stopped.
         RunLostError: its cluster went away.
@@ -70,11 +72,29 @@ def follow(run: Run, *, quiet_s: float = QUIET_S, only_looks: bool = False) -> N
             raise RunError(f"The run {run.name} is not watched any more, and goes on.", again) from None
         if kernel_ends():
             raise
-        run.stop()
-        _show_until_over(run, face)
+        stop_in_order(run, lambda: _show_until_over(run, face))
     finally:
         face.finish(run.view)
     run.raise_if_failed()
+
+
+def stop_in_order(run: Run, wait: Callable[[], object]) -> None:
+    """Ask a run to end, and wait until it has.
+
+    Raises:
+        RunError: another interrupt came before; the run was asked, and is still running.
+    """
+    try:
+        run.stop()
+        wait()
+    except KeyboardInterrupt:
+        run.stop()  # the first one may not have reached the cluster
+        if not run.refresh().ended:
+            at = f" at step {run.view.step}" if run.view.run_kind == "training" else ""
+            raise RunError(
+                f"The run {run.name} is still running{at}. It was asked to end at its next commit or batch, and goes on until then.",
+                f"See it: %ray watch {run.name}",
+            ) from None
 
 
 def beside(run: Run) -> Callable[[], None]:
@@ -123,12 +143,16 @@ def _show_until_over(run: Run, face: Face) -> None:
 
 
 def kernel_ends() -> bool:
-    """Say whether an interrupt came because the kernel is restarted or shut down: Jupyter first interrupts, and then says so."""
+    """Return whether an interrupt came because the kernel is restarted or shut down: Jupyter interrupts first, and then says so.
+
+    Another interrupt meanwhile is a person's.
+    """
     deadline_s = time.monotonic() + ENDING_S
-    while _in_notebook() and time.monotonic() < deadline_s:
-        if _shell().exit_now:
-            return True
-        time.sleep(ENDING_LOOK_S)
+    with suppress(KeyboardInterrupt):
+        while _in_notebook() and time.monotonic() < deadline_s:
+            if _shell().exit_now:
+                return True
+            time.sleep(ENDING_LOOK_S)
     return False
 
 

@@ -4,7 +4,9 @@ GET  /ping                          who is there
 GET  /status?wait_s=                the cluster's view; waits for a new look at its nodes
 GET  /runs                          views of all runs, newest first
 GET  /runs/why?run=                 what a run lacks, and who holds it
-POST /runs                          start: multipart of `spec` (JSON) and `payload` (bytes)
+POST /buffers                       which of these large buffers (bytes by name) the cluster has not yet
+PUT  /buffers/NAME?at=&of=          a piece of one, from a byte on, of so many bytes
+POST /runs                          start: multipart of `spec` (JSON), `payload` (bytes) and `buffers` (names, JSON)
 POST /runs/resume                   start a run again from its folder
 POST /commands                      a Command
 GET  /events?run=&after=&wait_s=    records by number, of all runs without one; waits for the first
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,19 +84,33 @@ class Door:
         view: WhyView = validate(WhyView, self._json("GET", "/runs/why", params={"run": run}))
         return view
 
-    def start(self, spec: RunSpec, payload: bytes, *, key: str) -> str:
+    def missing(self, sizes: Mapping[str, int]) -> list[str]:
+        """Return the names of the large buffers that the cluster does not have yet; ``sizes`` are in bytes.
+
+        Raises:
+            CapacityError: it has no memory for all of them, or no disk for those that are missing.
+        """
+        answer = self._json("POST", "/buffers", json={"sizes": dict(sizes)})
+        return [str(name) for name in answer["missing"]]
+
+    def send(self, name: str, at: int, piece: bytes, *, of: int) -> None:
+        """Send a piece of a large buffer, from byte ``at`` on, ``of`` so many; may be done twice."""
+        self._json("PUT", f"/buffers/{name}", params={"at": at, "of": of}, content=piece, timeout_s=FETCH_TIMEOUT_S)
+
+    def start(self, spec: RunSpec, payload: bytes, *, key: str, buffers: Sequence[str] = ()) -> str:
         """Start a run and give its name, which gains a number when the name was used before.
 
         Args:
             spec: what is asked of it.
             payload: its code and its values.
             key: what tells this start from any other: the same key again starts nothing, and gives the same name.
+            buffers: the names of the payload's large buffers, which the cluster has.
 
         Raises:
             CapacityError: the whole cluster could not hold it.
             RunNameTakenError: a run of that name goes on.
         """
-        files = {"spec": json.dumps(encode(spec)).encode(), "payload": payload}
+        files = {"spec": json.dumps(encode(spec)).encode(), "payload": payload, "buffers": json.dumps(buffers).encode()}
         return str(self._json("POST", "/runs", files=files, headers={"Idempotency-Key": key}, timeout_s=120)["run"])
 
     def resume(self, run: str, *, folder: str = "") -> str:

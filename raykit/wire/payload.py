@@ -14,14 +14,16 @@ import inspect
 import linecache
 import pickle
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+from raykit.errors import CaptureError, RunError
 from raykit.wire.main_module import loads, name_in_main, namespace_of_main
 from raykit.wire.place import Place
 
@@ -31,6 +33,10 @@ SOURCE = "source"
 
 RAY_TRAIN = "ray_train"
 """The extra of a run of Ray Train with what it is given besides the loop: a dict with ``datasets`` and ``run_config``."""
+
+
+TRAVELS = ("body", "texts", "modules", "extras", "large", "place")
+"""What is written down of a payload."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +66,9 @@ class Payload:
     """The user's objects as bytes (cloudpickle), with texts by file name and modules by name.
 
     ``extras`` are further objects, by name, which are used elsewhere than the body: whoever runs the body opens none of them.
+    ``large`` has the names of the large buffers of each extra, and under ``""`` those of the body, in the order in which they are
+    unpickled. A pickle that is large itself is the last of its buffers, and empty here. ``raw`` are these buffers in the process
+    that has made the payload; elsewhere ``read`` returns one by its name.
     """
 
     body: bytes
@@ -67,29 +76,63 @@ class Payload:
     modules: dict[str, ModuleText] = field(default_factory=dict)
     extras: dict[str, bytes] = field(default_factory=dict)
     place: Place = field(default_factory=Place)
+    large: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    raw: dict[str, tuple[memoryview, ...]] = field(default_factory=dict, repr=False, compare=False)
+    read: Callable[[str], memoryview] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def buffers(self) -> list[str]:
+        """The names of all large buffers, each once."""
+        return list(dict.fromkeys(name for names in self.large.values() for name in names))
 
     def to_bytes(self) -> bytes:
-        return pickle.dumps(self)
+        """Return all but the large buffers."""
+        assert not self.raw, "large buffers are sent first"
+        return pickle.dumps({name: getattr(self, name) for name in TRAVELS})
 
     @staticmethod
-    def from_bytes(data: bytes) -> Payload:
-        payload = pickle.loads(data)  # noqa: S301  (what the door takes has passed its token)
-        if not isinstance(payload, Payload):
-            raise TypeError(f"a payload was wanted, {type(payload).__name__} came")
-        return payload
+    def from_bytes(data: bytes, *, read: Callable[[str], memoryview] | None = None) -> Payload:
+        """Return the payload; ``read`` returns a large buffer by its name."""
+        found = pickle.loads(data)  # noqa: S301  (what the door takes has passed its token)
+        if isinstance(found, Payload):  # of a run that an earlier version has started
+            found = {name: getattr(found, name) for name in TRAVELS if hasattr(found, name)}
+        if not isinstance(found, dict):
+            raise TypeError(f"a payload was wanted, {type(found).__name__} came")
+        return Payload(**found, read=read)
 
     def open(self) -> Any:
-        """Make texts and modules known to this process and give the user's objects."""
-        self.known()
-        work = loads(self.body)
+        """Make texts and modules known to this process and return the user's objects.
+
+        Raises:
+            CaptureError: one of them cannot be unpickled here, with its name and the module that it needs.
+        """
+        work = self._opened("", self.body)
         for each in work if isinstance(work, list) else (getattr(work, "function", work),):
             name_in_main(each)
         return work
 
     def open_extra(self, name: str) -> Any:
-        """Make texts and modules known to this process and give one of the extras."""
+        """Make texts and modules known to this process and return one of the extras.
+
+        Raises:
+            CaptureError: as for :meth:`open`.
+        """
+        return self._opened(name, self.extras[name])
+
+    def _opened(self, part: str, pickled: bytes | memoryview) -> Any:
         self.known()
-        return loads(self.extras[name])
+        buffers = self._buffers_of(part)
+        if not pickled:
+            *buffers, pickled = buffers
+        return opened(pickled, buffers)
+
+    def _buffers_of(self, part: str) -> list[memoryview]:
+        if self.raw:  # as other processes would see it: nothing is shared
+            return [memoryview(bytearray(view)) for view in self.raw.get(part, ())]
+        names = self.large.get(part, ())
+        if names and self.read is None:
+            raise RunError("The large values of this payload were not brought along.", "Read it from its run's folder.")
+        return [self.read(name) for name in names] if self.read else []
 
     def known(self) -> None:
         """Make texts and modules known to this process."""
@@ -99,15 +142,23 @@ class Payload:
             sys.meta_path.insert(0, _ModuleFinder(self.modules))
 
     def traceback_of(self, error: BaseException) -> str:
-        """Give the traceback from the user's first frame on, with cells called as the notebook calls them."""
+        """Return the traceback as Python prints it, from the user's first frame on, with cells called as the notebook calls them.
+
+        Causes, contexts, notes and the members of groups are in it. A context of raykit's or Ray's own code is left out.
+        """
         self.place.explain(error)
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_between(frame.filename)]
-        lines = ["Traceback (most recent call last):\n", *traceback.format_list(self._named(frames))]
-        return "".join([*lines, *traceback.format_exception_only(error)])
+        whole = traceback.TracebackException.from_exception(error, compact=True)
+        self._show_user_s_frames(whole)
+        return "".join(whole.format())
+
+    def _show_user_s_frames(self, whole: traceback.TracebackException) -> None:
+        """Leave the user's frames in an exception and in all that belong to it."""
+        for each in _chain(whole):
+            each.stack = traceback.StackSummary.from_list(self._named(each.stack))
 
     def _named(self, frames: Iterable[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
         named = []
-        for frame in frames:
+        for frame in (frame for frame in frames if not _is_between(frame.filename)):
             source = self.texts.get(frame.filename)
             line = source.line(frame.lineno) if source else frame.line
             title = source.title if source else frame.filename
@@ -152,6 +203,71 @@ class FunctionWork:
 
     def run(self) -> dict[str, Any]:
         return {"result": _awaited(self.function(*self.args, **self.kwargs))}
+
+
+class _Opening(threading.local):
+    """Whose value this thread unpickles."""
+
+    name = ""
+
+
+_opening = _Opening()
+
+
+def begin(name: str) -> None:
+    """Note whose value is unpickled next."""
+    _opening.name = name
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Stands before a value in a pickle; where unpickling the value fails, it is known whose it is."""
+
+    name: str
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return begin, (self.name,)
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """What is pickled: the work, after the values that a person knows by a name, each after its ``Named``."""
+
+    values: list[Any]
+    work: Any
+
+    @staticmethod
+    def of(work: Any, named: Mapping[str, Any]) -> Labelled:
+        values = [each for name, value in named.items() for each in (Named(name), value)]
+        return Labelled([*values, Named("")], work)
+
+
+def opened(pickled: bytes | memoryview, buffers: Iterable[memoryview] = ()) -> Any:
+    """Unpickle a person's objects.
+
+    Raises:
+        CaptureError: one cannot be unpickled here.
+    """
+    begin("")
+    try:
+        made = loads(pickled, buffers=buffers)
+    except Exception as exc:
+        raise _not_here(_opening.name, exc) from exc
+    return made.work if isinstance(made, Labelled) else made
+
+
+def _not_here(name: str, error: Exception) -> CaptureError:
+    whose = f"name {name!r}" if name else "what the cell uses"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        return CaptureError(
+            f"{whose} needs module {error.name}, which is not installed on the cluster: {error}",
+            f"Install {package} there, put it beside the notebook, or build {name or 'it'} in the cell without it.",
+        )
+    return CaptureError(
+        f"{whose} cannot be unpickled on the cluster: {type(error).__name__}: {error}",
+        f"Its package may be of another version there; or build {name or 'it'} in the cell's own text.",
+    )
 
 
 def compiled(text: str, filename: str) -> CodeType:
@@ -200,3 +316,19 @@ def _is_between(filename: str) -> bool:
     """Say whether a frame is of what lies between the notebook and the user's code: raykit, ray, what runs a coroutine."""
     here = str(Path(__file__).parents[1])
     return filename.startswith((here, asyncio.runners.__file__, asyncio.base_events.__file__)) or "/site-packages/ray/" in filename
+
+
+def _chain(whole: traceback.TracebackException) -> list[traceback.TracebackException]:
+    """Return an exception with its causes, contexts and members, without the contexts that are not of the user's code."""
+    found, left = [], [whole]
+    while left:
+        each = left.pop()
+        while each.__context__ is not None and _is_ours(each.__context__):
+            each.__context__ = each.__context__.__context__
+        found.append(each)
+        left += [other for other in (each.__cause__, each.__context__, *(each.exceptions or ())) if other is not None]
+    return found
+
+
+def _is_ours(whole: traceback.TracebackException) -> bool:
+    return bool(whole.stack) and all(_is_between(frame.filename) for frame in whole.stack)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -116,7 +117,8 @@ BAD = [
     ("import threading; lock = threading.Lock()", ""),
     ("%%ray run\nlock.acquire()", "'lock' (_thread.lock) does not pickle"),
     ("import numpy as np; big = np.zeros(15_000_000)", ""),
-    ("%%ray run\nbig.sum()", "'big' (ndarray) is 120 MB"),
+    ("%%ray run -o modle\nmodel = 1", "-o modle: the cell sets no such name.\nDid you mean model?"),
+    ("%%ray train --workers 1 -o modle\nmodel = 1", "Did you mean model?"),
     ("%%ray pipeline --source big\nx = 1", "no stage"),
     ("%%ray pipeline --source big\nimport asyncio\nawait asyncio.sleep(0)", "Await in a cell before it"),
     ("%%ray pipeline --source nothing.csv\n@rk.stage()\ndef f(row):\n    return row", "Nothing is at nothing.csv"),
@@ -247,6 +249,39 @@ def test_an_interrupted_cell_stops_its_run_at_a_commit_says_how_to_resume_and_th
     assert "%ray resume halted" in "".join(content["content"]["traceback"])
     assert "halted: training, done" in mine.run("%ray resume halted")
     assert "400" in mine.run("print(steps)")
+
+
+SLOW_TO_STOP = """%%ray train slow --workers 1 --spares 0
+import pathlib, time, torch
+model = torch.nn.Linear(4, 1)
+job = rk.elastic(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.01))
+for batch in job.batches({{"x": torch.zeros(8, 4)}}, batch_size=4):
+    while not pathlib.Path({file!r}).exists():
+        time.sleep(0.05)
+    model(batch["x"]).sum().backward()
+    job.commit()"""
+
+
+def test_two_interrupts_stop_a_run_or_say_that_it_is_still_running(kernel, tmp_path):
+    mine = kernel()
+    mine.run(UP)
+    mine.client.execute(TRAIN.replace("survivor", "twice").replace(" --detach", ""))
+    mine.until_shown("step ")
+    for _ in range(2):
+        mine.manager.interrupt_kernel()
+        time.sleep(0.2)  # as a person presses a button
+    content = mine.client.get_shell_msg(timeout=TIMEOUT_S)
+    assert "%ray resume twice" in "".join(content["content"]["traceback"])
+    assert "stopped True" in mine.run("view = rk.watch('twice').refresh()\nprint(view.state, view.step == view.checkpoint_step)")
+    mine.client.execute(SLOW_TO_STOP.format(file=str(tmp_path / "goes on")))
+    mine.until_shown("running")
+    mine.manager.interrupt_kernel()
+    mine.until_shown("stopping")
+    mine.manager.interrupt_kernel()
+    content = mine.client.get_shell_msg(timeout=TIMEOUT_S)
+    assert "The run slow is still running at step 0. It was asked to end" in "".join(content["content"]["traceback"])
+    (tmp_path / "goes on").touch()
+    assert "RunStoppedError" in mine.run("rk.watch('slow').wait()")
 
 
 def test_who_interrupts_a_watch_leaves_the_run_alone(kernel):

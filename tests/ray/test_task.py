@@ -1,4 +1,5 @@
 import contextlib
+import hashlib
 import http.client
 import io
 import os
@@ -6,16 +7,27 @@ import signal
 import subprocess
 import tarfile
 import time
+import traceback
 import urllib.parse
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 import raykit as rk
 from raykit.client.capture import pack
-from raykit.errors import CapacityError, RunFailedError, RunLostError, RunNameTakenError, RunNotFoundError, RunStoppedError
+from raykit.client.sending import sent
+from raykit.errors import (
+    CapacityError,
+    RunError,
+    RunFailedError,
+    RunLostError,
+    RunNameTakenError,
+    RunNotFoundError,
+    RunStoppedError,
+)
 from raykit.spec import TaskSpec
 from raykit.wire.payload import FunctionWork
 
@@ -188,6 +200,85 @@ def test_a_run_that_nobody_knows_names_those_that_are_there(cluster):
     rk.run(int, name="known").wait()
     with pytest.raises(RunNotFoundError, match="known"):
         rk.watch("unknown")
+
+
+def test_large_captured_values_are_sent_once_and_let_go_when_no_run_needs_them(cluster):
+    data = np.random.default_rng(0).random((23_000_000,))  # 184 MB
+    store = cluster.record.folder / "buffers"
+    before = {file.name for file in store.iterdir()} if store.exists() else set()
+
+    def total():
+        found = float(data.sum())
+        data[0] = -1.0  # as in plain Python: a copy of the task's own
+        return found, data.flags.writeable, float(data[0])
+
+    for _ in range(2):
+        run = rk.run(total, name="large").wait()
+        assert run.result == (float(data.sum()), True, -1.0)
+        assert [file.stat().st_size for file in store.iterdir() if file.name not in before] == [184_000_000]
+        assert not list((cluster.record.folder / "runs" / run.name.replace("#", "-") / "buffers").iterdir())
+    rows = rk.Pipeline([lambda row: {"n": len(row["item"]), "last": float(row["item"][-1])}]).run(list(data.reshape(23, -1)))
+    table = rows.wait().result.to_pandas()
+    assert sorted(table["last"]) == sorted(data.reshape(23, -1)[:, -1])
+    assert list(table["n"]) == [1_000_000] * 23
+
+
+def test_large_captured_values_go_through_the_door_in_pieces_where_files_are_not_shared(cluster):
+    data = np.arange(2_000_000.0)
+    spec = TaskSpec(name="far", outputs=("result",))
+
+    def total():
+        return float(data.sum())
+
+    payload = sent(pack(FunctionWork(function=total), {"total": total}, {}), cluster.ask, here=None)
+    assert payload.buffers == [hashlib.sha256(data).hexdigest()]
+    assert cluster.door.missing({payload.buffers[0]: data.nbytes}) == []
+    name = cluster.door.start(spec, payload.to_bytes(), key="far", buffers=payload.buffers)
+    assert rk.watch(name).wait().result == float(data.sum())
+    with pytest.raises(RunError, match="another content"):
+        cluster.door.send("ab", 0, b"xyz", of=3)
+    with pytest.raises(CapacityError, match=r"take 1e\+09 GB; the most memory that a node has free is"):
+        cluster.door.missing({"ab": 10**18})
+
+
+def test_a_run_that_waits_for_one_that_it_has_started_lends_it_its_cpus(cluster):
+    def inner(n):
+        return n * n
+
+    def outer(n):
+        import raykit as rk
+
+        rk.use("shared")
+        return rk.run(inner, n, name=f"inner-{n}").wait(timeout_s=100).result
+
+    runs = [rk.run(outer, n, name=f"outer-{n}") for n in range(2)]  # on two CPUs
+    assert [run.wait(timeout_s=100).result for run in runs] == [0, 1]
+
+
+def test_a_script_shows_the_traceback_of_a_failed_run_with_its_cause_also_through_a_run_around_it(cluster):
+    def load():
+        try:
+            return {"size": 3}["width"]
+        except KeyError as exc:
+            raise RuntimeError("the configuration is broken") from exc
+
+    def around():
+        import raykit as rk
+
+        rk.use("shared")
+        rk.run(load, name="within", cpus=0.5).wait()
+
+    with pytest.raises(RunFailedError) as caught:
+        rk.run(around, name="around", cpus=0.5).wait()
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "KeyError: 'width'" in rk.watch("within").logs()
+    for words in (
+        "KeyError: 'width'",
+        "direct cause",
+        "RuntimeError: the configuration is broken",
+        "RunFailedError: within failed",
+    ):
+        assert words in shown
 
 
 def test_who_waits_for_a_while_is_told_that_the_run_goes_on_and_may_wait_again(cluster, tmp_path):

@@ -23,7 +23,7 @@ from raykit.engine.folder import RunFolder
 from raykit.engine.imports import uncollected
 from raykit.engine.main_thread import run_in_main_thread
 from raykit.engine.reporter import Reporter, captured
-from raykit.engine.run import UserCodeError, as_user_error, save_outputs
+from raykit.engine.run import UserCodeError, as_user_error, logged, save_outputs
 from raykit.engine.setting import NAMESPACE
 from raykit.engine.threads import limit_threads
 from raykit.engine.training.world import Address, Generation
@@ -192,7 +192,7 @@ class Worker:
                 self._surround()
                 self._namespace = self._payload.open().run()
             except BaseException as exc:  # a cell may also leave by sys.exit
-                self._error = as_user_error(exc, self._payload, self._worker)
+                self._error = logged(as_user_error(exc, self._payload, self._worker), self._folder, self._worker)
         self._reporter.flush()
         self._loop.call_soon_threadsafe(self._is_ready.set)
         self._loop.call_soon_threadsafe(self._is_over.set)
