@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from jupyter_client.manager import start_new_kernel
 
+import raykit as rk
+
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("clusters_end_with_module")]
 
 TIMEOUT_S = 120
@@ -256,13 +258,14 @@ import pathlib, time, torch
 model = torch.nn.Linear(4, 1)
 job = rk.elastic(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.01))
 for batch in job.batches({{"x": torch.zeros(8, 4)}}, batch_size=4):
+    pathlib.Path({begun!r}).touch()
     while not pathlib.Path({file!r}).exists():
         time.sleep(0.05)
     model(batch["x"]).sum().backward()
     job.commit()"""
 
 
-def test_two_interrupts_stop_a_run_or_say_that_it_is_still_running(kernel, tmp_path):
+def test_two_interrupts_stop_a_run_or_say_that_it_is_still_running(kernel, tmp_path, until):
     mine = kernel()
     mine.run(UP)
     mine.client.execute(TRAIN.replace("survivor", "twice").replace(" --detach", ""))
@@ -274,13 +277,14 @@ def test_two_interrupts_stop_a_run_or_say_that_it_is_still_running(kernel, tmp_p
     assert "%ray resume twice" in "".join(content["content"]["traceback"])
     state, step, saved = mine.run("view = rk.watch('twice').refresh()\nprint(view.state, view.step, view.checkpoint_step)").split()
     assert (state, saved) == ("stopped", step if step != "0" else "None")
-    mine.client.execute(SLOW_TO_STOP.format(file=str(tmp_path / "goes on")))
-    mine.until_shown("running")
+    mine.client.execute(SLOW_TO_STOP.format(begun=str(tmp_path / "begun"), file=str(tmp_path / "goes on")))
+    until((tmp_path / "begun").exists)
+    rk.use("notebooks")
     mine.manager.interrupt_kernel()
-    mine.until_shown("stopping")
+    until(lambda: rk.watch("slow").view.state == "stopping")
     mine.manager.interrupt_kernel()
     content = mine.client.get_shell_msg(timeout=TIMEOUT_S)
-    assert "The run slow is still running at step 0. It was asked to end" in "".join(content["content"]["traceback"])
+    assert "The run slow is still running at step 0. It was asked to end" in "".join(content["content"]["traceback"]), content
     (tmp_path / "goes on").touch()
     assert "RunStoppedError" in mine.run("rk.watch('slow').wait()")
 
