@@ -154,7 +154,7 @@ def _file_beside(name: str, homes: Iterable[Path]) -> Path | None:
     module = sys.modules.get(name)
     try:
         origin = getattr(module, "__file__", None) if module else getattr(importlib.util.find_spec(name), "origin", None)
-    except (ImportError, ValueError):
+    except Exception:  # a module may answer with whatever its own __getattr__ raises
         return None
     if name == "__main__" or not origin or not str(origin).endswith(".py"):
         return None

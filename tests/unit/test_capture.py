@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from raykit.client.capture import capture_cell
+from raykit.client.capture import capture_cell, pack
 from raykit.errors import CaptureError, CellError
 from raykit.wire import buffers
 from raykit.wire.payload import FunctionWork, Payload
@@ -198,6 +198,15 @@ def test_an_object_whose_module_is_missing_there_is_named_with_the_module(tmp_pa
     assert "name 'thing' needs module only_here_really, which is not installed on the cluster: No module named" in shown
     assert "Install only_here_really there" in shown
     sys.modules.pop("only_here_really")
+
+
+def test_a_module_that_answers_nothing_keeps_no_cell_from_its_run(monkeypatch):
+    class Odd:
+        def __getattr__(self, name):
+            raise RuntimeError(name)
+
+    monkeypatch.setitem(sys.modules, "odd_module", Odd())
+    assert pack(FunctionWork(function=len, args=("abc",)), {"len": len}, {}).open().run() == {"result": 3}
 
 
 def test_a_payload_of_an_earlier_version_opens():
