@@ -41,7 +41,7 @@ def namespace_of_main() -> dict[str, Any] | None:
     return vars(module) if isinstance(module, MainModule) else None
 
 
-def loads(data: bytes, *, buffers: Iterable[Any] | None = None) -> Any:
+def loads(data: bytes | memoryview, *, buffers: Iterable[Any] | None = None) -> Any:
     """Unpickle the user's objects; in a process of a run those of ``__main__`` become its ``__main__``'s."""
     if namespace_of_main() is None:
         return pickle.loads(data, buffers=buffers)  # noqa: S301  (what the door takes has passed its token)

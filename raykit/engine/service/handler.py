@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raykit.engine.pipeline.blocks import batch_of
-from raykit.engine.run import describe
+from raykit.engine.run import describe, is_end_of_process
 from raykit.engine.service.split import split
 from raykit.spec.json_text import json_texts
 from raykit.wire.payload import Payload
@@ -166,11 +166,6 @@ def shortened(text: str, most: int) -> str:
 
 def _rows(requests: Sequence[bytes]) -> list[Row]:
     return [pickle.loads(each) for each in requests]  # noqa: S301  (the ingress pickled them)
-
-
-def is_end_of_process(error: BaseException) -> bool:
-    """Return whether Ray raised it to end this process, on SIGTERM for example."""
-    return hasattr(error, "ray_terminate_msg")
 
 
 async def _outcome(call: Any, row: Any) -> Outcome:

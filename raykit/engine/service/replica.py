@@ -13,8 +13,8 @@ import ray
 from raykit.engine.folder import RunFolder
 from raykit.engine.pipeline.calls import Ready
 from raykit.engine.reporter import Reporter, captured
-from raykit.engine.run import describe
-from raykit.engine.service.handler import Answer, Handler, is_end_of_process
+from raykit.engine.run import describe, is_end_of_process
+from raykit.engine.service.handler import Answer, Handler
 from raykit.engine.threads import limit_threads
 from raykit.events import ReplicaSampled, ReplicaStarted
 from raykit.policy.serving import Calls
