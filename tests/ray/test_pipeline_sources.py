@@ -130,7 +130,7 @@ def test_a_generator_does_not_run_far_ahead_of_the_stages(cluster, tmp_path):
                 made.with_suffix(".new").rename(made)
             yield number
 
-    @rk.stage(cpus=0.25)
+    @rk.stage(cpus=0.25, replicas=1)
     def slow(row):
         time.sleep(0.001)
         return {**row, "ahead": int(made.read_text()) - row["item"]}
