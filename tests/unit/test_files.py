@@ -169,6 +169,20 @@ def test_a_later_value_of_another_type_is_refused_and_never_changed(tmp_path, mo
         assert rows_at(path, as_text=["zip"])[-1] == {"zip": late}
 
 
+def test_no_character_is_lost_wherever_a_field_or_a_line_lies(tmp_path):
+    for size in range((1 << 20) - 3, (1 << 20) + 2):  # where Arrow's reader begins a block
+        text = "z" * size + "A\r\nB"
+        file = tmp_path / "a.csv"
+        with file.open("w", newline="") as out:
+            csv.writer(out).writerows([["id", "s"], [0, text], [1, "x"]])
+        assert rows_at(file) == [{"id": 0, "s": text}, {"id": 1, "s": "x"}]
+    docs = [{"t": "a\u2028b\x85c\u2029"}, {"t": ["d", [1]]}, {"item": [1, "two"]}]
+    lines = "\r\n".join(json.dumps(doc.get("item", doc), ensure_ascii=False) for doc in docs)
+    assert rows_at(written(tmp_path, "a.jsonl", lines)) == docs
+    with pytest.raises(SourceError, match=r"b\.csv, line 3 is no CSV: unexpected end"):
+        rows_at(written(tmp_path, "b.csv", 'a,b\n1,"open\n2,3\n'))
+
+
 def test_twice_the_same_column_is_refused_by_name(tmp_path):
     with pytest.raises(SourceError, match="several columns called 'a'"):
         rows_at(written(tmp_path, "a.csv", "a,b,a\n1,2,3\n"))
