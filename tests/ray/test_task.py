@@ -87,7 +87,7 @@ def test_what_a_terminal_would_show_is_seen_also_of_programs_and_children_and_wh
     assert not run.view.open_lines
 
 
-def test_every_kind_of_run_stands_in_the_notebook_s_folder_with_its_variables(cluster, tmp_path, monkeypatch):
+def test_every_kind_of_run_stands_in_the_notebook_s_folder_with_its_variables(cluster, until, tmp_path, monkeypatch):
     (tmp_path / "config.txt").write_text("mine")
     monkeypatch.chdir(tmp_path)
 
@@ -107,7 +107,7 @@ def test_every_kind_of_run_stands_in_the_notebook_s_folder_with_its_variables(cl
     service = rk.serve(see, name="stands", env=env).wait()
     assert service(once) == twice
     service.stop()
-    service.run.wait()
+    until(lambda: service.run.refresh().ended)
 
     def write():
         from pathlib import Path
