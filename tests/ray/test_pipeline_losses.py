@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import raykit as rk
@@ -109,12 +110,13 @@ def test_a_stopped_run_is_taken_up_where_it_was(cluster, until):
 
 def test_a_row_that_fails_is_put_aside_with_its_traceback_and_can_be_tried_again(cluster, tmp_path):
     mended = tmp_path / "mended"
+    large = np.arange(200_000.0)  # travels beside the stage, and has to be there for the retry too
 
     @rk.stage(cpus=0.25, on_error="quarantine")
     def invert(row):
         if row["item"] % 10 == 0 and not mended.exists():
             raise ValueError(f"no {row['item']}")
-        return {"x": row["item"]}
+        return {"x": int(large[row["item"]])}
 
     run = rk.Pipeline([invert]).run(range(50), name="aside").wait()
     assert sorted(run.result.to_pandas()["x"]) == [x for x in range(50) if x % 10]
