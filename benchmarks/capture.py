@@ -1,7 +1,9 @@
 """How long 200 MB of the notebook's take to a running task: an array that a cell's function uses, beside ``ray.put`` and ``ray.get``.
 
-Each side is timed from the call in the kernel to the moment at which the task has touched each page of the array, and without an
-array in turn; the difference is what the array costs. Rounds have arrays of their own; ``again`` runs the same function once more.
+Both sides end in a task of a worker that is up, when it has touched each page of the array. raykit's begins where a cell begins:
+the function is packed, its array brought to the cluster through the door and the cluster's folder, the payload opened in the
+task. So neither side has the start of a run, which costs the same with and without an array. Each round has an array of its own;
+``again`` captures the same one once more.
 """
 
 from __future__ import annotations
@@ -18,9 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _measure import ROUNDS, Figure, alternate, end_in_order, report
+from _measure import ROUNDS, Figure, alternate, end_in_order, ratio, report
 
 import raykit as rk
+from raykit.client.capture import pack
+from raykit.client.sending import sent
+from raykit.wire.buffers import FOLDER, mapped
+from raykit.wire.payload import FunctionWork, Payload
 
 NUM_BYTES = 200_000_000
 DOUBLES_A_PAGE = 512
@@ -37,43 +43,33 @@ def main() -> None:
     try:
         cluster = rk.up("bench", num_cpus=2, object_store_bytes=1_000_000_000)
         rk.connect()
-        figures = compare(1 if options.quick else options.rounds, Path(cluster.record.folder))
+        figures = compare(1 if options.quick else options.rounds, cluster)
     finally:
         rk.down("bench")
         shutil.rmtree(home)
     report("capture", figures)
 
 
-def compare(rounds: int, folder: Path) -> dict[str, Figure]:
-    """Measure all sides in turn, and return the medians and the worst of what the array costs."""
+def compare(rounds: int, cluster: Any) -> dict[str, Figure]:
+    """Measure all sides in turn, and return their medians and the worst."""
     data = Arrays()
     sides: dict[str, Callable[[], float]] = {
-        "raykit without": lambda: by_raykit(None),
-        "raykit": lambda: by_raykit(data.new()),
-        "raykit again": lambda: by_raykit(data.latest),
-        "ray without": lambda: by_ray(None),
-        "ray": lambda: by_ray(data.latest),
+        "raykit": lambda: by_raykit(cluster, data.new()),
+        "raykit again": lambda: by_raykit(cluster, data.latest),
+        "ray": lambda: by_ray(data.new()),
     }
     for warm_up in sides.values():
         warm_up()
-    times = alternate(sides, rounds=rounds)
-    cost = {
-        name: [mine - bare for mine, bare in zip(times[name], times[f"{name.partition(' ')[0]} without"], strict=True)]
-        for name in ("raykit", "raykit again", "ray")
-    }
-    for name, each in cost.items():
-        print(f"200 MB by {name}: median {statistics.median(each):.3f} s, worst {max(each):.3f} s")
-    stored = sum(file.stat().st_size for file in (folder / "buffers").iterdir())
-    print(f"stored: {stored / 1e6:.0f} MB of {(rounds + 1) * NUM_BYTES / 1e6:.0f} MB that were captured")
-    median = {name: statistics.median(each) for name, each in cost.items()}
+    times = alternate({name: sides[name] for name in ("raykit", "ray")}, rounds=rounds)
+    by_raykit(cluster, data.new())
+    times |= alternate({"raykit again": sides["raykit again"]}, rounds=rounds)
     return {
-        "200 MB to a task, raykit / ray.put and ray.get": Figure(value=median["raykit"] / median["ray"], goal="<= 1.5"),
-        "200 MB of the same cell again, s": Figure(value=median["raykit again"], goal="<= 0.1"),
-        "200 MB to a task, raykit, s": Figure(value=median["raykit"]),
-        "200 MB to a task, ray, s": Figure(value=median["ray"]),
-        "worst, raykit, s": Figure(value=max(cost["raykit"])),
-        "worst, raykit again, s": Figure(value=max(cost["raykit again"])),
-        "worst, ray, s": Figure(value=max(cost["ray"])),
+        "200 MB to a task, raykit / ray.put and ray.get": Figure(value=ratio(times, "raykit", "ray"), goal="<= 1.5"),
+        "200 MB of the same cell again, s": Figure(value=statistics.median(times["raykit again"]), goal="<= 0.1"),
+    } | {
+        f"{word}, {name}, s": Figure(value=take(each))
+        for name, each in times.items()
+        for word, take in (("median", statistics.median), ("worst", max))
     }
 
 
@@ -89,42 +85,44 @@ class Arrays:
         return self.latest
 
 
-def by_raykit(data: np.ndarray[Any, Any] | None) -> float:
+def by_raykit(cluster: Any, data: np.ndarray[Any, Any]) -> float:
+    import ray
+
     def landed() -> float:
-        import time
+        return float(data[::DOUBLES_A_PAGE].sum())
 
-        if data is not None:
-            data[::DOUBLES_A_PAGE].sum()
-        return time.time()
-
+    task = tasks()[0]
     begun_unix_s = time.time()
-    at_unix_s: float = rk.run(landed, name="landed").wait().result
+    payload = sent(pack(FunctionWork(function=landed), {"landed": landed}, {}), cluster.ask, here=cluster.record.folder)
+    at_unix_s: float = ray.get(task.remote(payload.to_bytes(), cluster.record.folder / FOLDER))
     return at_unix_s - begun_unix_s
 
 
-def by_ray(data: np.ndarray[Any, Any] | None) -> float:
+def by_ray(data: np.ndarray[Any, Any]) -> float:
     import ray
 
-    task = ray_task()
+    task = tasks()[1]
     begun_unix_s = time.time()
-    refs = [] if data is None else [ray.put(data)]
-    at_unix_s: float = ray.get(task.remote(refs))
+    at_unix_s: float = ray.get(task.remote([ray.put(data)]))
     return at_unix_s - begun_unix_s
 
 
 @cache
-def ray_task() -> Any:
+def tasks() -> tuple[Any, Any]:
+    """Return the tasks in which each side's array is taken; they return the time, Unix, in seconds."""
     import ray
 
     @ray.remote(num_cpus=1)
-    def landed(refs: list[Any]) -> float:
-        import time
-
-        for ref in refs:
-            ray.get(ref)[::DOUBLES_A_PAGE].sum()
+    def open_payload(payload: bytes, folder: Path) -> float:
+        Payload.from_bytes(payload, read=lambda name: mapped(folder / name)).open().run()
         return time.time()
 
-    return landed
+    @ray.remote(num_cpus=1)
+    def get(refs: list[Any]) -> float:
+        float(ray.get(refs[0])[::DOUBLES_A_PAGE].sum())
+        return time.time()
+
+    return open_payload, get
 
 
 if __name__ == "__main__":
