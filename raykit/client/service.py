@@ -191,7 +191,8 @@ def serve(
     """Serve a stage over HTTP; returns at once. Requests to a cluster elsewhere go through its door.
 
     A request is a JSON object, a row, or a list of them; its answer is what the stage makes of it. What it holds, and how many
-    requests a call takes (``batch``), says ``rk.stage``.
+    requests a call takes (``batch``), says ``rk.stage``. An HTTP client gets ``null`` for NaN and infinity, which are not JSON;
+    :class:`Service` gets them as they are. A request whose client has gone is dropped, unless it has begun.
 
     A service of that name that goes on is updated in place: a first replica of the new version is built while the old ones
     answer. If it can be built, the others follow one by one, and no request is lost; else the service goes on as it was.
