@@ -48,6 +48,7 @@ def stage(
 ) -> Callable[[Work], Work]: ...
 
 
+@nearest_named
 def stage(
     work: Any = None,
     /,
