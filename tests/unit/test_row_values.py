@@ -261,15 +261,12 @@ def test_whatever_user_code_raises_is_an_error_of_its_row(form, error):
     way = Way(batch_size=size, concurrency=spec.concurrency)
 
     def call(on_error):
-        user_call = UserCall(function, StageSpec(name="stage", batch_size=size, on_error=on_error), Payload(body=b""))
-        user_call.prepare(way, None)
-        if size:
-            made = [
-                row for batch, _ in user_call.batches(batch_of([(rows, 0, 4)])) for row in rows_of([(batch, 0, len(batch["x"]))])
-            ]
-        else:
-            made = [row for _, row in user_call.rows(list(enumerate(rows)))]
-        return made, user_call.bad
+        with closing(UserCall(function, StageSpec(name="stage", batch_size=size, on_error=on_error), Payload(body=b""))) as made:
+            made.prepare(way, None)
+            if size:
+                batches = [batch for batch, _ in made.batches(batch_of([(rows, 0, 4)]))]
+                return [row for batch in batches for row in rows_of([(batch, 0, len(batch["x"]))])], made.bad
+            return [row for _, row in made.rows(list(enumerate(rows)))], made.bad
 
     made, bad = call("quarantine")
     assert [row["x"] for row in made] == [0, 1, 3]

@@ -38,6 +38,7 @@ EVENTS = [
     ev.ReplicaSampled(stage="decode", replica="decode-1", rows_in=5, rows_out=9, busy_s=1.0, starved_s=2.0, blocked_s=1.0),
     ev.ReplicaEnded(stage="decode", replica="decode-1"),
     ev.ReplicaLost(stage="decode", replica="decode-1", cause="killed", num_rows_again=7),
+    ev.CpusShared(share=0.66, num_stages=3, num_cpus=2.0),
     ev.SpanRestarted(span=3, reason="ObjectLostError"),
     ev.SourceRestarted(num_rows=1200, reason="ActorDiedError"),
     ev.BatchHalved(stage="decode", replica="decode-1", num_rows=16),
