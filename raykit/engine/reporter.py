@@ -90,6 +90,12 @@ class Reporter:
         """Look at what a stream has open from now on."""
         self._tees.append(tee)
 
+    def settle(self, *, but: _Tee) -> None:
+        """Have the other streams hand on what is complete."""
+        for tee in list(self._tees):
+            if tee is not but:
+                tee.settle()
+
     def remove(self, tee: _Tee) -> None:
         """Look at a stream no more."""
         self._tees.remove(tee)
@@ -265,6 +271,8 @@ class _Tee(io.TextIOBase):
         reporter.add(self)
 
     def write(self, text: str) -> int:
+        if "\n" in text:
+            self._reporter.settle(but=self)  # what bars on the other stream have finished stands before it
         with self._lock:
             if done := self._screen.write(text):
                 self._reporter.lines(done)
