@@ -10,19 +10,24 @@ from typing import Any
 
 import wrapt
 
+from raykit.wire.place import chosen
+
 POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def limit_threads(num_cpus: float) -> None:
     """Give the pools of torch, cv2, OpenMP and onnxruntime as many threads as the slot has CPUs, at least one.
 
+    What a person has chosen for the process, as by ``--env OMP_NUM_THREADS=2``, stays.
+
     A library that is imported later reads the environment then; sessions of onnxruntime keep the threads that they were
     made with, and those whose options name a number have that.
     """
     threads = max(1, int(num_cpus))
-    os.environ.update(dict.fromkeys(POOLS, str(threads)))
+    is_ours = chosen.isdisjoint(POOLS)
+    os.environ.update(dict.fromkeys(POOLS, str(threads)) if is_ours else {POOLS[0]: os.environ.get(POOLS[0], str(threads))})
     _watch_sessions()
-    if "torch" in sys.modules:
+    if "torch" in sys.modules and is_ours:
         import torch
 
         torch.set_num_threads(threads)

@@ -15,6 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+chosen: set[str] = set()
+"""The variables of this process's environment that a person has chosen for it."""
+
 MAX_NAMES = 2000  # of files that an error may name; a folder of more is listed in part
 
 
@@ -58,6 +61,7 @@ class Place:
             keeps_folder: whether the folder of this process stays as it is, since it was chosen for it.
         """
         os.environ.update({name: value for name, value in self.environment.items() if name not in kept})
+        chosen.update(self.environment, kept)
         if keeps_folder or not self.is_here:
             return
         before = os.getcwd()

@@ -32,3 +32,9 @@ print(json.dumps([torch.get_num_threads(), threads, "cv2" in sys.modules]))
 def test_torch_and_onnxruntime_get_as_many_threads_as_cpus_unless_the_user_names_a_number(before):
     done = subprocess.run([sys.executable, "-c", CODE.format(before=before)], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == [3, [3, 2, 3], False]
+
+
+def test_threads_that_a_person_has_chosen_for_the_process_stay():
+    before = "from raykit.wire.place import Place; Place(environment={'OMP_NUM_THREADS': '1'}).enter()"
+    done = subprocess.run([sys.executable, "-c", CODE.format(before=before)], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [1, [1, 2, 1], False]
