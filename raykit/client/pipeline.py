@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -22,6 +23,7 @@ Work = TypeVar("Work", bound=Callable[..., Any])
 MARK = "__raykit_stage__"
 ON_ERROR = "__raykit_on_error__"
 COST = "__raykit_cost__"
+LAMBDA = (lambda: None).__name__
 
 
 @overload
@@ -101,7 +103,7 @@ def stage(
     """
     if replicas is None:
         replicas = ANY_REPLICAS if cpus or gpus else 1  # of what holds nothing there would be no end
-    least, most = (replicas, replicas) if isinstance(replicas, int) else replicas
+    least, most = _range_of(replicas)
     if (cost is None) != (max_cost is None):
         raise OptionError("A stage has one of cost and max_cost.", 'Give both, as in cost="seconds", max_cost=60, or none.')
 
@@ -202,7 +204,7 @@ class Pipeline:
             raise InputError(
                 "The pipeline has no stage.", "Mark a function or a class with @rk.stage(...), or name stages by --stages."
             )
-        specs = tuple(stage_spec(each) for each in self.stages)
+        specs = tuple(_named_spec(each, number) for number, each in enumerate(self.stages, start=1))
         described, value = describe_source(source, limit=limit, options=file_options(**read))
         if described.left_out:
             print(f"Of {described.label} is not read, as no {described.format}: {described.left_out}.")  # noqa: T201  (before it starts)
@@ -236,6 +238,28 @@ def stage_spec(work: Callable[..., Any]) -> StageSpec:
     _check_is_stage(work)
     least, most = ANY_REPLICAS
     return StageSpec(name=getattr(work, "__name__", "stage"), min_replicas=least, max_replicas=most)
+
+
+def _named_spec(work: Callable[..., Any], number: int) -> StageSpec:
+    """Return the spec of a pipeline's stage; a lambda has no name of its own and is called by its place."""
+    spec = stage_spec(work)
+    if spec.name != LAMBDA:
+        return spec
+    spec = replace(spec, name=f"lambda-{number}")
+    setattr(work, MARK, spec)
+    return spec
+
+
+def _range_of(replicas: int | tuple[int, int]) -> tuple[int, int]:
+    """Return the least and the most of a stage's replicas.
+
+    Raises:
+        OptionError: they are no whole numbers.
+    """
+    both = (replicas, replicas) if isinstance(replicas, int) else replicas
+    if not isinstance(both, tuple | list) or [type(each) for each in both] != [int, int]:
+        raise OptionError(f"replicas of a stage is {replicas!r}.", "Give a number, or (least, most), as in replicas=(1, 4).")
+    return both[0], both[1]
 
 
 def _check_is_stage(work: Any) -> None:

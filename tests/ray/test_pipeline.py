@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import raykit as rk
-from raykit.errors import CapacityError, InputError, RunFailedError, RunStoppedError, SourceError
+from raykit.errors import CapacityError, InputError, OptionError, RunFailedError, RunStoppedError, SourceError
 
 pytestmark = pytest.mark.ray
 
@@ -199,6 +199,19 @@ def test_a_limit_takes_the_first_rows_only(cluster):
 def test_a_source_that_is_empty_or_not_there_is_refused_before_anything_starts(source):
     with pytest.raises(SourceError):
         rk.Pipeline([twice]).run(source)
+
+
+def test_lambdas_are_stages_called_by_their_places(cluster):
+    stages = [lambda row: {"x": row["item"] + 1}, rk.stage(cpus=0.5)(lambda row: {"x": row["x"] * 2})]
+    run = rk.Pipeline(stages).run(range(3), name="lambdas").wait()
+    assert run.result.to_pandas()["x"].tolist() == [2, 4, 6]
+    assert [stage.name for stage in run.view.stages] == ["lambda-1", "lambda-2"]
+
+
+@pytest.mark.parametrize("replicas", ["2", (1, 2, 3), (1, "4"), 1.5])
+def test_replicas_that_are_no_numbers_are_refused_in_words(replicas):
+    with pytest.raises(OptionError, match="replicas of a stage is"):
+        rk.stage(replicas=replicas)
 
 
 def test_no_stage_is_refused_before_anything_starts():
