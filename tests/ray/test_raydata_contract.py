@@ -34,7 +34,7 @@ import numpy as np
 import pyarrow as pa
 fixed = tensors.ArrowTensorArray.from_numpy(np.zeros((2, 2, 2)))
 ragged = tensors.ArrowVariableShapedTensorArray.from_numpy(np.array([np.zeros((1, 2)), np.zeros((2, 2))], dtype=object))
-assert fixed.type.ndim == ragged.type.ndim == 2 and issubclass(tensors.ArrowConversionError, Exception)
+assert fixed.type.shape == (2, 2) and ragged.type.ndim == 2 and issubclass(tensors.ArrowConversionError, Exception)
 assert [each.shape for each in (*fixed.to_numpy(zero_copy_only=False), *ragged.to_numpy(zero_copy_only=False))][1:3] == [(2, 2), (1, 2)]
 assert pa.types.is_large_binary(ArrowPythonObjectType().storage_type)
 accessor = BlockAccessor.for_block(pa.table({"x": [1]}))

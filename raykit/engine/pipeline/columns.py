@@ -278,7 +278,8 @@ def _pickled(values: Iterable[Any]) -> pa.Array:
 def _of_extension(array: Any) -> list[Any]:
     from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 
-    if isinstance(array.type, ArrowPythonObjectType) or not hasattr(array.type, "ndim"):
+    is_tensor = hasattr(array.type, "shape") or hasattr(array.type, "ndim")  # of one shape, of several
+    if isinstance(array.type, ArrowPythonObjectType) or not is_tensor:
         return list(array.to_pylist())
     if array.null_count:
         return [None if not scalar.is_valid else scalar.as_py() for scalar in array]
