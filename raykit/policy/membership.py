@@ -69,7 +69,7 @@ def decide(now: Membership) -> list[Decision]:
     alive = [each for each in now.replicas if not each.lost]
     if now.losses_since_commit > MAX_LOSSES_WITHOUT_COMMIT:
         return [GiveUp(reason=f"{now.losses_since_commit} workers were lost without a commit in between")]
-    if any(each.done for each in alive):
+    if now.world and any(each.done for each in alive):  # code without a loop may be over before the first world is formed
         return _finish(now, alive)
     if reason := _spent(now):
         return _conclude(now, alive, reason, failed=True)

@@ -40,6 +40,13 @@ def test_the_first_world_waits_for_every_rank_that_has_a_slot():
     assert decide(_now(_ready("w1"), _ready("w2"))) == [Form(replicas=("w1", "w2"))]
 
 
+def test_ranks_that_are_over_before_the_first_world_is_formed_are_its_ranks():
+    over = replace(_ready("w1"), done=True)
+    assert decide(_now(over, ReplicaState(replica="w2"))) == []
+    assert decide(_now(over, replace(_ready("w2"), done=True))) == [Form(replicas=("w1", "w2"))]
+    assert decide(_now(over, replace(_ready("w2"), done=True), world=("w1", "w2"))) == []
+
+
 def test_survivors_answer_a_loss_at_once_in_their_order_and_a_ready_spare_joins_when_they_have_met():
     workers = (replace(_ready("w1"), lost=True), _ready("w2"), _ready("w3"), _ready("w4"))
     lost = _now(*workers, world=("w1", "w2", "w3"), num_slots=3)
