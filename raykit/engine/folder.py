@@ -86,7 +86,7 @@ class RunFolder:
         return found
 
     def forget_buffers(self, *, but: Iterable[str] = ()) -> None:
-        """Let go of the large buffers of a run that is done, but for some of them."""
+        """Delete the large buffers of a finished run, except those named in ``but``."""
         for file in (self.path / buffers.FOLDER).glob("*"):
             if file.name not in but:
                 file.unlink(missing_ok=True)

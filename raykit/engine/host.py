@@ -100,7 +100,7 @@ class Host:
         self._leave()
 
     def _forget_what_nobody_needs(self) -> None:
-        """Let go of large captured values of a run that is done; those of a pipeline's stages stay for rows in quarantine."""
+        """Delete the large captured values of a finished run, except those of a pipeline's stages, which quarantined rows need."""
         folder = self._context.run_folder
         folder.forget_buffers(but=self._context.payload().large.get("", ()) if isinstance(self._context.spec, PipelineSpec) else ())
 

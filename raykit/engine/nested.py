@@ -12,7 +12,7 @@ def wait_for_news(address: str, run: str, *, after: int, wait_s: float) -> bool:
     """Wait until the log of this process's cluster has news of a run above ``after``, up to ``wait_s``.
 
     Return whether it was waited for: only a task of the cluster at ``address`` (of its GCS) does, in its main thread.
-    Meanwhile its CPUs are lent to other tasks, as with ``ray.get``; it goes on without waiting for them.
+    While it waits, other tasks can use its CPUs, as with ``ray.get``. It resumes without waiting for them to be free.
     """
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized() or threading.current_thread() is not threading.main_thread():

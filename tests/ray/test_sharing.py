@@ -149,7 +149,7 @@ def test_the_model_is_that_of_an_undisturbed_run_however_often_its_slots_are_len
     learned = low.state_dict()["weight"].flatten().tolist()
     assert learned == pytest.approx(loops.alone_for(low.view.checkpoint_step), abs=1e-4)
     assert sum(mark.words.endswith("comes first") for mark in low.view.marks) >= num_reclaims
-    assert all(card.good for card in low.view.cards)  # a rank is at times taken as hung here, and its steps are redone
+    assert low.view.cards == ()
     assert most_held(gpus) <= NUM_GPUS
 
 

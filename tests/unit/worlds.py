@@ -16,6 +16,7 @@ class NumberJob:
     """A model of one number; its value tells whose state it is."""
 
     num_parts_done = num_parts_held = 0
+    stopping = False
 
     def __init__(self, value, step=0):
         self.value, self.step, self.prepared = torch.tensor([float(value)]), step, False

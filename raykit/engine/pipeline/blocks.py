@@ -98,7 +98,7 @@ def check_names(columns: Iterable[Any]) -> None:
 
 
 def joined(tables: Sequence[Any]) -> Any:
-    """Return one ``pyarrow.Table`` of several; a column of unlike types is made anew of its values, so that each stays what it was."""
+    """Return one ``pyarrow.Table`` of several; a column whose types differ is rebuilt from its values, so that no value changes."""
     import pyarrow as pa
 
     fields: dict[str, list[Any]] = {}
@@ -189,7 +189,7 @@ def _accessor_class() -> Any:
 
 
 def as_batch(made: Any) -> Batch:
-    """Give what a batch stage returned as a dict of arrays of one length: a dict of columns, a table, or a list of rows.
+    """Return the result of a batch stage, a dict of columns, a table or a list of rows, as a dict of arrays of one length.
 
     Raises:
         TypeError: it is none of them, a column is one value, or two columns have the same name.

@@ -41,10 +41,12 @@ class Adoptable(Protocol):
     ``position`` is how far the state is. ``prepared`` says that the next step is reduced and only its confirmation was missed:
     it can be rolled forward to ``next_position``, when another has committed it, or discarded, when nobody has. Of the next step ``num_parts_done`` micro-batches are done, and
     ``num_parts_held`` of them are in this one's gradients; as many as are done, all together hold, or somebody was lost.
+    ``stopping`` says that the ranks of the last world agreed to end the loop at its last commit.
     """
 
     prepared: bool
     num_parts_done: int
+    stopping: bool
 
     @property
     def step(self) -> int: ...
@@ -336,7 +338,8 @@ class Member:
         self.groups = self._met(generation)
         column = generation.column_of(self.worker)
         ahead = job.next_position if job.prepared else job.position
-        mine = [int(self._adopted), job.position, ahead, size_of(job.state()), job.num_parts_done, job.num_parts_held]
+        stops = int(job.stopping)
+        mine = [int(self._adopted), job.position, ahead, size_of(job.state()), stops, job.num_parts_done, job.num_parts_held]
         told = self.groups.everyone.gather(mine)
         furthest = max((adopted, position) for adopted, position, *_ in told)
         if job.prepared:
@@ -361,7 +364,8 @@ class Member:
         else:
             job.discard()
         self._present = generation
-        self._adopted, self._commits, self.is_final = True, 0, generation.final
+        # A rank that joins has not taken part in the step after which the others agreed to stop, and would wait for them.
+        self._adopted, self._commits, self.is_final = True, 0, generation.final or any(stops for *_, stops, _, _ in told)
         self._observer.has_formed(generation, job.step)
 
     @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -253,3 +254,27 @@ def test_columns_of_arrays_are_stacked_and_ragged_ones_named(train, tmp_path):
         train(lambda rank: shapes(rank, str(tmp_path / "ragged.parquet")))
     [rows] = train(lambda rank: shapes(rank, str(tmp_path / "ragged.parquet"), collate_fn=list))
     assert sorted(row["ids"].tolist() for row in rows) == [[1], [2, 3], [4, 5], [6, 7]]
+
+
+def test_a_rank_that_joins_at_the_commit_at_which_others_stop_stops_too(tmp_path, until):
+    world = World("w1", "w2")
+    world.publish_next(("w1",))
+    model_of = {}
+
+    def learn(name, rank):
+        model_of[name] = model = net()
+        optimizer = sgd(model)
+        job = rank.job(model, optimizer)
+        for batch in job.batches(loader(), epochs=1000):
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            optimizer.step()
+            if name == "w1" and job.step == 2:
+                world.publish_next(("w1", "w2"))
+                until(lambda: world.has_met_newcomers("w1"))
+                world.members["w1"].stop_asked = True
+        return job.step
+
+    steps = run_on(world, {name: partial(learn, name) for name in world.members}, tmp_path)
+    assert steps["w1"] == steps["w2"] > 2
+    assert all(torch.equal(mine, other) for mine, other in zip(*(each.parameters() for each in model_of.values()), strict=True))
